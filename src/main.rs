@@ -1,0 +1,3 @@
+//! The fspfs program.
+
+fn main() {}

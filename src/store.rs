@@ -1,0 +1,272 @@
+//! Where snapshots live: the trait that every store implements, and its contract.
+//!
+//! # The contract
+//!
+//! * **Identity.** A completed snapshot never changes but for its tags. Its blocks are those of its
+//!   parent, overlaid with those that were put.
+//! * **Atomicity.** A snapshot is `pending` from [`start`](SnapshotStore::start) until
+//!   [`complete`](SnapshotStore::complete) returns, and readable only once it is `completed`; no
+//!   reader ever sees a part of one. A crash leaves it pending, or completed whole.
+//! * **Durability.** What `complete`, `set_tags` and `delete` acknowledged survives a power cut. A
+//!   block that was put does so from [`flush`](SnapshotStore::flush) or `complete` on.
+//! * **Ordering.** Puts of different blocks may run at the same time, in any order. Of two puts of
+//!   the same block by one process the one that began later wins, if the earlier has returned.
+//! * **Verification.** A [`Block`] is data whose SHA-256 was checked against what was put. A store
+//!   that cannot vouch for a block answers [`ErrorKind::Corrupt`], never other bytes.
+//! * **Cancellation.** Dropping a future leaves the store usable; whether the call took effect is
+//!   then unknown, as after a lost connection.
+//!
+//! `tests/conformance.rs` is this contract as tests; it runs against every store and every wrapper.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::model::{Block, BlockIndex, Digest, Snapshot, SnapshotId, Tags, VolumeSize};
+
+mod error;
+pub mod repository;
+mod url;
+pub mod wrap;
+
+pub use error::{Error, ErrorKind, Result};
+pub use url::{InvalidStoreUrl, StoreUrl};
+
+/// A store, shared by everything that uses it.
+pub type SharedStore = Arc<dyn SnapshotStore>;
+
+/// Blocks that one page of a listing has at most, as in the EBS direct APIs.
+pub const MAX_PAGE_BLOCKS: usize = 10_000;
+
+/// A place where snapshots live. See the [module](self) for the contract.
+#[async_trait]
+pub trait SnapshotStore: Debug + Send + Sync + 'static {
+    /// Describes one snapshot, in whatever state it is, also one that [`list`](Self::list) leaves
+    /// out because somebody else owns it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::Corrupt`] if what the store knows of it is damaged.
+    async fn describe(&self, id: &SnapshotId) -> Result<Snapshot>;
+
+    /// Lists snapshots in all states, a page at a time, in no particular order: `None` starts, and
+    /// the token of a page leads to the next one. A page may be empty; only the absence of a token
+    /// ends the list. A snapshot that is damaged is listed in the state `error`, with the reason.
+    async fn list(&self, token: Option<ListToken>) -> Result<SnapshotPage>;
+
+    /// Lists blocks of a completed snapshot in ascending order: those that were ever written, with
+    /// data or zeros, here or in an ancestor. Holes are not listed.
+    ///
+    /// A page holds at most `max` blocks (1 to [`MAX_PAGE_BLOCKS`]), and may hold fewer, or none.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotReady`] if the snapshot is not completed; [`ErrorKind::ExpiredToken`] for a
+    /// page token that no longer works: start again from an index.
+    async fn list_blocks(&self, id: &SnapshotId, from: ListFrom, max: usize) -> Result<BlockPage>;
+
+    /// Lists the blocks in which `second` differs from `first`, as [`list_blocks`](Self::list_blocks).
+    ///
+    /// A hole and a zero block are equal, since they read the same.
+    ///
+    /// # Errors
+    ///
+    /// As `list_blocks`. [`ErrorKind::Invalid`] if the store can compare only snapshots of one
+    /// lineage and these are of two; a repository compares any two.
+    async fn list_changed_blocks(
+        &self,
+        first: &SnapshotId,
+        second: &SnapshotId,
+        from: ListFrom,
+        max: usize,
+    ) -> Result<ChangedPage>;
+
+    /// Reads one block with the token that a listing gave for it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::ExpiredToken`] if the token does not work, no longer, or not for this block:
+    /// list the block again. [`ErrorKind::Corrupt`] if the data is not what was put.
+    async fn get_block(
+        &self,
+        id: &SnapshotId,
+        index: BlockIndex,
+        token: &BlockToken,
+    ) -> Result<Block>;
+
+    /// Starts a snapshot. Its blocks are those of the parent until others are put.
+    ///
+    /// Starting twice with one client token gives the same snapshot, if all else is equal.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] or [`ErrorKind::NotReady`] for the parent; [`ErrorKind::Conflict`]
+    /// if the chosen id exists, or the client token was used with other parameters;
+    /// [`ErrorKind::Unsupported`] if the store cannot do what is asked (a chosen id, encryption).
+    async fn start(&self, request: StartRequest) -> Result<Snapshot>;
+
+    /// Puts one block of a pending snapshot, over one that was put before or that the parent has.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`] if the volume has no such block; [`ErrorKind::Conflict`] if the
+    /// snapshot is not pending any more.
+    async fn put_block(&self, id: &SnapshotId, index: BlockIndex, block: Block) -> Result<()>;
+
+    /// Makes every block that this process put durable, and visible to a completion by another.
+    async fn flush(&self, id: &SnapshotId) -> Result<()>;
+
+    /// Completes a pending snapshot. A store may go on for a while after this returns: then
+    /// [`describe`](Self::describe) says `pending` until it is done.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Conflict`] if the store has other blocks than the request says: the snapshot
+    /// stays pending, and can be aborted with [`delete`](Self::delete).
+    async fn complete(&self, id: &SnapshotId, request: CompleteRequest) -> Result<Snapshot>;
+
+    /// Deletes a completed snapshot, or aborts a pending one. Others are not affected, whatever
+    /// they share with it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] if there is none.
+    async fn delete(&self, id: &SnapshotId) -> Result<()>;
+
+    /// Replaces the whole set of tags of a snapshot in any state.
+    async fn set_tags(&self, id: &SnapshotId, tags: Tags) -> Result<()>;
+}
+
+/// Leads to the next page of a list of snapshots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListToken(pub String);
+
+/// A page of snapshots.
+#[derive(Clone, Debug, Default)]
+pub struct SnapshotPage {
+    /// The snapshots of this page.
+    pub snapshots: Vec<Snapshot>,
+    /// Leads to the next page; `None` on the last.
+    pub next: Option<ListToken>,
+}
+
+/// Leads to the next page of a list of blocks. Opaque, and valid for a limited time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PageToken(pub String);
+
+/// Where a page of blocks begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListFrom {
+    /// At this block, or the first one behind it.
+    Index(BlockIndex),
+    /// Where the page with this token ended.
+    Page(PageToken),
+}
+
+/// What a store needs to find one block. Opaque, and valid for a limited time, for one block of one
+/// snapshot. It says nothing about the content: equal blocks have different ones.
+#[derive(Clone, PartialEq, Eq)]
+pub struct BlockToken(pub Bytes);
+
+impl std::fmt::Debug for BlockToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "BlockToken({} bytes)", self.0.len())
+    }
+}
+
+/// One block in a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedBlock {
+    /// Its position.
+    pub index: BlockIndex,
+    /// What to read it with.
+    pub token: BlockToken,
+    /// Its digest, where the store knows it before reading; [`Digest::OF_ZEROS`] for a zero block.
+    pub digest: Option<Digest>,
+}
+
+/// A page of blocks.
+#[derive(Clone, Debug)]
+pub struct BlockPage {
+    /// Ascending, each block once.
+    pub blocks: Vec<ListedBlock>,
+    /// Every block below this one is listed by now, since the index where the list began: what is
+    /// missing there is a hole. `None` if this page adds nothing to what is known.
+    pub covered: Option<BlockIndex>,
+    /// Leads to the next page; `None` on the last.
+    pub next: Option<PageToken>,
+}
+
+/// A block in which two snapshots differ.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangedBlock {
+    /// Its position.
+    pub index: BlockIndex,
+    /// The block in the first snapshot; `None` if it is a hole there.
+    pub first: Option<ListedBlock>,
+    /// The block in the second snapshot; `None` if it is a hole there.
+    pub second: Option<ListedBlock>,
+}
+
+/// A page of differences.
+#[derive(Clone, Debug)]
+pub struct ChangedPage {
+    /// Ascending, each block once.
+    pub blocks: Vec<ChangedBlock>,
+    /// Leads to the next page; `None` on the last.
+    pub next: Option<PageToken>,
+}
+
+/// What a snapshot is started with.
+#[derive(Clone, Debug)]
+pub struct StartRequest {
+    /// Size of its volume.
+    pub volume_size: VolumeSize,
+    /// The snapshot whose blocks it begins with.
+    pub parent: Option<SnapshotId>,
+    /// Its tags.
+    pub tags: Tags,
+    /// Text for people, at most 255 characters.
+    pub description: String,
+    /// Names this attempt, at most 64 ASCII characters: starting again with it is harmless.
+    pub client_token: Option<String>,
+    /// Whether to encrypt it; a child is encrypted as its parent is.
+    pub encrypted: bool,
+    /// The key to encrypt it with.
+    pub kms_key: Option<String>,
+    /// The id it must have, so that an archive keeps the name of its source.
+    pub id: Option<SnapshotId>,
+    /// The volume that it is an image of.
+    pub volume_id: Option<String>,
+    /// Where its content comes from, for people: a store and a snapshot, or a path.
+    pub origin: Option<String>,
+}
+
+impl StartRequest {
+    /// A plain snapshot of a volume of this size, without a parent.
+    pub fn new(volume_size: VolumeSize) -> Self {
+        Self {
+            volume_size,
+            parent: None,
+            tags: Tags::new(),
+            description: String::new(),
+            client_token: None,
+            encrypted: false,
+            kms_key: None,
+            id: None,
+            volume_id: None,
+            origin: None,
+        }
+    }
+}
+
+/// What the caller of a completion believes it has put; the store checks it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CompleteRequest {
+    /// Number of distinct blocks that were put, by all processes.
+    pub changed_blocks: u64,
+    /// SHA-256 over their digests in ascending order of the blocks (the service's LINEAR method).
+    pub checksum: Option<Digest>,
+}

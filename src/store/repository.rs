@@ -1,0 +1,284 @@
+//! Our own store format, in a directory.
+//!
+//! Every object is created once and never changed, and the manifest comes last: a crash leaves
+//! garbage, never half a snapshot. `docs/repository-format.md` describes the format byte by byte.
+//!
+//! Any number of processes may use one repository at once. What makes that safe:
+//!
+//! * names are created exclusively, and that decides every race: who starts a snapshot, who
+//!   completes it, which set of tags is the next;
+//! * ids of pages and packs name their writer, so nobody relies on an object that somebody else
+//!   may give up;
+//! * [`gc`](Repository::gc) deletes only what it found unreachable in two runs, at least a grace
+//!   period apart, and whoever takes that long to complete a snapshot checks for it.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use self::directory::Directory;
+use self::objects::Objects;
+use self::read::PageCache;
+use self::writer::Writer;
+use super::{
+    BlockPage, BlockToken, ChangedPage, CompleteRequest, Error, ErrorKind, ListFrom, ListToken,
+    Result, SnapshotPage, SnapshotStore, StartRequest,
+};
+use crate::model::{BLOCK_SIZE_U64, Block, BlockIndex, Snapshot, SnapshotId, Tags};
+
+mod complete;
+mod describe;
+mod directory;
+mod document;
+mod gc;
+mod manifest;
+mod names;
+mod objects;
+mod pack;
+mod page_list;
+mod read;
+mod start;
+mod table;
+mod tags;
+#[cfg(test)]
+mod tests;
+mod verify;
+mod writer;
+
+pub use gc::{DEFAULT_GRACE, GcReport, MIN_GRACE};
+pub use verify::{Damage, Progress, VerifyReport};
+
+/// The format that this version writes, and the newest that it reads.
+const FORMAT: u32 = 1;
+
+/// Entries that are ours in the directory of a repository.
+const TOP_LEVEL: [&str; 8] =
+    [names::INFO, "snapshots", "tags", "pages", "packs", "pending", "gc", "tmp"];
+
+/// `fspfs.json`, which makes a directory a repository.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Info {
+    format: u32,
+    requires: Vec<String>,
+    block_size: u64,
+    id: Uuid,
+}
+
+/// A repository: a store in a directory.
+pub struct Repository {
+    url: String,
+    id: Uuid,
+    objects: Arc<dyn Objects>,
+    pages: PageCache,
+    writers: Mutex<HashMap<SnapshotId, Arc<Writer>>>,
+}
+
+impl fmt::Debug for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Repository").field("url", &self.url).finish_non_exhaustive()
+    }
+}
+
+impl Repository {
+    /// Creates an empty repository in `directory`, which is made if it does not exist.
+    ///
+    /// # Errors
+    ///
+    /// If it is a repository already, or holds anything else.
+    pub async fn create(directory: &Path) -> Result<Self> {
+        make_empty_directory(directory)?;
+        let objects = Arc::new(Directory::new(directory));
+        let info = Info {
+            format: FORMAT,
+            requires: vec![],
+            block_size: BLOCK_SIZE_U64,
+            id: Uuid::new_v4(),
+        };
+        let mut text = serde_json::to_vec(&info).expect("plain data");
+        text.push(b'\n');
+        if !objects.create(names::INFO, text.into()).await? {
+            return Err(already_a_repository(directory));
+        }
+        Ok(Self::with_objects(directory.display().to_string(), info.id, objects))
+    }
+
+    /// Opens the repository in `directory`.
+    ///
+    /// # Errors
+    ///
+    /// If there is none, or one that this version cannot read.
+    pub async fn open(directory: &Path) -> Result<Self> {
+        let shown = directory.display();
+        let objects = Arc::new(Directory::new(directory));
+        let text = match objects.read(names::INFO).await {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let what = match directory.metadata() {
+                    Err(_) => "does not exist",
+                    Ok(found) if !found.is_dir() => "is not a directory",
+                    Ok(_) => "is not a repository: it has no fspfs.json",
+                };
+                return Err(Error::new(
+                    ErrorKind::NotFound,
+                    format!("the store {shown} {what}; `fspfs init {shown}` makes an empty one"),
+                ));
+            }
+            Err(error) => return Err(error.context(format!("cannot open the store {shown}"))),
+        };
+        let info = read_info(&shown.to_string(), &text)?;
+        Ok(Self::with_objects(shown.to_string(), info.id, objects))
+    }
+
+    fn with_objects(url: String, id: Uuid, objects: Arc<dyn Objects>) -> Self {
+        Self { url, id, objects, pages: PageCache::default(), writers: Mutex::default() }
+    }
+
+    /// The id that the repository was created with.
+    pub fn id(&self) -> Uuid {
+        self.id
+    }
+}
+
+fn read_info(store: &str, text: &[u8]) -> Result<Info> {
+    // What a later format adds must not keep us from telling that it is later.
+    let value: serde_json::Value = serde_json::from_slice(text).map_err(|e| {
+        Error::with_source(ErrorKind::Corrupt, format!("{store}/fspfs.json is damaged"), e)
+    })?;
+    let newer = |what: String| {
+        Error::new(
+            ErrorKind::Unsupported,
+            format!("the store {store} {what}: use a newer version of fspfs"),
+        )
+    };
+    match value.get("format").and_then(serde_json::Value::as_u64) {
+        Some(format) if format == u64::from(FORMAT) => {}
+        Some(format) if format > u64::from(FORMAT) => {
+            return Err(newer(format!(
+                "has the format {format}, and this version reads up to {FORMAT}"
+            )));
+        }
+        _ => {
+            let message = format!("{store}/fspfs.json is damaged: it names no known format");
+            return Err(Error::new(ErrorKind::Corrupt, message));
+        }
+    }
+    let info: Info = serde_json::from_value(value).map_err(|e| {
+        Error::with_source(ErrorKind::Corrupt, format!("{store}/fspfs.json is damaged"), e)
+    })?;
+    if let Some(unknown) = info.requires.first() {
+        return Err(newer(format!("requires {unknown:?}, which this version does not know")));
+    }
+    if info.block_size != BLOCK_SIZE_U64 {
+        let size = info.block_size;
+        let message = format!("{store}/fspfs.json is damaged: it says a block has {size} bytes");
+        return Err(Error::new(ErrorKind::Corrupt, message));
+    }
+    Ok(info)
+}
+
+fn already_a_repository(directory: &Path) -> Error {
+    let message = format!("{} is a repository already", directory.display());
+    Error::new(ErrorKind::Conflict, message)
+}
+
+/// Makes `directory`, or checks that it holds nothing but what a crashed `init` left.
+fn make_empty_directory(directory: &Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let shown = directory.display();
+    let failed = |e| Error::from_io(format!("cannot create the store {shown}"), e);
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
+    for entry in std::fs::read_dir(directory).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        if name == names::INFO {
+            return Err(already_a_repository(directory));
+        }
+        if !TOP_LEVEL.iter().any(|ours| name == *ours) && name != "lost+found" {
+            let message = format!(
+                "{shown} is not empty: it holds {name:?}. Give an empty directory, or one that does not exist yet"
+            );
+            return Err(Error::new(ErrorKind::Conflict, message));
+        }
+    }
+    if let Some(parent) = directory.parent() {
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        directory::sync_directory(parent).map_err(failed)?;
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl SnapshotStore for Repository {
+    async fn describe(&self, id: &SnapshotId) -> Result<Snapshot> {
+        self.describe_snapshot(id).await
+    }
+
+    async fn list(&self, token: Option<ListToken>) -> Result<SnapshotPage> {
+        self.list_snapshots(token).await
+    }
+
+    async fn list_blocks(&self, id: &SnapshotId, from: ListFrom, max: usize) -> Result<BlockPage> {
+        self.list_page(id, &from, max).await
+    }
+
+    async fn list_changed_blocks(
+        &self,
+        first: &SnapshotId,
+        second: &SnapshotId,
+        from: ListFrom,
+        max: usize,
+    ) -> Result<ChangedPage> {
+        self.list_changed_page(first, second, &from, max).await
+    }
+
+    async fn get_block(
+        &self,
+        id: &SnapshotId,
+        index: BlockIndex,
+        token: &BlockToken,
+    ) -> Result<Block> {
+        self.read_block(id, index, token).await
+    }
+
+    async fn start(&self, request: StartRequest) -> Result<Snapshot> {
+        self.start_snapshot(request).await
+    }
+
+    async fn put_block(&self, id: &SnapshotId, index: BlockIndex, block: Block) -> Result<()> {
+        let put = async { self.writer(id).await?.put(index, block).await };
+        put.await.map_err(|e: Error| e.context(format_args!("cannot put block {index} of {id}")))
+    }
+
+    async fn flush(&self, id: &SnapshotId) -> Result<()> {
+        match self.existing_writer(id) {
+            Some(writer) => writer.flush().await,
+            None => Ok(()),
+        }
+    }
+
+    async fn complete(&self, id: &SnapshotId, request: CompleteRequest) -> Result<Snapshot> {
+        self.complete_snapshot(id, request)
+            .await
+            .map_err(|e| e.context(format_args!("cannot complete {id}")))
+    }
+
+    async fn delete(&self, id: &SnapshotId) -> Result<()> {
+        self.delete_snapshot(id).await.map_err(|e| e.context(format_args!("cannot delete {id}")))
+    }
+
+    async fn set_tags(&self, id: &SnapshotId, tags: Tags) -> Result<()> {
+        self.replace_tags(id, tags).await
+    }
+}
+
+/// The clock for "how long ago did this process do that", which goes on while the machine sleeps.
+fn since_boot() -> Duration {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)
+        .expect("every Linux since 2.6.39 has this clock");
+    time.into()
+}

@@ -1,0 +1,368 @@
+//! Completing a snapshot: from records to pages and a manifest.
+
+use std::collections::BTreeMap;
+use std::collections::HashSet;
+use std::collections::btree_map::Entry as MapEntry;
+use std::ops::Range;
+use std::time::Duration;
+
+use roaring::RoaringBitmap;
+use uuid::Uuid;
+
+use super::describe::not_found;
+use super::gc::MIN_GRACE;
+use super::manifest::{MAX_MANIFEST_LEN, Manifest, Start};
+use super::names::{ObjectId, RecordId};
+use super::page_list::{self, PageRef, content_digest, span_of, span_start};
+use super::read::damaged;
+use super::table::{Entry, PAGE_BLOCKS, Table};
+use super::writer::read_record;
+use super::{Repository, document, names, since_boot};
+use crate::model::{BlockIndex, Digest, Digester, Snapshot, SnapshotId};
+use crate::store::{CompleteRequest, Error, ErrorKind, Result};
+
+/// Entries of records that are held in memory at once: about 100 bytes each, so about 150 MB. A
+/// snapshot with more (700 GiB of changes) is built in several rounds, each of which reads the
+/// records that touch its part of the volume.
+const ROUND_BLOCKS: u64 = 1_400_000;
+
+/// Half the time in which a collection may find an object of ours unreachable and delete it.
+const SAFE: Duration = Duration::from_secs(MIN_GRACE.as_secs() / 2);
+
+/// A record, as far as it is held in memory throughout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Summary {
+    id: RecordId,
+    first: BlockIndex,
+    last: BlockIndex,
+}
+
+/// All that was put for a snapshot.
+#[derive(Debug)]
+struct Put {
+    records: Vec<Summary>,
+    /// The distinct blocks.
+    blocks: RoaringBitmap,
+}
+
+/// The valid put of one block so far.
+#[derive(Clone, Copy, Debug)]
+struct Winner {
+    record: RecordId,
+    entry: Entry,
+}
+
+/// What has been built of a snapshot.
+#[derive(Debug, Default)]
+struct Built {
+    pages: Vec<PageRef>,
+    /// Objects that this completion made.
+    made: Vec<ObjectId>,
+    /// Packs of this attempt that the pages refer to.
+    packs: HashSet<ObjectId>,
+}
+
+impl Repository {
+    pub(super) async fn complete_snapshot(
+        &self,
+        id: &SnapshotId,
+        request: CompleteRequest,
+    ) -> Result<Snapshot> {
+        let began = since_boot();
+        let writer = self.existing_writer(id);
+        if let Some(writer) = &writer {
+            writer.flush().await?;
+        }
+        let Some(start) = self.start_of(id).await? else {
+            return Err(if self.objects.exists(&names::manifest(id)).await? {
+                Error::new(ErrorKind::Conflict, "it is completed already")
+            } else {
+                not_found(id)
+            });
+        };
+        let put = self.seal(&start, request).await?;
+        let built = self.build(&start, &put, request).await?;
+        let oldest = writer.and_then(|writer| writer.oldest()).unwrap_or(began);
+        let snapshot = self.publish(&start, built, oldest).await?;
+        self.forget_writer(id);
+        Ok(snapshot)
+    }
+
+    /// Reads the records and closes the attempt to further ones.
+    async fn seal(&self, start: &Start, request: CompleteRequest) -> Result<Put> {
+        let put = self.read_records(start).await?;
+        // An honest mistake is found before the point of no return.
+        check_count(&put, request)?;
+        let sealed = names::sealed(&start.metadata.id, start.metadata.attempt);
+        // If it is there already, an earlier completion crashed, or another one is at work. Both
+        // may go on: they build the same, and the manifest is made once.
+        self.objects.create(&sealed, document::encode(&request.changed_blocks)).await?;
+        let known: HashSet<RecordId> = put.records.iter().map(|record| record.id).collect();
+        if self.record_ids(start).await?.into_iter().all(|id| known.contains(&id)) {
+            return Ok(put);
+        }
+        let put = self.read_records(start).await?;
+        check_count(&put, request)?;
+        Ok(put)
+    }
+
+    async fn record_ids(&self, start: &Start) -> Result<Vec<RecordId>> {
+        let prefix = names::attempt(&start.metadata.id, start.metadata.attempt);
+        let names = self.objects.list(&prefix).await?;
+        let mut ids: Vec<_> = names.iter().filter_map(|name| RecordId::from_name(name)).collect();
+        ids.sort_unstable();
+        Ok(ids)
+    }
+
+    async fn read_records(&self, start: &Start) -> Result<Put> {
+        let mut put = Put { records: Vec::new(), blocks: RoaringBitmap::new() };
+        for id in self.record_ids(start).await? {
+            let table = self.record(start, id).await?;
+            let Some(last) = table.len().checked_sub(1) else { continue };
+            let (first, last) = (table.index(0), table.index(last));
+            put.records.push(Summary { id, first, last });
+            put.blocks.extend(table.entries().map(|entry| entry.index.0));
+        }
+        Ok(put)
+    }
+
+    pub(super) async fn record(&self, start: &Start, id: RecordId) -> Result<Table> {
+        let name = id.name(&start.metadata.id, start.metadata.attempt);
+        let bytes = self.objects.read(&name).await?;
+        read_record(&bytes).map_err(|why| damaged(&name, why))
+    }
+
+    async fn build(&self, start: &Start, put: &Put, request: CompleteRequest) -> Result<Built> {
+        let who = Uuid::new_v4();
+        let parent = self.page_list(start.parent_pages).await?;
+        let end = start.metadata.volume_size.blocks();
+        let mut built = Built::default();
+        let mut checksum = Digester::default();
+        for round in rounds(put, end) {
+            let mut winners = self.winners(start, put, &round).await?;
+            for winner in winners.values() {
+                checksum.update(winner.entry.digest.0);
+                built.packs.extend(winner.entry.location.map(|location| location.pack));
+            }
+            for span in span_of(round.start)..span_of(BlockIndex(round.end.0 + PAGE_BLOCKS - 1)) {
+                let after = winners.split_off(&span_start(span + 1));
+                let changes = std::mem::replace(&mut winners, after);
+                let old = parent.iter().find(|page| page.span == span);
+                self.build_page(who, span, old, changes, end, &mut built).await?;
+            }
+        }
+        if let Some(expected) = request.checksum {
+            let actual = checksum.finish();
+            if actual != expected {
+                let message =
+                    format!("the blocks that were put have the checksum {actual}, not {expected}");
+                return Err(Error::new(ErrorKind::Conflict, message));
+            }
+        }
+        Ok(built)
+    }
+
+    /// The valid put of each block in a range.
+    async fn winners(
+        &self,
+        start: &Start,
+        put: &Put,
+        range: &Range<BlockIndex>,
+    ) -> Result<BTreeMap<BlockIndex, Winner>> {
+        let mut winners = BTreeMap::new();
+        for summary in &put.records {
+            if summary.last < range.start || summary.first >= range.end {
+                continue;
+            }
+            let table = self.record(start, summary.id).await?;
+            for n in table.position(range.start)..table.position(range.end) {
+                let new = Winner { record: summary.id, entry: table.entry(n) };
+                match winners.entry(new.entry.index) {
+                    MapEntry::Vacant(vacant) => {
+                        vacant.insert(new);
+                    }
+                    MapEntry::Occupied(mut old) => {
+                        let winner = later(*old.get(), new)?;
+                        old.insert(winner);
+                    }
+                }
+            }
+        }
+        Ok(winners)
+    }
+
+    /// Builds the page of one span, or takes over the parent's where nothing changed.
+    async fn build_page(
+        &self,
+        who: Uuid,
+        span: u32,
+        old: Option<&PageRef>,
+        changes: BTreeMap<BlockIndex, Winner>,
+        end: BlockIndex,
+        built: &mut Built,
+    ) -> Result<()> {
+        let mut entries = BTreeMap::new();
+        if let Some(old) = old {
+            let ends_inside = span_start(span + 1) > end;
+            if changes.is_empty() && !ends_inside {
+                built.pages.push(*old);
+                return Ok(());
+            }
+            let table = self.page(old.page).await?;
+            if changes.is_empty() && table.position(end) == table.len() {
+                built.pages.push(*old);
+                return Ok(());
+            }
+            entries.extend(table.entries().map(|entry| (entry.index, entry)));
+        }
+        entries.extend(changes.into_iter().map(|(index, winner)| (index, winner.entry)));
+        // A volume that is smaller than its parent's ends inside a page.
+        entries.split_off(&end);
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let entries: Vec<Entry> = entries.into_values().collect();
+        let data = Table::encode(&entries);
+        let page = ObjectId { digest: Digest::of(&data), writer: who };
+        self.objects.create(&page.page_name(), data).await?;
+        built.made.push(page);
+        built.pages.push(PageRef::new(span, page, &entries));
+        Ok(())
+    }
+
+    /// Makes the manifest, the moment from which the snapshot is there.
+    async fn publish(&self, start: &Start, mut built: Built, oldest: Duration) -> Result<Snapshot> {
+        let id = &start.metadata.id;
+        let pages = self.save_page_list(start, &mut built).await?;
+        let sum =
+            |count: fn(&PageRef) -> u32| built.pages.iter().map(|p| u64::from(count(p))).sum();
+        let manifest = Manifest {
+            metadata: start.metadata.clone(),
+            completed_time: self.objects.now().await?,
+            content_digest: content_digest(start.metadata.volume_size, &built.pages),
+            data_blocks: sum(|page| page.data_blocks),
+            zero_blocks: sum(|page| page.zero_blocks),
+            pages,
+        };
+        let document = document::encode(&manifest);
+        if document.len() > MAX_MANIFEST_LEN {
+            let len = document.len();
+            let message =
+                format!("its manifest would have {len} bytes, more than {MAX_MANIFEST_LEN}");
+            return Err(Error::new(ErrorKind::Invalid, message));
+        }
+        self.check_not_collected(id, &built, oldest).await?;
+        if !self.objects.create(&names::manifest(id), document).await? {
+            // Another completion of this attempt was faster; or the id is another snapshot by now.
+            return match self.manifest(id).await? {
+                Some(found) if found.metadata == manifest.metadata => {
+                    Ok(found.snapshot(self.tags(id).await?))
+                }
+                _ => Err(Error::new(ErrorKind::Conflict, "there is a snapshot of this id already")),
+            };
+        }
+        if let Err(error) = self.check_published(start, &built, oldest).await {
+            self.objects.delete(&[names::manifest(id)]).await?;
+            return Err(error);
+        }
+        self.delete_pending(id).await?;
+        Ok(manifest.snapshot(self.tags(id).await?))
+    }
+
+    async fn save_page_list(&self, start: &Start, built: &mut Built) -> Result<Option<ObjectId>> {
+        if built.pages.is_empty() {
+            return Ok(None);
+        }
+        if built.made.is_empty() && start.parent_pages.is_some() {
+            let parent = self.page_list(start.parent_pages).await?;
+            if *parent == built.pages {
+                return Ok(start.parent_pages);
+            }
+        }
+        let data = page_list::encode(&built.pages);
+        let list = ObjectId { digest: Digest::of(&data), writer: Uuid::new_v4() };
+        self.objects.create(&list.page_name(), data).await?;
+        built.made.push(list);
+        Ok(Some(list))
+    }
+
+    /// Whoever aborted the snapshot, or deleted it after another completion, meant this one too.
+    async fn check_published(&self, start: &Start, built: &Built, oldest: Duration) -> Result<()> {
+        let id = &start.metadata.id;
+        let now = self.start_of(id).await?;
+        if now.map(|now| now.metadata.attempt) != Some(start.metadata.attempt) {
+            return Err(Error::new(ErrorKind::Conflict, "it was aborted or deleted meanwhile"));
+        }
+        self.check_not_collected(id, built, oldest).await
+    }
+
+    /// Fails if this took so long that a collection may have deleted what the manifest refers to:
+    /// objects that were not reachable from anywhere yet.
+    async fn check_not_collected(
+        &self,
+        id: &SnapshotId,
+        built: &Built,
+        oldest: Duration,
+    ) -> Result<()> {
+        if since_boot().saturating_sub(oldest) < SAFE {
+            return Ok(());
+        }
+        // What was named lately is safe: it is reachable before the grace period ends.
+        let doomed = self.found_before(self.objects.now().await?, SAFE).await?;
+        for name in built
+            .packs
+            .iter()
+            .map(|pack| pack.pack_name())
+            .chain(built.made.iter().map(|page| page.page_name()))
+        {
+            if doomed.contains(&name) || !self.objects.exists(&name).await? {
+                let message = format!(
+                    "writing {id} took longer than the grace period of a collection, which found {name} unused; write it again"
+                );
+                return Err(Error::new(ErrorKind::Conflict, message));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Of two puts of one block, the one that counts.
+fn later(one: Winner, two: Winner) -> Result<Winner> {
+    let order = |winner: &Winner| (winner.record.epoch, winner.record.number);
+    if one.record.epoch == two.record.epoch && one.record.writer != two.record.writer {
+        if one.entry.digest == two.entry.digest {
+            return Ok(one);
+        }
+        let index = one.entry.index;
+        let message = format!("two writers put different data at block {index} at the same time");
+        return Err(Error::new(ErrorKind::Conflict, message));
+    }
+    Ok(if order(&one) < order(&two) { two } else { one })
+}
+
+fn check_count(put: &Put, request: CompleteRequest) -> Result<()> {
+    let (found, named) = (put.blocks.len(), request.changed_blocks);
+    if found == named {
+        return Ok(());
+    }
+    let message = format!("{found} blocks were put, not {named} as its writer says");
+    Err(Error::new(ErrorKind::Conflict, message))
+}
+
+/// Parts of the volume, of whole spans, each with few enough puts to be held in memory.
+fn rounds(put: &Put, end: BlockIndex) -> Vec<Range<BlockIndex>> {
+    let spans = span_of(BlockIndex(end.0 + PAGE_BLOCKS - 1));
+    let mut rounds = Vec::new();
+    let (mut start, mut blocks) = (0, 0);
+    for span in 0..spans {
+        let range = span_start(span).0..span_start(span + 1).0;
+        let more = put.blocks.range_cardinality(range);
+        if blocks + more > ROUND_BLOCKS && blocks > 0 {
+            rounds.push(span_start(start)..span_start(span));
+            (start, blocks) = (span, 0);
+        }
+        blocks += more;
+    }
+    rounds.push(span_start(start)..span_start(spans));
+    rounds
+}

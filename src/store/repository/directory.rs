@@ -1,0 +1,353 @@
+//! Objects in a directory of a file system.
+
+use std::collections::HashSet;
+use std::io::{ErrorKind as Io, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use fs_err as fs;
+use jiff::Timestamp;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use uuid::Uuid;
+
+use super::objects::Objects;
+use crate::model::BlockBuffer;
+use crate::store::{Error, ErrorKind, Result};
+
+/// Where objects are written before they get their name.
+const STAGING: &str = "tmp";
+
+/// Objects as files below one directory.
+///
+/// A file is written under `tmp/`, synced, and then renamed to its name, which must be free; then
+/// the directory that holds the name is synced. So a name is there with all its data, or not.
+#[derive(Clone, Debug)]
+pub(super) struct Directory(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    root: PathBuf,
+    /// Directories that are known to be there, durably.
+    made: Mutex<HashSet<PathBuf>>,
+}
+
+impl Directory {
+    pub(super) fn new(root: &Path) -> Self {
+        Self(Arc::new(Inner { root: root.to_owned(), made: Mutex::default() }))
+    }
+
+    /// Runs `work`, which waits for the disk, where waiting is allowed.
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let inner = Arc::clone(&self.0);
+        blocking(move || work(&inner)).await
+    }
+}
+
+/// Runs `work` on a thread that may wait or compute for a while.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => {
+            Err(Error::with_source(ErrorKind::Unavailable, "a worker thread died", error))
+        }
+    }
+}
+
+impl Inner {
+    fn create(&self, name: &str, data: &[u8]) -> Result<bool> {
+        let path = self.root.join(name);
+        let staged =
+            self.stage(data).map_err(|e| Error::from_io(format!("cannot write {name}"), e))?;
+        match self.publish(&staged, &path) {
+            Ok(created) => Ok(created),
+            Err(error) => {
+                // Best effort: what stays behind has no name that counts, and is swept later.
+                let _ = fs::remove_file(&staged);
+                Err(Error::from_io(format!("cannot write {name}"), error))
+            }
+        }
+    }
+
+    /// Writes and syncs a file under `tmp/`.
+    fn stage(&self, data: &[u8]) -> std::io::Result<PathBuf> {
+        let directory = self.root.join(STAGING);
+        self.ensure_directory(&directory)?;
+        let path = directory.join(Uuid::new_v4().simple().to_string());
+        let write = || {
+            let mut options = std::fs::OpenOptions::new();
+            options.write(true).create_new(true).mode(0o600);
+            let mut file = options.open(&path)?;
+            file.write_all(data)?;
+            file.sync_all()
+        };
+        match write() {
+            Ok(()) => Ok(path),
+            Err(error) => {
+                // A full disk is freed again at once.
+                let _ = fs::remove_file(&path);
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives a staged file its name, unless that is taken.
+    fn publish(&self, staged: &Path, path: &Path) -> std::io::Result<bool> {
+        let parent = path.parent().expect("every name is below the root");
+        for attempt in 0.. {
+            self.ensure_directory(parent)?;
+            match rename_exclusive(staged, path) {
+                Ok(()) => break,
+                Err(error) if error.kind() == Io::AlreadyExists => {
+                    fs::remove_file(staged)?;
+                    // Whoever made it may not have synced it yet, and we are about to rely on it.
+                    sync_directory(parent)?;
+                    return Ok(false);
+                }
+                // Somebody removed the directory when it was empty: make it again, once.
+                Err(error) if error.kind() == Io::NotFound && attempt == 0 => {
+                    self.made.lock().expect("nothing panics under this lock").clear();
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        sync_directory(parent)?;
+        Ok(true)
+    }
+
+    /// Makes a directory below the root durably, with those above it.
+    fn ensure_directory(&self, directory: &Path) -> std::io::Result<()> {
+        let known = || self.made.lock().expect("nothing panics under this lock");
+        if directory == self.root || known().contains(directory) {
+            return Ok(());
+        }
+        let parent = directory.parent().expect("below the root");
+        self.ensure_directory(parent)?;
+        match std::fs::DirBuilder::new().mode(0o700).create(directory) {
+            Ok(()) => {}
+            Err(error) if error.kind() == Io::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+        sync_directory(parent)?;
+        known().insert(directory.to_owned());
+        Ok(())
+    }
+
+    fn read(&self, name: &str) -> Result<Bytes> {
+        let path = self.root.join(name);
+        let read = || {
+            let mut data = Vec::new();
+            fs::File::open(&path)?.read_to_end(&mut data)?;
+            Ok(data.into())
+        };
+        read().map_err(|e| Error::from_io(format!("cannot read {name}"), e))
+    }
+
+    fn read_range(&self, name: &str, offset: u64, len: usize) -> Result<Bytes> {
+        let failed = |e| match std::io::Error::kind(&e) {
+            Io::UnexpectedEof => Error::new(ErrorKind::Corrupt, format!("{name} is truncated")),
+            _ => Error::from_io(format!("cannot read {name}"), e),
+        };
+        let mut buffer = BlockBuffer::with_len(len).ok_or_else(|| {
+            Error::new(ErrorKind::Corrupt, format!("{len} bytes of {name} are more than a block"))
+        })?;
+        let file = std::fs::File::open(self.root.join(name)).map_err(failed)?;
+        file.read_exact_at(&mut buffer, offset).map_err(failed)?;
+        Ok(buffer.freeze())
+    }
+
+    fn read_tail(&self, name: &str, len: usize) -> Result<Bytes> {
+        let read = || {
+            let file = std::fs::File::open(self.root.join(name))?;
+            let size = file.metadata()?.len();
+            let len = usize::try_from(size).unwrap_or(usize::MAX).min(len);
+            let mut data = vec![0; len];
+            file.read_exact_at(&mut data, size - len as u64)?;
+            Ok(data.into())
+        };
+        read().map_err(|e| Error::from_io(format!("cannot read {name}"), e))
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        let mut directories = vec![prefix.trim_end_matches('/').to_owned()];
+        while let Some(directory) = directories.pop() {
+            let failed = |e| Error::from_io(format!("cannot list {directory}"), e);
+            let entries = match fs::read_dir(self.root.join(&directory)) {
+                Ok(entries) => entries,
+                Err(error) if error.kind() == Io::NotFound => continue,
+                Err(error) => return Err(failed(error)),
+            };
+            for entry in entries {
+                let entry = entry.map_err(failed)?;
+                // A name that is not UTF-8 is none of ours.
+                let Ok(name) = entry.file_name().into_string() else { continue };
+                let name = format!("{directory}/{name}");
+                if entry.file_type().map_err(failed)?.is_dir() {
+                    directories.push(name);
+                } else {
+                    names.push(name);
+                }
+            }
+        }
+        Ok(names)
+    }
+
+    fn delete(&self, names: &[String]) -> Result<()> {
+        let mut parents = Vec::new();
+        for name in names {
+            let path = self.root.join(name);
+            match std::fs::remove_file(&path) {
+                Ok(()) => {
+                    let parent = path.parent().expect("every name is below the root").to_owned();
+                    if parents.last() != Some(&parent) {
+                        parents.push(parent);
+                    }
+                }
+                Err(error) if error.kind() == Io::NotFound => {}
+                Err(error) => return Err(Error::from_io(format!("cannot delete {name}"), error)),
+            }
+        }
+        parents.sort();
+        parents.dedup();
+        for parent in parents.iter().rev() {
+            self.tidy(parent)
+                .map_err(|e| Error::from_io(format!("cannot delete in {}", parent.display()), e))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the deletions in a directory durable, and removes it if it is empty and of one
+    /// snapshot only.
+    fn tidy(&self, directory: &Path) -> std::io::Result<()> {
+        let mut at = directory;
+        loop {
+            match sync_directory(at) {
+                Err(error) if error.kind() != Io::NotFound => return Err(error),
+                _ => {}
+            }
+            let depth = at.strip_prefix(&self.root).map_or(0, |rest| rest.components().count());
+            // `pending/<id>`, `pending/<id>/<attempt>` and `tags/<id>` come and go.
+            let below_top = depth >= 2
+                && (at.starts_with(self.root.join("pending"))
+                    || at.starts_with(self.root.join("tags")));
+            if !below_top || std::fs::remove_dir(at).is_err() {
+                return Ok(());
+            }
+            self.made.lock().expect("nothing panics under this lock").remove(at);
+            at = at.parent().expect("below the root");
+        }
+    }
+
+    fn sweep(&self, before: Timestamp) -> Result<u64> {
+        let failed = |e| Error::from_io(format!("cannot sweep {STAGING}"), e);
+        let mut bytes = 0;
+        let entries = match fs::read_dir(self.root.join(STAGING)) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == Io::NotFound => return Ok(0),
+            Err(error) => return Err(failed(error)),
+        };
+        for entry in entries {
+            let entry = entry.map_err(failed)?;
+            let ours = entry.file_name().to_str().is_some_and(|n| Uuid::try_parse(n).is_ok());
+            let Ok(metadata) = entry.metadata() else { continue };
+            let old = metadata.modified().is_ok_and(|time| time < before.into());
+            if ours && old && std::fs::remove_file(entry.path()).is_ok() {
+                bytes += metadata.len();
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// The time that the file system gives a new file: on a network file system, the server's.
+    fn now(&self) -> Result<Timestamp> {
+        let directory = self.root.join(STAGING);
+        let time = || {
+            self.ensure_directory(&directory)?;
+            let file = tempfile::tempfile_in(&directory)?;
+            file.set_len(1)?;
+            file.metadata()?.modified()
+        };
+        let time =
+            time().map_err(|e| Error::from_io("cannot tell the time of the file system", e))?;
+        Timestamp::try_from(time).map_err(|e| {
+            Error::with_source(ErrorKind::Unavailable, "the clock of the file system is off", e)
+        })
+    }
+}
+
+/// Renames a file to a name that must be free.
+fn rename_exclusive(from: &Path, to: &Path) -> std::io::Result<()> {
+    match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
+        Ok(()) => Ok(()),
+        // Some file systems (NFS among them) cannot; a hard link is as exclusive.
+        Err(nix::Error::EINVAL | nix::Error::ENOSYS) => {
+            std::fs::hard_link(from, to)?;
+            std::fs::remove_file(from)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Makes the names in a directory durable.
+pub(super) fn sync_directory(directory: &Path) -> std::io::Result<()> {
+    std::fs::File::open(directory)?.sync_all()
+}
+
+#[async_trait]
+impl Objects for Directory {
+    async fn create(&self, name: &str, data: Bytes) -> Result<bool> {
+        let name = name.to_owned();
+        self.run(move |inner| inner.create(&name, &data)).await
+    }
+
+    async fn read(&self, name: &str) -> Result<Bytes> {
+        let name = name.to_owned();
+        self.run(move |inner| inner.read(&name)).await
+    }
+
+    async fn read_range(&self, name: &str, offset: u64, len: usize) -> Result<Bytes> {
+        let name = name.to_owned();
+        self.run(move |inner| inner.read_range(&name, offset, len)).await
+    }
+
+    async fn read_tail(&self, name: &str, len: usize) -> Result<Bytes> {
+        let name = name.to_owned();
+        self.run(move |inner| inner.read_tail(&name, len)).await
+    }
+
+    async fn exists(&self, name: &str) -> Result<bool> {
+        let name = name.to_owned();
+        self.run(move |inner| match inner.root.join(&name).symlink_metadata() {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == Io::NotFound => Ok(false),
+            Err(error) => Err(Error::from_io(format!("cannot look for {name}"), error)),
+        })
+        .await
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<String>> {
+        let prefix = prefix.to_owned();
+        self.run(move |inner| inner.list(&prefix)).await
+    }
+
+    async fn delete(&self, names: &[String]) -> Result<()> {
+        let names = names.to_vec();
+        self.run(move |inner| inner.delete(&names)).await
+    }
+
+    async fn sweep(&self, before: Timestamp) -> Result<u64> {
+        self.run(move |inner| inner.sweep(before)).await
+    }
+
+    async fn now(&self) -> Result<Timestamp> {
+        self.run(Inner::now).await
+    }
+}

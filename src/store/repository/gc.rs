@@ -1,0 +1,327 @@
+//! Collecting garbage: what crashed writers, aborts and deletions left behind.
+//!
+//! A run finds what nothing reaches, and records it. It deletes only what a record that is older
+//! than the grace period already named, and that this run still does not reach. A writer makes an
+//! object first and refers to it later, but within the grace period, or it checks the records.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::names::{self, ObjectId, RecordId};
+use super::pack::{MAX_TABLE_LEN, read_table};
+use super::read::damaged;
+use super::{Repository, document, since_boot};
+use crate::model::SnapshotId;
+use crate::store::{Error, ErrorKind, Result};
+
+/// The grace period unless another is given: one week.
+pub const DEFAULT_GRACE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// The shortest grace period: one hour.
+pub const MIN_GRACE: Duration = Duration::from_secs(3600);
+
+/// Longest time between looking at what is reachable and deleting what is not.
+const MAX_RUN: Duration = Duration::from_secs(MIN_GRACE.as_secs() / 4);
+
+/// Names in one record at most; what is more is found again by a later run.
+const MAX_RECORDED: usize = 1_000_000;
+
+/// What a collection did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct GcReport {
+    /// Objects that something refers to.
+    pub reachable_objects: u64,
+    /// Objects that were deleted.
+    pub deleted_objects: u64,
+    /// Objects that nothing refers to, and that are deleted after the grace period.
+    pub waiting_objects: u64,
+    /// Bytes of unfinished files that were removed.
+    pub swept_bytes: u64,
+    /// Blocks that packs hold and no snapshot has any more, where packs are kept for others.
+    pub wasted_blocks: u64,
+    /// Blocks that the packs in use hold in all.
+    pub packed_blocks: u64,
+}
+
+/// `gc/<time>.json`: what one run found unreachable.
+#[derive(Debug, Serialize, Deserialize)]
+struct Found {
+    time: Timestamp,
+    unreachable: Vec<String>,
+}
+
+#[derive(Debug, Default)]
+struct Reachable {
+    names: HashSet<String>,
+    /// Pages and page lists that were followed already.
+    followed: HashSet<ObjectId>,
+    packs: HashSet<ObjectId>,
+    /// The offsets of the frames that pages refer to, by pack: four bytes a block.
+    frames: HashMap<ObjectId, BTreeSet<u32>>,
+}
+
+impl Repository {
+    /// Collects garbage. `dry_run` records and deletes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`] if `grace` is shorter than [`MIN_GRACE`]. [`ErrorKind::Corrupt`] if
+    /// anything that may refer to an object is damaged: then nothing is deleted, since nobody can
+    /// tell what it refers to.
+    pub async fn gc(&self, grace: Duration, dry_run: bool) -> Result<GcReport> {
+        if grace < MIN_GRACE {
+            let message = "the grace period must be at least an hour: writers may be at work";
+            return Err(Error::new(ErrorKind::Invalid, message));
+        }
+        let began = since_boot();
+        let now = self.objects.now().await?;
+        let matured = self.found_before(now, grace).await?;
+        let reachable = self.reachable().await.map_err(|e| {
+            e.context("nothing was collected, since not all that is in use could be told")
+        })?;
+        let unreachable = self.unreachable(&reachable).await?;
+        let (doomed, waiting): (Vec<_>, Vec<_>) =
+            unreachable.into_iter().partition(|name| matured.contains(name));
+        let mut report = GcReport {
+            reachable_objects: reachable.names.len() as u64,
+            deleted_objects: doomed.len() as u64,
+            waiting_objects: waiting.len() as u64,
+            packed_blocks: self.packed_blocks(&reachable).await?,
+            ..GcReport::default()
+        };
+        let used: usize = reachable.frames.values().map(BTreeSet::len).sum();
+        report.wasted_blocks = report.packed_blocks.saturating_sub(used as u64);
+        if dry_run {
+            return Ok(report);
+        }
+        for batch in doomed.chunks(1000) {
+            if since_boot().saturating_sub(began) > MAX_RUN {
+                let message = "the collection took too long to be safe; run it again to go on";
+                return Err(Error::new(ErrorKind::Timeout, message));
+            }
+            self.objects.delete(batch).await?;
+        }
+        self.record_found(now, waiting).await?;
+        self.forget_found(now, grace, &reachable).await?;
+        let grace = jiff::SignedDuration::try_from(grace).unwrap_or(jiff::SignedDuration::MAX);
+        if let Ok(before) = now.checked_sub(grace) {
+            report.swept_bytes = self.objects.sweep(before).await?;
+        }
+        Ok(report)
+    }
+
+    /// What a collection found unreachable at least `age` ago, and may soon delete.
+    pub(super) async fn found_before(
+        &self,
+        now: Timestamp,
+        age: Duration,
+    ) -> Result<HashSet<String>> {
+        let mut names = HashSet::new();
+        for (_, found) in self.found().await? {
+            if elapsed(now, found.time) >= Some(age) {
+                names.extend(found.unreachable);
+            }
+        }
+        Ok(names)
+    }
+
+    async fn found(&self) -> Result<Vec<(String, Found)>> {
+        let mut found = Vec::new();
+        for name in self.objects.list(names::GC).await? {
+            if name.ends_with(".json")
+                && let Some(document) = self.read_document(&name).await?
+            {
+                found.push((name, document));
+            }
+        }
+        Ok(found)
+    }
+
+    async fn record_found(&self, time: Timestamp, mut unreachable: Vec<String>) -> Result<()> {
+        if unreachable.is_empty() {
+            return Ok(());
+        }
+        // What an earlier run has named already need not be named again.
+        let named = self.found_before(time, Duration::ZERO).await?;
+        unreachable.retain(|name| !named.contains(name));
+        unreachable.truncate(MAX_RECORDED);
+        if unreachable.is_empty() {
+            return Ok(());
+        }
+        let name = format!("{}{}.json", names::GC, time.as_nanosecond());
+        self.objects.create(&name, document::encode(&Found { time, unreachable })).await?;
+        Ok(())
+    }
+
+    /// Deletes old records of which every name is gone, or reachable after all.
+    async fn forget_found(
+        &self,
+        now: Timestamp,
+        grace: Duration,
+        reachable: &Reachable,
+    ) -> Result<()> {
+        let mut done = Vec::new();
+        for (name, found) in self.found().await? {
+            if elapsed(now, found.time) >= Some(grace) && !self.any_left(&found, reachable).await? {
+                done.push(name);
+            }
+        }
+        self.objects.delete(&done).await
+    }
+
+    async fn any_left(&self, found: &Found, reachable: &Reachable) -> Result<bool> {
+        for name in &found.unreachable {
+            if !reachable.names.contains(name) && self.objects.exists(name).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Everything that snapshots, complete or pending, refer to.
+    async fn reachable(&self) -> Result<Reachable> {
+        let mut reachable = Reachable::default();
+        let mut there = HashSet::new();
+        let tags = self.objects.list(names::TAGS).await?;
+        let mut seen = HashSet::new();
+        // A child may be started and its parent deleted while this looks: it goes on until it has
+        // seen every snapshot. Whoever starts a child later finds that the parent is gone.
+        loop {
+            let new: Vec<_> = self
+                .snapshot_ids()
+                .await?
+                .into_iter()
+                .filter(|id| seen.insert(id.clone()))
+                .collect();
+            if new.is_empty() {
+                break;
+            }
+            for id in new {
+                if self.reach_snapshot(&id, &mut reachable).await? {
+                    there.insert(id);
+                }
+            }
+        }
+        reach_tags(&tags, &there, &mut reachable);
+        reachable.names.extend(reachable.packs.iter().map(|pack| pack.pack_name()));
+        Ok(reachable)
+    }
+
+    /// What a snapshot refers to; whether it still is there.
+    async fn reach_snapshot(&self, id: &SnapshotId, reachable: &mut Reachable) -> Result<bool> {
+        let pending = self.reach_pending(id, reachable).await?;
+        let Some(manifest) = self.manifest(id).await? else { return Ok(pending) };
+        reachable.names.insert(names::manifest(id));
+        self.reach_pages(manifest.pages, reachable).await?;
+        Ok(true)
+    }
+
+    /// What a pending snapshot refers to; whether it is one.
+    async fn reach_pending(&self, id: &SnapshotId, reachable: &mut Reachable) -> Result<bool> {
+        let Some(start) = self.start_of(id).await? else { return Ok(false) };
+        self.reach_pages(start.parent_pages, reachable).await?;
+        if self.objects.exists(&names::manifest(id)).await? {
+            // Completed, and its cleaning up was cut short: the manifest keeps what it needs.
+            return Ok(false);
+        }
+        reachable.names.insert(names::start(id));
+        let attempt = start.metadata.attempt;
+        for name in self.objects.list(&names::attempt(id, attempt)).await? {
+            if let Some(record) = RecordId::from_name(&name) {
+                match self.record(&start, record).await {
+                    Ok(table) => reachable.packs.extend(table.packs()),
+                    // Completed and cleaned up since it was listed.
+                    Err(error) if error.kind() == ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            reachable.names.insert(name);
+        }
+        Ok(true)
+    }
+
+    async fn reach_pages(&self, list: Option<ObjectId>, reachable: &mut Reachable) -> Result<()> {
+        let Some(id) = list else { return Ok(()) };
+        if !reachable.followed.insert(id) {
+            return Ok(());
+        }
+        reachable.names.insert(id.page_name());
+        for page in self.page_list(list).await?.iter() {
+            if reachable.followed.insert(page.page) {
+                reachable.names.insert(page.page.page_name());
+                let table = self.page(page.page).await?;
+                let locations = table.entries().filter_map(|entry| entry.location);
+                for location in locations {
+                    reachable.packs.insert(location.pack);
+                    reachable.frames.entry(location.pack).or_default().insert(location.offset);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Our objects that are not in `reachable`.
+    async fn unreachable(&self, reachable: &Reachable) -> Result<Vec<String>> {
+        let mut unreachable = Vec::new();
+        for prefix in [names::PENDING, names::TAGS, names::PAGES, names::PACKS] {
+            let ours = |name: &String| match prefix {
+                names::PENDING => {
+                    names::attempt_of(name).is_some() || names::start_id(name).is_some()
+                }
+                names::TAGS => names::tags_of(name).is_some(),
+                _ => ObjectId::from_name(prefix, name).is_some(),
+            };
+            let names = self.objects.list(prefix).await?;
+            unreachable.extend(
+                names.into_iter().filter(|name| ours(name) && !reachable.names.contains(name)),
+            );
+        }
+        Ok(unreachable)
+    }
+
+    /// Blocks that the packs in use hold, as their tables say.
+    async fn packed_blocks(&self, reachable: &Reachable) -> Result<u64> {
+        let mut blocks = 0;
+        for pack in reachable.frames.keys() {
+            match self.frame_count(*pack).await {
+                Ok(count) => blocks += count,
+                // Damage is for `verify` to find; it does not keep garbage from being collected.
+                Err(error) if error.kind() == ErrorKind::Corrupt => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(blocks)
+    }
+
+    async fn frame_count(&self, pack: ObjectId) -> Result<u64> {
+        let name = pack.pack_name();
+        let tail = match self.objects.read_tail(&name, MAX_TABLE_LEN).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Err(damaged(&name, "it is missing"));
+            }
+            tail => tail?,
+        };
+        let table = read_table(pack, &tail).map_err(|why| damaged(&name, why))?;
+        Ok(table.len() as u64)
+    }
+}
+
+/// The newest set of tags of each snapshot that is there.
+fn reach_tags(tags: &[String], there: &HashSet<SnapshotId>, reachable: &mut Reachable) {
+    let mut sets: Vec<(SnapshotId, u64)> =
+        tags.iter().filter_map(|name| names::tags_of(name)).collect();
+    sets.sort_unstable();
+    let newest = sets.iter().zip(sets.iter().skip(1).map(Some).chain([None]));
+    for ((id, number), next) in newest {
+        if next.is_none_or(|(next, _)| next != id) && there.contains(id) {
+            reachable.names.insert(names::tags(id, *number));
+        }
+    }
+}
+
+fn elapsed(now: Timestamp, then: Timestamp) -> Option<Duration> {
+    Duration::try_from(now.duration_since(then)).ok()
+}

@@ -1,0 +1,218 @@
+//! The names of the objects of a repository.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::model::{Digest, SnapshotId};
+
+pub(super) const INFO: &str = "fspfs.json";
+pub(super) const SNAPSHOTS: &str = "snapshots/";
+pub(super) const TAGS: &str = "tags/";
+pub(super) const PAGES: &str = "pages/";
+pub(super) const PACKS: &str = "packs/";
+pub(super) const PENDING: &str = "pending/";
+pub(super) const GC: &str = "gc/";
+
+/// The id of a page, page list or pack: its digest, and who wrote it.
+///
+/// The writer keeps anyone from adopting another's garbage: equal objects of two writers are two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(super) struct ObjectId {
+    pub(super) digest: Digest,
+    pub(super) writer: Uuid,
+}
+
+impl ObjectId {
+    /// Bytes of the binary form: the digest and the writer.
+    pub(super) const LEN: usize = 48;
+
+    pub(super) fn to_bytes(self) -> [u8; Self::LEN] {
+        let mut bytes = [0; Self::LEN];
+        bytes[..32].copy_from_slice(&self.digest.0);
+        bytes[32..].copy_from_slice(self.writer.as_bytes());
+        bytes
+    }
+
+    /// Reads the binary form.
+    ///
+    /// # Panics
+    ///
+    /// If there are not exactly [`Self::LEN`] bytes.
+    pub(super) fn from_bytes(bytes: &[u8]) -> Self {
+        let (digest, writer) = bytes.split_at(32);
+        Self {
+            digest: Digest(digest.try_into().expect("32 bytes")),
+            writer: Uuid::from_bytes(writer.try_into().expect("16 bytes")),
+        }
+    }
+
+    pub(super) fn pack_name(self) -> String {
+        format!("{PACKS}{}/{self}", &self.digest.to_hex()[..2])
+    }
+
+    pub(super) fn page_name(self) -> String {
+        format!("{PAGES}{}/{self}", &self.digest.to_hex()[..2])
+    }
+
+    /// Reads the name of an object below `prefix`; `None` if it is not ours.
+    pub(super) fn from_name(prefix: &str, name: &str) -> Option<Self> {
+        let (shard, id) = name.strip_prefix(prefix)?.split_once('/')?;
+        (id.starts_with(shard) && shard.len() == 2).then(|| id.parse().ok()).flatten()
+    }
+}
+
+impl fmt::Display for ObjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.digest, self.writer.simple())
+    }
+}
+
+impl FromStr for ObjectId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let id = text.split_once('.').and_then(|(digest, writer)| {
+            Some(Self { digest: Digest::from_hex(digest)?, writer: parse_simple(writer)? })
+        });
+        id.ok_or_else(|| format!("{text:?} is not the id of an object"))
+    }
+}
+
+impl TryFrom<String> for ObjectId {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<ObjectId> for String {
+    fn from(id: ObjectId) -> Self {
+        id.to_string()
+    }
+}
+
+fn parse_simple(text: &str) -> Option<Uuid> {
+    Uuid::try_parse(text).ok().filter(|uuid| uuid.simple().to_string() == text)
+}
+
+/// The manifest of a snapshot.
+pub(super) fn manifest(id: &SnapshotId) -> String {
+    format!("{SNAPSHOTS}{id}.json")
+}
+
+/// The snapshot whose manifest has this name.
+pub(super) fn manifest_id(name: &str) -> Option<SnapshotId> {
+    name.strip_prefix(SNAPSHOTS)?.strip_suffix(".json")?.parse().ok()
+}
+
+/// What a pending snapshot was started with.
+pub(super) fn start(id: &SnapshotId) -> String {
+    format!("{PENDING}{id}/start.json")
+}
+
+/// The snapshot whose start has this name.
+pub(super) fn start_id(name: &str) -> Option<SnapshotId> {
+    name.strip_prefix(PENDING)?.strip_suffix("/start.json")?.parse().ok()
+}
+
+/// Everything of a snapshot that is being written.
+pub(super) fn pending(id: &SnapshotId) -> String {
+    format!("{PENDING}{id}/")
+}
+
+/// What one attempt at a snapshot has put.
+pub(super) fn attempt(id: &SnapshotId, attempt: Uuid) -> String {
+    format!("{PENDING}{id}/{}/", attempt.simple())
+}
+
+/// Says that the completion of an attempt has begun.
+pub(super) fn sealed(id: &SnapshotId, attempt: Uuid) -> String {
+    format!("{}sealed", self::attempt(id, attempt))
+}
+
+/// The snapshot and the attempt of an object below `pending/<id>/<attempt>/`.
+pub(super) fn attempt_of(name: &str) -> Option<(SnapshotId, Uuid)> {
+    let mut parts = name.strip_prefix(PENDING)?.split('/');
+    Some((parts.next()?.parse().ok()?, parse_simple(parts.next()?)?))
+}
+
+/// A record: blocks that one writer has put durably.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct RecordId {
+    pub(super) epoch: u32,
+    pub(super) writer: Uuid,
+    pub(super) number: u32,
+}
+
+impl RecordId {
+    pub(super) fn name(self, id: &SnapshotId, attempt: Uuid) -> String {
+        let Self { epoch, writer, number } = self;
+        format!("{}{epoch}-{}-{number}", self::attempt(id, attempt), writer.simple())
+    }
+
+    /// Reads the last part of a record's name.
+    pub(super) fn from_name(name: &str) -> Option<Self> {
+        let mut parts = name.rsplit('/').next()?.split('-');
+        let id = Self {
+            epoch: parts.next()?.parse().ok()?,
+            writer: parse_simple(parts.next()?)?,
+            number: parts.next()?.parse().ok()?,
+        };
+        parts.next().is_none().then_some(id)
+    }
+}
+
+/// The `number`-th set of tags of a snapshot.
+pub(super) fn tags(id: &SnapshotId, number: u64) -> String {
+    format!("{TAGS}{id}/{number}.json")
+}
+
+/// All sets of tags of a snapshot.
+pub(super) fn all_tags(id: &SnapshotId) -> String {
+    format!("{TAGS}{id}/")
+}
+
+/// The snapshot and the number of a set of tags.
+pub(super) fn tags_of(name: &str) -> Option<(SnapshotId, u64)> {
+    let (id, number) = name.strip_prefix(TAGS)?.strip_suffix(".json")?.split_once('/')?;
+    Some((id.parse().ok()?, number.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_as_they_are_written() {
+        let snapshot: SnapshotId = "snap-0123456789abcdef0".parse().unwrap();
+        let uuid = Uuid::new_v4();
+        let object = ObjectId { digest: Digest::OF_ZEROS, writer: uuid };
+        assert_eq!(ObjectId::from_name(PACKS, &object.pack_name()), Some(object));
+        assert_eq!(ObjectId::from_name(PAGES, &object.page_name()), Some(object));
+        assert_eq!(ObjectId::from_bytes(&object.to_bytes()), object);
+        assert_eq!(manifest_id(&manifest(&snapshot)), Some(snapshot.clone()));
+        assert_eq!(start_id(&start(&snapshot)), Some(snapshot.clone()));
+        assert_eq!(tags_of(&tags(&snapshot, 17)), Some((snapshot.clone(), 17)));
+        let record = RecordId { epoch: 3, writer: uuid, number: 12 };
+        let name = record.name(&snapshot, uuid);
+        assert_eq!(RecordId::from_name(&name), Some(record));
+        assert_eq!(attempt_of(&name), Some((snapshot, uuid)));
+    }
+
+    #[test]
+    fn what_is_not_ours_is_no_name() {
+        for name in ["packs/07/readme", "packs/lost+found", "packs/zz/x.y", "packs/x"] {
+            assert_eq!(ObjectId::from_name(PACKS, name), None, "{name}");
+        }
+        for name in ["snapshots/x.json", "snapshots/snap-0.json~", "snapshots/.snap-0.json"] {
+            assert_eq!(manifest_id(name), None, "{name}");
+        }
+        assert_eq!(RecordId::from_name("pending/snap-0/a/sealed"), None);
+        assert_eq!(start_id("pending/snap-0/x/start.json"), None);
+    }
+}

@@ -1,0 +1,220 @@
+//! Packs: the data of up to 64 blocks.
+//!
+//! A pack is one zstd frame a block, then a table of them in a zstd skippable frame, so that
+//! `zstd -d` gives the raw blocks. All numbers are little-endian.
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use super::names::ObjectId;
+use super::table::{Location, u32_at};
+use crate::model::{BLOCK_SIZE, Block, BlockBuffer, Digest};
+
+/// Blocks in a pack at most: 32 MiB of raw data.
+pub(super) const PACK_BLOCKS: usize = 64;
+
+/// Fast, and enough for the zeros and text that make up most of what compresses.
+const ZSTD_LEVEL: i32 = 1;
+
+/// A zstd skippable frame (RFC 8878, section 3.1.2).
+const SKIPPABLE_MAGIC: u32 = 0x184D_2A50;
+const TABLE_MAGIC: &[u8; 4] = b"FSPP";
+const VERSION: u8 = 1;
+/// Magic, version, a zero, the number of frames.
+const TABLE_HEADER_LEN: usize = 4 + 1 + 1 + 2;
+/// Offset, length, digest.
+const FRAME_LEN: usize = 4 + 4 + 32;
+/// The length of the skippable frame, to find it from the end.
+const TRAILER_LEN: usize = 4;
+
+/// Bytes at the end of a pack that hold the table of the largest one.
+pub(super) const MAX_TABLE_LEN: usize =
+    8 + TABLE_HEADER_LEN + PACK_BLOCKS * FRAME_LEN + TRAILER_LEN;
+
+/// One block, compressed.
+pub(super) fn compress(raw: &[u8]) -> Vec<u8> {
+    zstd::bulk::compress(raw, ZSTD_LEVEL).expect("zstd compresses whatever it is given")
+}
+
+/// Decompresses one frame and checks it; what is wrong with it otherwise.
+pub(super) fn decompress(frame: &[u8], digest: Digest) -> Result<Block, String> {
+    let mut raw = BlockBuffer::block();
+    match zstd::bulk::decompress_to_buffer(frame, &mut raw[..]) {
+        Ok(BLOCK_SIZE) => {}
+        Ok(len) => return Err(format!("a frame holds {len} bytes, not a block")),
+        Err(error) => return Err(format!("a frame cannot be decompressed: {error}")),
+    }
+    Block::verified(raw.freeze(), digest).map_err(|mismatch| mismatch.to_string())
+}
+
+/// Where a frame is, in a pack that may not be finished yet.
+#[derive(Clone, Debug)]
+pub(super) struct Frame {
+    /// Set once the pack is durable.
+    pub(super) pack: Arc<OnceLock<ObjectId>>,
+    pub(super) offset: u32,
+    pub(super) length: u32,
+}
+
+impl Frame {
+    /// Where the frame is; `None` until its pack is durable.
+    pub(super) fn location(&self) -> Option<Location> {
+        let pack = *self.pack.get()?;
+        Some(Location { pack, offset: self.offset, length: self.length })
+    }
+}
+
+/// A pack that is being filled.
+#[derive(Debug, Default)]
+pub(super) struct PackBuilder {
+    /// Becomes the pack's id.
+    pub(super) id: Arc<OnceLock<ObjectId>>,
+    data: Vec<u8>,
+    frames: Vec<(u32, u32, Digest)>,
+}
+
+impl PackBuilder {
+    pub(super) fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.frames.len() >= PACK_BLOCKS
+    }
+
+    pub(super) fn push(&mut self, frame: &[u8], digest: Digest) -> Frame {
+        let offset = self.data.len();
+        self.data.extend_from_slice(frame);
+        let small = |n: usize| u32::try_from(n).expect("a pack is less than 4 GiB");
+        let (offset, length) = (small(offset), small(frame.len()));
+        self.frames.push((offset, length, digest));
+        Frame { pack: Arc::clone(&self.id), offset, length }
+    }
+
+    /// The pack, under the id that it gets in the hands of `writer`.
+    pub(super) fn finish(mut self, writer: Uuid) -> (ObjectId, Bytes) {
+        let mut table = Vec::with_capacity(TABLE_HEADER_LEN + self.frames.len() * FRAME_LEN);
+        table.extend_from_slice(TABLE_MAGIC);
+        table.extend_from_slice(&[VERSION, 0]);
+        let count = u16::try_from(self.frames.len()).expect("at most 64");
+        table.extend_from_slice(&count.to_le_bytes());
+        for (offset, length, digest) in &self.frames {
+            table.extend_from_slice(&offset.to_le_bytes());
+            table.extend_from_slice(&length.to_le_bytes());
+            table.extend_from_slice(&digest.0);
+        }
+        let id = ObjectId { digest: Digest::of(&table), writer };
+        let content = u32::try_from(table.len() + TRAILER_LEN).expect("a few KiB");
+        self.data.extend_from_slice(&SKIPPABLE_MAGIC.to_le_bytes());
+        self.data.extend_from_slice(&content.to_le_bytes());
+        self.data.extend_from_slice(&table);
+        self.data.extend_from_slice(&(content + 8).to_le_bytes());
+        (id, self.data.into())
+    }
+}
+
+/// One block in a pack: where its frame is, and its digest.
+pub(super) type FrameEntry = (u32, u32, Digest);
+
+/// Reads the table of a pack, or of its end, which must be the one that `id` names; what is wrong with it
+/// otherwise.
+pub(super) fn read_table(id: ObjectId, pack: &[u8]) -> Result<Vec<FrameEntry>, &'static str> {
+    let table = table_bytes(pack).ok_or("its table is missing")?;
+    if Digest::of(table) != id.digest {
+        return Err("its table is not the one that its name says");
+    }
+    if table.len() < TABLE_HEADER_LEN || &table[..4] != TABLE_MAGIC || table[4..6] != [VERSION, 0] {
+        return Err("its table is of an unknown version");
+    }
+    let frames = table[TABLE_HEADER_LEN..].chunks_exact(FRAME_LEN);
+    let count = u16::from_le_bytes([table[6], table[7]]);
+    if frames.len() != usize::from(count) || !frames.remainder().is_empty() {
+        return Err("its table has the wrong length");
+    }
+    let entry = |frame: &[u8]| {
+        let digest = Digest(frame[8..].try_into().expect("32 bytes"));
+        (u32_at(frame, 0), u32_at(frame, 4), digest)
+    };
+    Ok(frames.map(entry).collect())
+}
+
+fn table_bytes(pack: &[u8]) -> Option<&[u8]> {
+    let trailer = pack.len().checked_sub(TRAILER_LEN)?;
+    let start = pack.len().checked_sub(u32_at(pack, trailer) as usize)?;
+    let frame = pack.get(start..trailer)?;
+    let header = frame.get(..8)?;
+    let content = frame.len() - 8 + TRAILER_LEN;
+    let valid = u32_at(header, 0) == SKIPPABLE_MAGIC && u32_at(header, 4) as usize == content;
+    valid.then(|| &frame[8..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pack() -> (ObjectId, Bytes, Vec<Vec<u8>>) {
+        let blocks: Vec<Vec<u8>> = (1..4u8).map(|n| vec![n; BLOCK_SIZE]).collect();
+        let mut builder = PackBuilder::default();
+        for block in &blocks {
+            builder.push(&compress(block), Digest::of(block));
+        }
+        let (id, bytes) = builder.finish(Uuid::new_v4());
+        (id, bytes, blocks)
+    }
+
+    #[test]
+    fn zstd_restores_the_raw_run() {
+        let (_, bytes, blocks) = pack();
+        let mut raw = Vec::new();
+        zstd::stream::copy_decode(&bytes[..], &mut raw).unwrap();
+        assert_eq!(raw, blocks.concat());
+    }
+
+    #[test]
+    fn every_frame_is_found_through_the_table() {
+        let (id, bytes, blocks) = pack();
+        let table = read_table(id, &bytes).unwrap();
+        assert_eq!(table.len(), blocks.len());
+        for ((offset, length, digest), block) in table.into_iter().zip(blocks) {
+            let frame = &bytes[offset as usize..][..length as usize];
+            assert_eq!(decompress(frame, digest).unwrap().bytes(), block);
+        }
+    }
+
+    #[test]
+    fn no_cut_or_flip_of_the_table_goes_unseen() {
+        let (id, bytes, _) = pack();
+        for len in 0..bytes.len() {
+            assert!(read_table(id, &bytes[..len]).is_err(), "cut at {len}");
+        }
+        let (table_start, end) =
+            (bytes.len() - (8 + TABLE_HEADER_LEN + 3 * FRAME_LEN + 4), bytes.len());
+        for at in table_start..end {
+            let mut flipped = bytes.to_vec();
+            flipped[at] ^= 1;
+            assert!(read_table(id, &flipped).is_err(), "flipped at {at}");
+        }
+    }
+
+    #[test]
+    fn a_frame_that_is_not_a_block_is_refused() {
+        let digest = Digest::of(&[1; 100]);
+        assert!(decompress(&compress(&[1; 100]), digest).unwrap_err().contains("100 bytes"));
+        assert!(decompress(b"not zstd at all", digest).is_err());
+        assert!(decompress(&compress(&vec![1; BLOCK_SIZE + 1]), digest).is_err());
+    }
+
+    #[test]
+    fn incompressible_data_grows_by_little() {
+        let mut state = 1u64;
+        let noise: Vec<u8> = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 56) as u8
+        })
+        .take(BLOCK_SIZE)
+        .collect();
+        assert!(compress(&noise).len() < BLOCK_SIZE + 100);
+    }
+}

@@ -1,0 +1,274 @@
+//! Verifying: every object that a snapshot needs is read and hashed again.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use futures::{StreamExt as _, stream};
+use serde::Serialize;
+
+use super::Repository;
+use super::directory::blocking;
+use super::names::{self, ObjectId};
+use super::pack::{FrameEntry, decompress, read_table};
+use crate::model::{BLOCK_SIZE_U64, SnapshotId};
+use crate::store::{Error, ErrorKind, Result};
+
+/// Packs that are read and hashed at the same time: one for each core, and one that is being read.
+fn concurrency() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from) + 1
+}
+
+/// An object that is not what it was when it was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Damage {
+    /// The name of the object in the repository.
+    pub object: String,
+    /// What is wrong with it.
+    pub problem: String,
+    /// The snapshots that need it, with the number of blocks that each has lost; `None` where that
+    /// cannot be told, because the object is what would tell.
+    pub lost_blocks: BTreeMap<SnapshotId, Option<u64>>,
+}
+
+/// What a verification found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct VerifyReport {
+    /// Snapshots that were looked at.
+    pub snapshots: u64,
+    /// Packs that were read.
+    pub packs: u64,
+    /// Blocks that were hashed.
+    pub blocks: u64,
+    /// Bytes of those blocks.
+    pub bytes: u64,
+    /// What is damaged.
+    pub damage: Vec<Damage>,
+}
+
+/// Receives the number of blocks that were verified since the last call.
+pub type Progress = Arc<dyn Fn(u64) + Send + Sync>;
+
+#[derive(Debug, Default)]
+struct Wanted {
+    /// The frames that pages refer to, by pack.
+    packs: BTreeMap<ObjectId, BTreeSet<FrameEntry>>,
+    /// The pages of each snapshot.
+    pages: HashMap<SnapshotId, Vec<ObjectId>>,
+    /// Pages that were read already, and whether they could be.
+    read: HashMap<ObjectId, bool>,
+}
+
+/// What is wrong with one pack: all of it, or some of its frames.
+#[derive(Debug)]
+enum PackDamage {
+    Whole(String),
+    Frames(String, HashSet<u32>),
+}
+
+impl Repository {
+    /// Reads and hashes everything that the snapshots `ids` need; all snapshots if there are none.
+    ///
+    /// # Errors
+    ///
+    /// Damage is reported, not an error. An error is [`ErrorKind::NotFound`] for an id that is not
+    /// there, or whatever keeps the store from being read at all.
+    pub async fn verify(&self, ids: &[SnapshotId], progress: Progress) -> Result<VerifyReport> {
+        let mut report = VerifyReport::default();
+        let mut wanted = Wanted::default();
+        let all = self.snapshot_ids().await?;
+        let ids = if ids.is_empty() { &all } else { ids };
+        for id in ids {
+            report.snapshots += 1;
+            self.verify_pages(id, &mut wanted, &mut report).await?;
+            self.verify_tags(id, &mut report).await?;
+        }
+        let packs = std::mem::take(&mut wanted.packs);
+        report.packs = packs.len() as u64;
+        let mut bad: HashMap<ObjectId, PackDamage> = HashMap::new();
+        {
+            let mut results = stream::iter(packs)
+                .map(|(pack, frames)| {
+                    let progress = Arc::clone(&progress);
+                    async move {
+                        (pack, frames.len() as u64, self.verify_pack(pack, frames, progress).await)
+                    }
+                })
+                .buffer_unordered(concurrency());
+            while let Some((pack, blocks, result)) = results.next().await {
+                report.blocks += blocks;
+                if let Some(damage) = result? {
+                    bad.insert(pack, damage);
+                }
+            }
+        }
+        report.bytes = report.blocks * BLOCK_SIZE_U64;
+        self.report_packs(&wanted, bad, &mut report).await?;
+        report.damage.sort_by(|a, b| a.object.cmp(&b.object));
+        Ok(report)
+    }
+
+    /// Follows a snapshot to its packs.
+    async fn verify_pages(
+        &self,
+        id: &SnapshotId,
+        wanted: &mut Wanted,
+        report: &mut VerifyReport,
+    ) -> Result<()> {
+        let manifest = match self.manifest(id).await {
+            Ok(Some(manifest)) => manifest,
+            Ok(None) => return self.verify_pending(id, report).await,
+            Err(error) => return report.add(names::manifest(id), id, None, error),
+        };
+        let list = match self.page_list(manifest.pages).await {
+            Ok(list) => list,
+            Err(error) => {
+                let name = manifest.pages.map(ObjectId::page_name).unwrap_or_default();
+                return report.add(name, id, Some(manifest.data_blocks), error);
+            }
+        };
+        for page in list.iter() {
+            if wanted.read.get(&page.page) == Some(&true) {
+                wanted.pages.entry(id.clone()).or_default().push(page.page);
+                continue;
+            }
+            match self.page(page.page).await {
+                Ok(table) => {
+                    wanted.read.insert(page.page, true);
+                    wanted.pages.entry(id.clone()).or_default().push(page.page);
+                    for entry in table.entries() {
+                        if let Some(at) = entry.location {
+                            let frame = (at.offset, at.length, entry.digest);
+                            wanted.packs.entry(at.pack).or_default().insert(frame);
+                        }
+                    }
+                }
+                Err(error) => {
+                    let blocks = u64::from(page.data_blocks);
+                    report.add(page.page.page_name(), id, Some(blocks), error)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn verify_pending(&self, id: &SnapshotId, report: &mut VerifyReport) -> Result<()> {
+        match self.start_of(id).await {
+            Ok(Some(_)) => Ok(()),
+            Ok(None) => Err(super::describe::not_found(id)),
+            Err(error) => report.add(names::start(id), id, None, error),
+        }
+    }
+
+    async fn verify_tags(&self, id: &SnapshotId, report: &mut VerifyReport) -> Result<()> {
+        match self.tags(id).await {
+            Ok(_) => Ok(()),
+            Err(error) => report.add(names::all_tags(id), id, Some(0), error),
+        }
+    }
+
+    async fn verify_pack(
+        &self,
+        pack: ObjectId,
+        frames: BTreeSet<FrameEntry>,
+        progress: Progress,
+    ) -> Result<Option<PackDamage>> {
+        let bytes = match self.objects.read(&pack.pack_name()).await {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Ok(Some(PackDamage::Whole("it is missing".to_owned())));
+            }
+            Err(error) => return Ok(Some(PackDamage::Whole(error.to_string()))),
+        };
+        blocking(move || Ok(check_pack(pack, &bytes, &frames, &*progress))).await
+    }
+
+    /// Says what the damaged packs cost, which takes a second look at the pages.
+    async fn report_packs(
+        &self,
+        wanted: &Wanted,
+        bad: HashMap<ObjectId, PackDamage>,
+        report: &mut VerifyReport,
+    ) -> Result<()> {
+        let mut damages: HashMap<ObjectId, Damage> = HashMap::new();
+        for (pack, damage) in &bad {
+            let (PackDamage::Whole(problem) | PackDamage::Frames(problem, _)) = damage;
+            let damage = Damage {
+                object: pack.pack_name(),
+                problem: problem.clone(),
+                lost_blocks: BTreeMap::new(),
+            };
+            damages.insert(*pack, damage);
+        }
+        if damages.is_empty() {
+            return Ok(());
+        }
+        for (id, pages) in &wanted.pages {
+            for page in pages {
+                let table = self.page(*page).await?;
+                for at in table.entries().filter_map(|entry| entry.location) {
+                    let lost = match bad.get(&at.pack) {
+                        Some(PackDamage::Whole(_)) => true,
+                        Some(PackDamage::Frames(_, offsets)) => offsets.contains(&at.offset),
+                        None => false,
+                    };
+                    if lost && let Some(damage) = damages.get_mut(&at.pack) {
+                        *damage.lost_blocks.entry(id.clone()).or_default().get_or_insert(0) += 1;
+                    }
+                }
+            }
+        }
+        report.damage.extend(damages.into_values());
+        Ok(())
+    }
+}
+
+impl VerifyReport {
+    /// Adds a damaged object; an error that is no damage goes up.
+    fn add(
+        &mut self,
+        object: String,
+        id: &SnapshotId,
+        lost: Option<u64>,
+        error: Error,
+    ) -> Result<()> {
+        if error.kind() != ErrorKind::Corrupt {
+            return Err(error);
+        }
+        let problem = error.to_string();
+        let damage = match self.damage.iter_mut().find(|damage| damage.object == object) {
+            Some(damage) => damage,
+            None => {
+                self.damage.push(Damage { object, problem, lost_blocks: BTreeMap::new() });
+                self.damage.last_mut().expect("it was pushed")
+            }
+        };
+        damage.lost_blocks.insert(id.clone(), lost);
+        Ok(())
+    }
+}
+
+fn check_pack(
+    id: ObjectId,
+    pack: &[u8],
+    wanted: &BTreeSet<FrameEntry>,
+    progress: &(dyn Fn(u64) + Send + Sync),
+) -> Option<PackDamage> {
+    // The frames are checked against the pages: a damaged table alone loses no block.
+    let table_problem = read_table(id, pack).err();
+    let mut lost = HashSet::new();
+    let mut problem = None;
+    for &(offset, length, digest) in wanted {
+        let frame = pack.get(offset as usize..).and_then(|rest| rest.get(..length as usize));
+        let checked = match frame {
+            Some(frame) => decompress(frame, digest).map(drop),
+            None => Err("it is truncated".to_owned()),
+        };
+        if let Err(why) = checked {
+            lost.insert(offset);
+            problem.get_or_insert(why);
+        }
+        progress(1);
+    }
+    let problem = problem.or_else(|| table_problem.map(str::to_owned))?;
+    Some(PackDamage::Frames(problem, lost))
+}

@@ -1,0 +1,106 @@
+//! The one thing that wrappers do: something before a call, and something with its result.
+
+use std::fmt::Debug;
+
+use async_trait::async_trait;
+
+use super::Call;
+use crate::model::{Block, BlockIndex, Snapshot, SnapshotId, Tags};
+use crate::store::{
+    BlockPage, BlockToken, ChangedPage, CompleteRequest, ListFrom, ListToken, Result, SharedStore,
+    SnapshotPage, SnapshotStore, StartRequest,
+};
+
+/// A wrapper: by default it changes nothing.
+#[async_trait]
+pub(super) trait Wrapper: Debug + Send + Sync + 'static {
+    /// What is wrapped.
+    fn inner(&self) -> &SharedStore;
+
+    /// Runs before each call, which is not made if this fails.
+    async fn before(&self, _call: Call) -> Result<()> {
+        Ok(())
+    }
+
+    /// Runs after each call that was made.
+    fn after(&self, _call: Call, _succeeded: bool) {}
+
+    /// Sees each block that was read.
+    fn block(&self, _id: &SnapshotId, _index: BlockIndex, block: Block) -> Result<Block> {
+        Ok(block)
+    }
+
+    /// Sees each block that was put.
+    fn put(&self, _block: &Block) {}
+}
+
+/// Makes one call of the inner store between `before` and `after`.
+macro_rules! forward {
+    ($self:ident, $call:ident, $made:expr) => {{
+        $self.before(Call::$call).await?;
+        let result = $made.await;
+        $self.after(Call::$call, result.is_ok());
+        result
+    }};
+}
+
+#[async_trait]
+impl<W: Wrapper> SnapshotStore for W {
+    async fn describe(&self, id: &SnapshotId) -> Result<Snapshot> {
+        forward!(self, Describe, self.inner().describe(id))
+    }
+
+    async fn list(&self, token: Option<ListToken>) -> Result<SnapshotPage> {
+        forward!(self, List, self.inner().list(token))
+    }
+
+    async fn list_blocks(&self, id: &SnapshotId, from: ListFrom, max: usize) -> Result<BlockPage> {
+        forward!(self, ListBlocks, self.inner().list_blocks(id, from, max))
+    }
+
+    async fn list_changed_blocks(
+        &self,
+        first: &SnapshotId,
+        second: &SnapshotId,
+        from: ListFrom,
+        max: usize,
+    ) -> Result<ChangedPage> {
+        let inner = self.inner();
+        forward!(self, ListChangedBlocks, inner.list_changed_blocks(first, second, from, max))
+    }
+
+    async fn get_block(
+        &self,
+        id: &SnapshotId,
+        index: BlockIndex,
+        token: &BlockToken,
+    ) -> Result<Block> {
+        let block = forward!(self, GetBlock, self.inner().get_block(id, index, token))?;
+        self.block(id, index, block)
+    }
+
+    async fn start(&self, request: StartRequest) -> Result<Snapshot> {
+        forward!(self, Start, self.inner().start(request))
+    }
+
+    async fn put_block(&self, id: &SnapshotId, index: BlockIndex, block: Block) -> Result<()> {
+        self.put(&block);
+        forward!(self, PutBlock, self.inner().put_block(id, index, block))
+    }
+
+    async fn flush(&self, id: &SnapshotId) -> Result<()> {
+        forward!(self, Flush, self.inner().flush(id))
+    }
+
+    async fn complete(&self, id: &SnapshotId, request: CompleteRequest) -> Result<Snapshot> {
+        forward!(self, Complete, self.inner().complete(id, request))
+    }
+
+    async fn delete(&self, id: &SnapshotId) -> Result<()> {
+        forward!(self, Delete, self.inner().delete(id))
+    }
+
+    async fn set_tags(&self, id: &SnapshotId, tags: Tags) -> Result<()> {
+        forward!(self, SetTags, self.inner().set_tags(id, tags))
+    }
+}
