@@ -5,5 +5,11 @@
 //! [`cache`] from a [`store`]. [`ops`] are the operations of the command line, [`model`] the words
 //! that all of them use. Nothing calls upwards. `docs/architecture.md` walks through it.
 
+pub mod cache;
+pub(crate) mod fuse;
+pub mod image;
 pub mod model;
+pub mod mount;
 pub mod store;
+pub mod sys;
+pub mod tree;

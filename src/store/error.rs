@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::fmt;
 
 /// What came of a call to a store.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What a caller can do about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

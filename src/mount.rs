@@ -1,0 +1,233 @@
+//! Mounting: the session with the kernel, from the mount to the last unmount.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuser::{Config, Session, SessionACL};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::cache::Cache;
+use crate::fuse::Adapter;
+use crate::store::wrap::Count;
+use crate::store::{SharedStore, StoreUrl};
+use crate::tree::{Ownership, Tree};
+
+mod attach;
+mod background;
+mod holders;
+mod log;
+mod table;
+
+pub use attach::{Access, unmount};
+pub use background::start;
+pub use holders::Holder;
+pub use log::{log_file, log_to_file, log_to_stderr};
+pub use table::{MountEntry, our_mounts};
+
+/// Longest time that the first list of snapshots is waited for. After it the mount is made all the
+/// same, and shows what is listed by and by.
+const FIRST_LIST: Duration = Duration::from_secs(20);
+
+/// Read-ahead of the kernel for the mount in KiB. The kernel's own 128 KiB would keep less than one
+/// block on its way.
+const READ_AHEAD_KIB: u32 = 4096;
+
+/// What can go wrong with a mount itself.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The mount point cannot be used.
+    #[error("cannot mount at {path}: {why}")]
+    MountPoint {
+        /// The mount point.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        why: String,
+    },
+    /// Nothing of ours is mounted there.
+    #[error("{0} is not the mount point of an fspfs mount{1}", path.display(), others(mounts))]
+    NotMounted {
+        /// What was given.
+        path: PathBuf,
+        /// Where fspfs is mounted.
+        mounts: Vec<PathBuf>,
+    },
+    /// Something still uses the mount.
+    #[error("{} is in use{}", path.display(), holders::list(holders))]
+    Busy {
+        /// The mount point.
+        path: PathBuf,
+        /// Who uses it, as far as can be told.
+        holders: Vec<Holder>,
+    },
+    /// The system cannot mount or unmount.
+    #[error("cannot {doing} {}: {why}", path.display())]
+    System {
+        /// `mount` or `unmount`
+        doing: &'static str,
+        /// The mount point.
+        path: PathBuf,
+        /// What is missing, and what to do.
+        why: String,
+    },
+    /// Anything else.
+    #[error("{0}: {1}")]
+    Io(String, #[source] io::Error),
+}
+
+fn others(mounts: &[PathBuf]) -> String {
+    if mounts.is_empty() {
+        return "; there is none at all".to_owned();
+    }
+    let mounts: Vec<_> = mounts.iter().map(|path| path.display().to_string()).collect();
+    format!("; there is one at {}", mounts.join(", "))
+}
+
+/// How to mount.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where.
+    pub mount_point: PathBuf,
+    /// Who may use it.
+    pub access: Access,
+    /// Whose the files seem to be.
+    pub ownership: Ownership,
+    /// The budget of memory in bytes.
+    pub memory: usize,
+    /// How often the snapshots are listed anew.
+    pub refresh: Duration,
+}
+
+/// Mounts `store` and serves it until it is unmounted. `ready` runs as soon as the mount is there.
+///
+/// SIGINT and SIGTERM unmount; a second one gives up on those who still use the mount. SIGHUP lists
+/// the snapshots anew.
+///
+/// # Errors
+///
+/// If it cannot be mounted, or the session with the kernel breaks.
+pub fn serve(
+    runtime: &Runtime,
+    url: &StoreUrl,
+    store: SharedStore,
+    options: &Options,
+    ready: impl FnOnce(),
+) -> anyhow::Result<()> {
+    let count = Count::new(store);
+    let counters = count.counters();
+    let cache = Cache::new(options.memory);
+    let tree = Arc::new(Tree::new(Arc::new(count), Some(counters), cache, options.ownership));
+    runtime.block_on(async {
+        match tokio::time::timeout(FIRST_LIST, tree.refresh()).await {
+            Ok(listed) => listed.map_err(anyhow::Error::from),
+            Err(_) => {
+                tracing::warn!("listing the snapshots takes long; mounting without the list");
+                Ok(())
+            }
+        }
+    })?;
+    let mount = attach::attach(&options.mount_point, url, options.access)?;
+    let adapter = Adapter::new(Arc::clone(&tree), runtime.handle().clone());
+    let session = handshake(adapter, mount.device, options.access)?;
+    let (ended, end) = tokio::sync::oneshot::channel();
+    let session = std::thread::Builder::new()
+        .name("fuse".to_owned())
+        .spawn(move || {
+            let result = session.run();
+            // The receiver is gone only if the runtime is, and then nobody wants to know.
+            let _ = ended.send(());
+            result
+        })
+        .map_err(|e| Error::Io("cannot start a thread".to_owned(), e))?;
+    table::set_read_ahead(&options.mount_point, READ_AHEAD_KIB);
+    tracing::info!("{url} is mounted at {}", options.mount_point.display());
+    ready();
+    runtime.block_on(attend(tree, options, end))?;
+    if session.is_finished() {
+        match session.join() {
+            Ok(result) => {
+                result.map_err(|e| Error::Io("the session with the kernel broke".to_owned(), e))?
+            }
+            Err(_) => anyhow::bail!("the session with the kernel died"),
+        }
+    }
+    tracing::info!("{} is unmounted", options.mount_point.display());
+    Ok(())
+}
+
+fn handshake(
+    adapter: Adapter,
+    device: std::os::fd::OwnedFd,
+    access: Access,
+) -> Result<Session<Adapter>, Error> {
+    let mut config = Config::default();
+    let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4);
+    config.n_threads = Some(threads);
+    let acl = match access {
+        Access::Owner => SessionACL::Owner,
+        Access::Root => SessionACL::RootAndOwner,
+        Access::All => SessionACL::All,
+    };
+    config.acl = acl;
+    Session::from_fd(adapter, device, acl, config)
+        .map_err(|e| Error::Io("the kernel does not speak with us over /dev/fuse".to_owned(), e))
+}
+
+/// Waits for the end of the session; meanwhile keeps the list fresh and obeys signals.
+async fn attend(
+    tree: Arc<Tree>,
+    options: &Options,
+    mut end: tokio::sync::oneshot::Receiver<()>,
+) -> Result<(), Error> {
+    let failed = |e| Error::Io("cannot wait for signals".to_owned(), e);
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
+    let mut timer = tokio::time::interval(options.refresh.max(Duration::from_secs(1)));
+    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    timer.tick().await;
+    let mut asked = false;
+    loop {
+        let signalled = tokio::select! {
+            _ = &mut end => return Ok(()),
+            _ = interrupt.recv() => "SIGINT",
+            _ = terminate.recv() => "SIGTERM",
+            _ = hangup.recv() => { refresh(&tree); continue }
+            _ = timer.tick() => { refresh(&tree); continue }
+        };
+        if asked {
+            tracing::warn!("{signalled} again: leaving those who still use the mount alone");
+            return Ok(());
+        }
+        asked = true;
+        tracing::info!("{signalled}: unmounting");
+        leave(&options.mount_point);
+    }
+}
+
+fn refresh(tree: &Arc<Tree>) {
+    let tree = Arc::clone(tree);
+    tokio::spawn(async move {
+        if let Err(error) = tree.refresh().await {
+            tracing::warn!("cannot list the snapshots: {error}");
+        }
+    });
+}
+
+/// Unmounts; if the mount is in use, says by whom, and takes it out of sight until they are done.
+fn leave(mount_point: &Path) {
+    match unmount(mount_point, false) {
+        Ok(()) => {}
+        Err(busy @ Error::Busy { .. }) => {
+            tracing::warn!("{busy}");
+            tracing::warn!("it is served until they are done; a second signal ends it at once");
+            if let Err(error) = unmount(mount_point, true) {
+                tracing::error!("{error}");
+            }
+        }
+        Err(error) => tracing::error!("{error}"),
+    }
+}

@@ -1,0 +1,65 @@
+//! Mounting in the background: the program starts itself again, and waits until the mount is there.
+//!
+//! A fresh process instead of a fork: nothing of this one's threads and locks comes along.
+
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use super::Error;
+
+/// How long a mount may take to be there.
+const START: Duration = Duration::from_secs(60);
+
+/// The line that the daemon prints when the mount is there.
+pub const READY: &str = "ready";
+
+/// Starts this program again with `arguments`, detached from the terminal, and waits until it says
+/// that it is [`READY`]. Until then what it prints on stderr goes to ours.
+///
+/// Answers how it ended, if it did before it was ready: it has said why.
+///
+/// # Errors
+///
+/// If it cannot be started, or is not ready within a minute.
+pub fn start(
+    arguments: &[std::ffi::OsString],
+    mount_point: &Path,
+) -> Result<Option<ExitStatus>, Error> {
+    let failed = |e| Error::Io("cannot start the daemon".to_owned(), e);
+    let mut child = Command::new("/proc/self/exe")
+        .arg0("fspfs")
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .map_err(failed)?;
+    let stdout = child.stdout.take().expect("it was asked for");
+    let (said, line) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        // An error is the end of what it says, like its end.
+        let _ = BufReader::new(stdout).read_line(&mut line);
+        let _ = said.send(line);
+    });
+    match line.recv_timeout(START) {
+        Ok(line) if line.trim_end() == READY => Ok(None),
+        Ok(_) => child.wait().map(Some).map_err(failed),
+        Err(_) => {
+            give_up(&mut child);
+            let path = mount_point.to_owned();
+            let why = format!("it was not mounted within {} seconds", START.as_secs());
+            Err(Error::MountPoint { path, why })
+        }
+    }
+}
+
+fn give_up(child: &mut Child) {
+    // It is our child and was not waited for, so its id is still its own.
+    let _ = child.kill();
+    let _ = child.wait();
+}

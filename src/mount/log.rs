@@ -1,0 +1,75 @@
+//! Where a mount logs to.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use tracing_subscriber::EnvFilter;
+
+use super::Error;
+
+/// What the logs hold, unless `FSPFS_LOG` says otherwise (a filter of `tracing`).
+const FILTER: &str = "info,fuser=warn";
+
+/// A log that is larger when a mount begins becomes `<log>.old`, and a new one is begun.
+const MAX_LOG: u64 = 16 << 20;
+
+fn filter() -> EnvFilter {
+    EnvFilter::try_from_env("FSPFS_LOG").unwrap_or_else(|_| EnvFilter::new(FILTER))
+}
+
+/// Logs to stderr.
+pub fn log_to_stderr() {
+    // Fails only if a log was set up already, and then there is one.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter())
+        .with_target(false)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_writer(std::io::stderr)
+        .try_init();
+}
+
+/// Logs to `file`, and sends what else goes to stderr (a panic) there.
+///
+/// # Errors
+///
+/// If the file cannot be written.
+pub fn log_to_file(file: &Path) -> Result<(), Error> {
+    let failed = |e| Error::Io(format!("cannot log to {}", file.display()), e);
+    if let Some(directory) = file.parent() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
+    }
+    if file.metadata().is_ok_and(|found| found.len() > MAX_LOG) {
+        let mut old = file.as_os_str().to_owned();
+        old.push(".old");
+        std::fs::rename(file, old).map_err(failed)?;
+    }
+    let log =
+        OpenOptions::new().create(true).append(true).mode(0o600).open(file).map_err(failed)?;
+    let writer = std::sync::Mutex::new(log.try_clone().map_err(failed)?);
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter())
+        .with_target(false)
+        .with_ansi(false)
+        .with_writer(writer)
+        .try_init();
+    nix::unistd::dup2_stderr(&log).map_err(|e| failed(e.into()))
+}
+
+/// The file that the mount at `mount_point` logs to:
+/// `$XDG_STATE_HOME/fspfs/log/<mount point>.log`, for root by default below `/var/lib`.
+pub fn log_file(mount_point: &Path) -> PathBuf {
+    let name = mount_point.display().to_string();
+    let name = name.trim_matches('/').replace('/', "-");
+    state_directory().join("log").join(format!("{name}.log"))
+}
+
+/// Where we keep what must survive: `$XDG_STATE_HOME/fspfs`.
+fn state_directory() -> PathBuf {
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    let state = absolute("XDG_STATE_HOME").unwrap_or_else(|| match absolute("HOME") {
+        Some(home) if !nix::unistd::geteuid().is_root() => home.join(".local/state"),
+        _ => PathBuf::from("/var/lib"),
+    });
+    state.join("fspfs")
+}

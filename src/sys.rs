@@ -1,0 +1,63 @@
+//! Every system call that no safe interface covers.
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+
+nix::ioctl_read!(
+    /// Length of a block device in bytes (`BLKGETSIZE64`, linux/fs.h).
+    blkgetsize64,
+    0x12,
+    114,
+    u64
+);
+
+nix::ioctl_write_ptr_bad!(
+    /// Writes zeros over a range of a block device (`BLKZEROOUT`, linux/fs.h).
+    blkzeroout,
+    nix::request_code_none!(0x12, 127),
+    [u64; 2]
+);
+
+/// Length of a block device in bytes.
+///
+/// # Errors
+///
+/// `ENOTTY` if it is none.
+pub fn block_device_len(device: BorrowedFd<'_>) -> nix::Result<u64> {
+    let mut len = 0;
+    // SAFETY: the descriptor is open for the call, and the kernel writes one u64 to a u64.
+    unsafe { blkgetsize64(device.as_raw_fd(), &raw mut len) }?;
+    Ok(len)
+}
+
+/// Makes `len` bytes of a block device from `offset` on read as zeros, by whatever means the device
+/// has. Both are multiples of its sector.
+pub fn zero_block_device(device: BorrowedFd<'_>, offset: u64, len: u64) -> nix::Result<()> {
+    // SAFETY: the descriptor is open for the call, and the kernel reads two u64 from an array of
+    // two.
+    unsafe { blkzeroout(device.as_raw_fd(), &[offset, len]) }?;
+    Ok(())
+}
+
+/// Lets a child process inherit a descriptor under its own number.
+pub fn keep_over_exec(fd: BorrowedFd<'_>) -> nix::Result<()> {
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+    fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).map(drop)
+}
+
+/// Takes over a descriptor that was received over a socket, and that nobody else knows.
+pub(crate) fn own(fd: RawFd) -> OwnedFd {
+    // SAFETY: the kernel made this descriptor for the message that it came with, and the caller
+    // got the number from there.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Keeps the allocator from spreading freed memory over many arenas: the budget of a mount is
+/// about what is resident. Call it before the first thread is started.
+pub fn bound_allocator() {
+    #[cfg(target_env = "gnu")]
+    {
+        // SAFETY: mallopt only stores a number, and no other thread is running yet.
+        unsafe { libc::mallopt(libc::M_ARENA_MAX, 2) };
+    }
+}

@@ -1,0 +1,580 @@
+//! The tree of the mount: names, inodes, open files. Plain async code, without a type of FUSE in it.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use lru::LruCache;
+
+use self::catalog::{Catalog, IMAGE_SUFFIX, Links, image_name};
+use self::control::ControlFile;
+use self::node::{Link, Node, Nodes};
+use self::refresh::Listing;
+use crate::cache::{Cache, SharedError};
+use crate::image::{self, Image, Reader};
+use crate::model::{BLOCK_SIZE_U64, Snapshot, SnapshotId, SnapshotState};
+use crate::store::{Error as StoreError, SharedStore, wrap::Counters};
+
+mod catalog;
+mod control;
+mod escape;
+mod node;
+mod refresh;
+#[cfg(test)]
+mod tests;
+mod xattr;
+
+pub use node::ROOT;
+
+/// Images that were closed, and are kept with what is known of their blocks.
+const CLOSED_IMAGES: std::num::NonZeroUsize = std::num::NonZeroUsize::new(64).expect("not 0");
+
+/// What came of a request.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What the tree cannot do.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No such file.
+    #[error("there is no such file")]
+    NotFound,
+    /// A file where there must be a directory.
+    #[error("it is not a directory")]
+    NotADirectory,
+    /// A directory where there must be a file.
+    #[error("it is a directory")]
+    IsADirectory,
+    /// Snapshots and their names are not changed by way of the file system.
+    #[error("snapshots cannot be changed through the mount")]
+    NotPermitted,
+    /// Images cannot be opened for writing.
+    #[error("it can only be read")]
+    Denied,
+    /// A seek beyond the end, or to data where there is none.
+    #[error("there is nothing beyond")]
+    NoSuchOffset,
+    /// An extended attribute that the file does not have.
+    #[error("it has no such attribute")]
+    NoSuchAttribute,
+    /// A handle that is not open, or not of this kind.
+    #[error("the handle is not open")]
+    BadHandle,
+    /// A snapshot that is not completed.
+    #[error("{0} is {1}: it can be read once it is completed")]
+    NotReady(SnapshotId, &'static str),
+    /// What the store says.
+    #[error("{0}")]
+    Store(SharedError),
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Arc::new(error))
+    }
+}
+
+impl From<SharedError> for Error {
+    fn from(error: SharedError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// What kind of file it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File,
+    /// A symbolic link.
+    Link,
+}
+
+/// What `stat` tells of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// Inode number.
+    pub ino: u64,
+    /// What kind of file it is.
+    pub kind: Kind,
+    /// Permission bits.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Length in bytes.
+    pub size: u64,
+    /// Bytes that it takes, for `st_blocks`.
+    pub allocated: u64,
+    /// All its times.
+    pub time: Timestamp,
+    /// Number of names.
+    pub links: u32,
+    /// How long the kernel may keep this, and the name.
+    pub ttl: Duration,
+}
+
+/// An entry of a directory.
+#[derive(Clone, Debug)]
+pub struct DirectoryEntry {
+    /// Its name.
+    pub name: String,
+    /// Inode number.
+    pub ino: u64,
+    /// What kind of file it is.
+    pub kind: Kind,
+    /// `None` for `.` and `..`.
+    node: Option<Node>,
+}
+
+/// Who owns the files of the mount, and who may read them.
+#[derive(Clone, Copy, Debug)]
+pub struct Ownership {
+    /// Owner of the images.
+    pub uid: u32,
+    /// Group of the images.
+    pub gid: u32,
+    /// Permission bits of the images; bits for writing are of no use.
+    pub file_mode: u16,
+    /// The daemon's own user, who owns the control files.
+    pub daemon_uid: u32,
+    /// The daemon's own group.
+    pub daemon_gid: u32,
+}
+
+/// An open file or directory.
+#[derive(Clone, Debug)]
+enum Handle {
+    Image(Arc<Reader>),
+    Text(Bytes),
+    Directory(Arc<Vec<DirectoryEntry>>),
+}
+
+/// The images are immutable: the kernel may keep what it was told of them for as long as a name may
+/// take to vanish after its snapshot was deleted.
+const IMAGE_TTL: Duration = Duration::from_secs(10);
+
+/// The tree of one mount.
+#[derive(Debug)]
+pub struct Tree {
+    store: SharedStore,
+    counters: Option<Arc<Counters>>,
+    cache: Arc<Cache>,
+    listing: Arc<Listing>,
+    ownership: Ownership,
+    mounted: Timestamp,
+    nodes: Mutex<Nodes>,
+    images: Mutex<LruCache<u64, Arc<Image>>>,
+    handles: Mutex<HashMap<u64, Handle>>,
+    next_handle: AtomicU64,
+}
+
+impl Tree {
+    /// A tree over a store, of which nothing is listed yet. `counters` count the store's calls.
+    pub fn new(
+        store: SharedStore,
+        counters: Option<Arc<Counters>>,
+        cache: Arc<Cache>,
+        ownership: Ownership,
+    ) -> Self {
+        Self {
+            listing: Arc::new(Listing::new(Arc::clone(&store))),
+            store,
+            counters,
+            cache,
+            ownership,
+            mounted: Timestamp::now(),
+            nodes: Mutex::default(),
+            images: Mutex::new(LruCache::new(CLOSED_IMAGES)),
+            handles: Mutex::default(),
+            next_handle: AtomicU64::new(1),
+        }
+    }
+
+    /// Lists the snapshots anew.
+    pub async fn refresh(&self) -> Result<()> {
+        Ok(self.listing.refresh().await?)
+    }
+
+    fn nodes(&self) -> MutexGuard<'_, Nodes> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn node(&self, ino: u64) -> Result<Node> {
+        self.nodes().get(ino).ok_or(Error::NotFound)
+    }
+
+    /// Finds a name in a directory. The kernel is told of what is found, and has to forget it.
+    pub async fn lookup(&self, parent: u64, name: &OsStr) -> Result<Attributes> {
+        let parent = self.node(parent)?;
+        let name = name.to_str().ok_or(Error::NotFound)?;
+        let node = match parent {
+            Node::Root => self.lookup_in_root(name).await?,
+            Node::Image(_) | Node::Link(_) | Node::File(_) => return Err(Error::NotADirectory),
+            _ => self.lookup_in_catalog(&parent, name).await.ok_or(Error::NotFound)?,
+        };
+        Ok(self.tell(node))
+    }
+
+    /// The attributes of a node that the kernel is told of.
+    fn tell(&self, node: Node) -> Attributes {
+        let attributes = self.attributes(&node);
+        self.nodes().remember(node);
+        attributes
+    }
+
+    async fn lookup_in_root(&self, name: &str) -> Result<Node> {
+        if let Some((_, node)) = fixed_directories().into_iter().find(|(fixed, _)| *fixed == name) {
+            return Ok(node);
+        }
+        let id = name.strip_suffix(IMAGE_SUFFIX).and_then(|id| id.parse::<SnapshotId>().ok());
+        let found = self.listing.find(&id.ok_or(Error::NotFound)?).await?;
+        found.map(Node::Image).ok_or(Error::NotFound)
+    }
+
+    async fn lookup_in_catalog(&self, parent: &Node, name: &str) -> Option<Node> {
+        let find = |catalog: &Catalog| {
+            children(parent, catalog).into_iter().find(|(child, _)| child == name)
+        };
+        if let Node::Control = parent {
+            return find(&Catalog::default()).map(|(_, node)| node);
+        }
+        // A name that is not there may be that of a snapshot made a moment ago.
+        let found = find_child(parent, &self.listing.catalog(), name);
+        match found {
+            Some(node) => Some(node),
+            None => find_child(parent, &*self.listing.freshen().await, name),
+        }
+    }
+
+    /// Takes back `count` times that the kernel was told of an inode.
+    pub fn forget(&self, ino: u64, count: u64) {
+        self.nodes().forget(ino, count);
+    }
+
+    /// What `stat` tells; never asks the store.
+    pub fn getattr(&self, ino: u64) -> Result<Attributes> {
+        Ok(self.attributes(&self.node(ino)?))
+    }
+
+    fn attributes(&self, node: &Node) -> Attributes {
+        let Ownership { uid, gid, file_mode, daemon_uid, daemon_gid } = self.ownership;
+        let ino = node.ino();
+        let base = Attributes {
+            ino,
+            kind: Kind::File,
+            mode: file_mode,
+            uid,
+            gid,
+            size: 0,
+            allocated: 0,
+            time: self.mounted,
+            links: 1,
+            ttl: Duration::ZERO,
+        };
+        match node {
+            Node::Image(snapshot) => {
+                let image = self.images().peek(&ino).cloned();
+                Attributes {
+                    size: snapshot.image_len(),
+                    allocated: match image {
+                        Some(image) => image.allocated(),
+                        None => image::allocated(snapshot, None),
+                    },
+                    time: snapshot.start_time,
+                    ttl: if snapshot.is_readable() { IMAGE_TTL } else { Duration::ZERO },
+                    ..base
+                }
+            }
+            Node::Link(link) => Attributes {
+                kind: Kind::Link,
+                mode: 0o777,
+                size: link_target(link).len() as u64,
+                ..base
+            },
+            Node::File(_) => Attributes { mode: 0o400, uid: daemon_uid, gid: daemon_gid, ..base },
+            Node::Control => Attributes {
+                kind: Kind::Directory,
+                mode: 0o700,
+                uid: daemon_uid,
+                gid: daemon_gid,
+                links: 2,
+                ..base
+            },
+            _ => {
+                // Whoever may read the images may look for them.
+                let mode = 0o700 | (file_mode & 0o044) | ((file_mode & 0o044) >> 2);
+                Attributes { kind: Kind::Directory, mode, links: 2, ..base }
+            }
+        }
+    }
+
+    /// Where a symbolic link leads, relative to its directory.
+    pub fn readlink(&self, ino: u64) -> Result<String> {
+        match self.node(ino)? {
+            Node::Link(link) => Ok(link_target(&link)),
+            _ => Err(Error::NotFound),
+        }
+    }
+
+    /// Opens a directory, and notes what is in it now.
+    pub async fn opendir(&self, ino: u64) -> Result<u64> {
+        let node = self.node(ino)?;
+        if matches!(node, Node::Image(_) | Node::Link(_) | Node::File(_)) {
+            return Err(Error::NotADirectory);
+        }
+        let catalog = match node {
+            Node::Control => Arc::default(),
+            _ => self.listing.freshen().await,
+        };
+        let dots = [".", ".."].map(|name| DirectoryEntry {
+            name: name.to_owned(),
+            ino,
+            kind: Kind::Directory,
+            node: None,
+        });
+        let children = children(&node, &catalog).into_iter().map(|(name, node)| DirectoryEntry {
+            name,
+            ino: node.ino(),
+            kind: self.attributes(&node).kind,
+            node: Some(node),
+        });
+        Ok(self.add_handle(Handle::Directory(Arc::new(dots.into_iter().chain(children).collect()))))
+    }
+
+    /// The entries of an open directory, the same as long as it is open.
+    pub fn entries(&self, handle: u64) -> Result<Arc<Vec<DirectoryEntry>>> {
+        match self.handle(handle)? {
+            Handle::Directory(entries) => Ok(entries),
+            _ => Err(Error::BadHandle),
+        }
+    }
+
+    /// The attributes of an entry, for a reader that wants them along. The kernel is told of it,
+    /// and has to forget it; but not of `.`, `..` and what cannot be looked at, which are `None`.
+    pub fn entry_attributes(&self, entry: &DirectoryEntry) -> Option<Attributes> {
+        match entry.node.as_ref()? {
+            Node::Image(snapshot) if snapshot.state == SnapshotState::Error => None,
+            node => Some(self.tell(node.clone())),
+        }
+    }
+
+    /// Opens a file. Answers its handle, and whether the kernel may keep its content.
+    pub fn open(&self, ino: u64, for_writing: bool) -> Result<(u64, Caching)> {
+        let node = self.node(ino)?;
+        match node {
+            Node::Image(_) | Node::File(_) if for_writing => Err(Error::Denied),
+            Node::Image(snapshot) => {
+                if !snapshot.is_readable() {
+                    return Err(Error::NotReady(snapshot.id.clone(), snapshot.state.as_str()));
+                }
+                let reader = Reader::new(self.image(ino, &snapshot));
+                Ok((self.add_handle(Handle::Image(Arc::new(reader))), Caching::Keep))
+            }
+            Node::File(file) => {
+                let text = file.content(&self.cache, self.counters.as_deref());
+                Ok((self.add_handle(Handle::Text(text.into())), Caching::Never))
+            }
+            Node::Link(_) => Err(Error::NotPermitted),
+            _ => Err(Error::IsADirectory),
+        }
+    }
+
+    fn images(&self) -> MutexGuard<'_, LruCache<u64, Arc<Image>>> {
+        self.images.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn image(&self, ino: u64, snapshot: &Arc<Snapshot>) -> Arc<Image> {
+        let new =
+            || Image::new(Arc::clone(snapshot), Arc::clone(&self.store), Arc::clone(&self.cache));
+        Arc::clone(self.images().get_or_insert(ino, new))
+    }
+
+    fn add_handle(&self, handle: Handle) -> u64 {
+        let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner).insert(number, handle);
+        number
+    }
+
+    fn handle(&self, number: u64) -> Result<Handle> {
+        let handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
+        handles.get(&number).cloned().ok_or(Error::BadHandle)
+    }
+
+    /// Closes a file or directory.
+    pub fn release(&self, number: u64) {
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
+    }
+
+    /// Up to `len` bytes of an open file from `offset` on, if that needs no waiting.
+    pub fn read_cached(&self, handle: u64, offset: u64, len: usize) -> Result<Option<Bytes>> {
+        match self.handle(handle)? {
+            Handle::Image(reader) => Ok(reader.read_cached(offset, len)),
+            Handle::Text(text) => {
+                let start = usize::try_from(offset).map_or(text.len(), |at| at.min(text.len()));
+                let end = start.saturating_add(len).min(text.len());
+                Ok(Some(text.slice(start..end)))
+            }
+            Handle::Directory(_) => Err(Error::IsADirectory),
+        }
+    }
+
+    /// Up to `len` bytes of an open file from `offset` on; fewer only at its end.
+    pub async fn read(&self, handle: u64, offset: u64, len: usize) -> Result<Bytes> {
+        if let Some(bytes) = self.read_cached(handle, offset, len)? {
+            return Ok(bytes);
+        }
+        match self.handle(handle)? {
+            Handle::Image(reader) => Ok(reader.read(offset, len).await?),
+            _ => Err(Error::BadHandle),
+        }
+    }
+
+    /// The first data at or behind `offset`.
+    pub async fn seek_data(&self, handle: u64, offset: u64) -> Result<u64> {
+        match self.handle(handle)? {
+            Handle::Image(reader) => {
+                reader.image().seek_data(offset).await?.ok_or(Error::NoSuchOffset)
+            }
+            Handle::Text(text) if offset < text.len() as u64 => Ok(offset),
+            _ => Err(Error::NoSuchOffset),
+        }
+    }
+
+    /// The first hole at or behind `offset`; the end of a file is one.
+    pub async fn seek_hole(&self, handle: u64, offset: u64) -> Result<u64> {
+        match self.handle(handle)? {
+            Handle::Image(reader) => {
+                reader.image().seek_hole(offset).await?.ok_or(Error::NoSuchOffset)
+            }
+            Handle::Text(text) if offset < text.len() as u64 => Ok(text.len() as u64),
+            _ => Err(Error::NoSuchOffset),
+        }
+    }
+
+    /// The extended attributes of a file, by name.
+    pub fn xattrs(&self, ino: u64) -> Result<Vec<(String, String)>> {
+        match self.node(ino)? {
+            Node::Image(snapshot) => {
+                // Tags change; the catalog has the latest that is known.
+                let latest = self.listing.catalog().snapshots.get(&snapshot.id).cloned();
+                let same = latest.filter(|latest| latest.start_time == snapshot.start_time);
+                Ok(xattr::attributes(&same.unwrap_or(snapshot)))
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// One extended attribute.
+    pub fn xattr(&self, ino: u64, name: &OsStr) -> Result<String> {
+        let attributes = self.xattrs(ino)?.into_iter();
+        let found = attributes.into_iter().find(|(key, _)| name == key.as_str());
+        found.map(|(_, value)| value).ok_or(Error::NoSuchAttribute)
+    }
+
+    /// Bytes of all images, and their number, for `df`.
+    pub fn totals(&self) -> (u64, u64) {
+        let catalog = self.listing.catalog();
+        let images = catalog.snapshots.values();
+        let bytes = images.map(|snapshot| image::allocated(snapshot, None));
+        (bytes.fold(0, u64::saturating_add), catalog.snapshots.len() as u64)
+    }
+}
+
+/// Whether the kernel may keep what it read of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caching {
+    /// For ever: the content never changes.
+    Keep,
+    /// Not at all: every read comes to the tree.
+    Never,
+}
+
+/// The preferred size of a read in bytes: a block.
+pub const PREFERRED_READ: u64 = BLOCK_SIZE_U64;
+
+fn fixed_directories() -> [(&'static str, Node); 4] {
+    [
+        ("by-name", Node::ByName),
+        ("by-tag", Node::ByTag),
+        ("by-volume", Node::ByVolume),
+        ("control", Node::Control),
+    ]
+}
+
+/// What a directory holds.
+fn children(node: &Node, catalog: &Catalog) -> Vec<(String, Node)> {
+    let of = |links: Option<&Links>, directory: &str| -> Vec<(String, Node)> {
+        let links = links.into_iter().flatten();
+        links.map(|(name, target)| (name.clone(), link(directory, name, target))).collect()
+    };
+    match node {
+        Node::Root => {
+            let images = catalog.snapshots.values();
+            let images = images.map(|s| (image_name(&s.id), Node::Image(Arc::clone(s))));
+            let fixed = fixed_directories().into_iter().map(|(name, node)| (name.to_owned(), node));
+            fixed.chain(images).collect()
+        }
+        Node::ByName => of(Some(&catalog.names), "by-name"),
+        Node::ByVolume => {
+            catalog.volumes.keys().map(|name| (name.clone(), Node::Volume(name.clone()))).collect()
+        }
+        Node::Volume(name) => of(catalog.volumes.get(name), &format!("by-volume/{name}")),
+        Node::ByTag => {
+            catalog.tags.keys().map(|key| (key.clone(), Node::TagKey(key.clone()))).collect()
+        }
+        Node::TagKey(key) => {
+            let values = catalog.tags.get(key).into_iter().flatten();
+            values
+                .map(|(value, _)| (value.clone(), Node::TagValue(key.clone(), value.clone())))
+                .collect()
+        }
+        Node::TagValue(key, value) => {
+            let links = catalog.tags.get(key).and_then(|values| values.get(value));
+            of(links, &format!("by-tag/{key}/{value}"))
+        }
+        Node::Control => {
+            let files = ControlFile::ALL.into_iter();
+            files.map(|file| (file.name().to_owned(), Node::File(file))).collect()
+        }
+        Node::Image(_) | Node::Link(_) | Node::File(_) => Vec::new(),
+    }
+}
+
+/// One entry of a directory of the catalog, without making the others.
+fn find_child(node: &Node, catalog: &Catalog, name: &str) -> Option<Node> {
+    let of = |links: Option<&Links>, directory: &str| {
+        links?.get(name).map(|target| link(directory, name, target))
+    };
+    match node {
+        Node::ByName => of(Some(&catalog.names), "by-name"),
+        Node::ByVolume => catalog.volumes.contains_key(name).then(|| Node::Volume(name.to_owned())),
+        Node::Volume(volume) => of(catalog.volumes.get(volume), &format!("by-volume/{volume}")),
+        Node::ByTag => catalog.tags.contains_key(name).then(|| Node::TagKey(name.to_owned())),
+        Node::TagKey(key) => {
+            let values = catalog.tags.get(key)?;
+            values.contains_key(name).then(|| Node::TagValue(key.clone(), name.to_owned()))
+        }
+        Node::TagValue(key, value) => {
+            let links = catalog.tags.get(key).and_then(|values| values.get(value));
+            of(links, &format!("by-tag/{key}/{value}"))
+        }
+        _ => None,
+    }
+}
+
+fn link(directory: &str, name: &str, target: &SnapshotId) -> Node {
+    let (directory, name, target) = (directory.to_owned(), name.to_owned(), target.clone());
+    Node::Link(Link { directory, name, target })
+}
+
+fn link_target(link: &Link) -> String {
+    let up = "../".repeat(link.directory.split('/').count());
+    format!("{up}{}", image_name(&link.target))
+}

@@ -1,0 +1,129 @@
+//! Keeping the catalog up to date.
+
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use lru::LruCache;
+use tokio::time::Instant;
+
+use super::catalog::Catalog;
+use crate::model::{Snapshot, SnapshotId};
+use crate::store::{Error, ErrorKind, Result, SharedStore};
+
+/// Longest time that looking at a directory waits for a fresh list; then the last one is shown.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// A list that is younger than this is fresh.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// How long it is remembered that there is no snapshot of an id.
+const MISS: Duration = Duration::from_secs(2);
+
+/// Ids that are remembered not to be there, and snapshots that are but are not listed.
+const REMEMBERED: NonZeroUsize = NonZeroUsize::new(1024).expect("not 0");
+
+/// Pages of the list of snapshots that are followed: a million snapshots.
+const MAX_PAGES: usize = 10_000;
+
+/// The snapshots of a store, as far as they are known.
+#[derive(Debug)]
+pub(super) struct Listing {
+    store: SharedStore,
+    catalog: RwLock<(Arc<Catalog>, Option<Instant>)>,
+    /// Held by whoever lists, so that nobody else does.
+    refreshing: tokio::sync::Mutex<()>,
+    /// What was found when an id was looked for that is not in the catalog.
+    others: Mutex<LruCache<SnapshotId, (Option<Arc<Snapshot>>, Instant)>>,
+}
+
+impl Listing {
+    pub(super) fn new(store: SharedStore) -> Self {
+        Self {
+            store,
+            catalog: RwLock::default(),
+            refreshing: tokio::sync::Mutex::default(),
+            others: Mutex::new(LruCache::new(REMEMBERED)),
+        }
+    }
+
+    pub(super) fn catalog(&self) -> Arc<Catalog> {
+        Arc::clone(&self.catalog.read().unwrap_or_else(PoisonError::into_inner).0)
+    }
+
+    fn age(&self) -> Option<Duration> {
+        let (_, listed) = *self.catalog.read().unwrap_or_else(PoisonError::into_inner);
+        listed.map(|listed| listed.elapsed())
+    }
+
+    /// Lists the snapshots anew.
+    pub(super) async fn refresh(&self) -> Result<()> {
+        let began = Instant::now();
+        let _alone = self.refreshing.lock().await;
+        // Somebody else may have done it while this waited.
+        if self.age().is_some_and(|age| age < began.elapsed()) {
+            return Ok(());
+        }
+        let listed = Instant::now();
+        let mut snapshots = Vec::new();
+        let mut token = None;
+        for _ in 0..MAX_PAGES {
+            let page = self.store.list(token).await?;
+            snapshots.extend(page.snapshots);
+            token = page.next;
+            if token.is_none() {
+                let catalog = Arc::new(Catalog::new(snapshots));
+                *self.catalog.write().unwrap_or_else(PoisonError::into_inner) =
+                    (catalog, Some(listed));
+                return Ok(());
+            }
+        }
+        Err(Error::new(ErrorKind::Unavailable, "the list of snapshots does not end"))
+    }
+
+    /// Lists the snapshots anew, unless that was done a moment ago; shows the last list if it takes
+    /// too long or fails. The listing goes on in the background.
+    pub(super) async fn freshen(self: &Arc<Self>) -> Arc<Catalog> {
+        if self.age().is_none_or(|age| age > FRESH) {
+            let listing = Arc::clone(self);
+            let refresh = tokio::spawn(async move { listing.refresh().await });
+            match tokio::time::timeout(DEADLINE, refresh).await {
+                Ok(Ok(Ok(()))) => {}
+                Ok(Ok(Err(error))) => tracing::warn!("cannot list the snapshots: {error}"),
+                Ok(Err(error)) => tracing::error!("listing the snapshots died: {error}"),
+                Err(_) => tracing::warn!("listing the snapshots takes long; showing the last list"),
+            }
+        }
+        self.catalog()
+    }
+
+    /// The snapshot of this id, listed or not.
+    pub(super) async fn find(&self, id: &SnapshotId) -> Result<Option<Arc<Snapshot>>> {
+        let listed = self.catalog().snapshots.get(id).cloned();
+        if let Some(snapshot) = listed.filter(|snapshot| snapshot.is_readable()) {
+            return Ok(Some(snapshot));
+        }
+        if let Some(found) = self.remembered(id) {
+            return Ok(found);
+        }
+        let described = tokio::time::timeout(DEADLINE, self.store.describe(id)).await;
+        let found = match described {
+            Ok(Ok(snapshot)) => Some(Arc::new(snapshot)),
+            Ok(Err(error)) if error.kind() == ErrorKind::NotFound => None,
+            Ok(Err(error)) => return Err(error),
+            Err(_) => {
+                let message = format!("the store did not describe {id} within 5 seconds");
+                return Err(Error::new(ErrorKind::Timeout, message));
+            }
+        };
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        others.put(id.clone(), (found.clone(), Instant::now()));
+        Ok(found)
+    }
+
+    fn remembered(&self, id: &SnapshotId) -> Option<Option<Arc<Snapshot>>> {
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        let (found, when) = others.get(id)?;
+        (when.elapsed() < MISS).then(|| found.clone())
+    }
+}
