@@ -6,10 +6,13 @@
 //! that all of them use. Nothing calls upwards. `docs/architecture.md` walks through it.
 
 pub mod cache;
+pub mod cli;
 pub(crate) mod fuse;
 pub mod image;
 pub mod model;
 pub mod mount;
+pub mod ops;
 pub mod store;
 pub mod sys;
+pub mod transfer;
 pub mod tree;

@@ -1,3 +1,24 @@
-//! The fspfs program.
+//! The `fspfs` program: parse, run, exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+use fspfs::cli::{Cli, run};
+
+fn main() -> ExitCode {
+    fspfs::sys::bound_allocator();
+    let cli = Cli::read(std::env::args_os());
+    match run(&cli) {
+        Ok(exit) => exit.into(),
+        // Whoever reads what we print has seen enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("fspfs: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<std::io::Error>();
+    io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}

@@ -22,9 +22,9 @@ mod log;
 mod table;
 
 pub use attach::{Access, unmount};
-pub use background::start;
+pub use background::{READY, start};
 pub use holders::Holder;
-pub use log::{log_file, log_to_file, log_to_stderr};
+pub use log::{log_file, log_to_file, log_to_stderr, stderr_to_file};
 pub use table::{MountEntry, our_mounts};
 
 /// Longest time that the first list of snapshots is waited for. After it the mount is made all the

@@ -37,6 +37,15 @@ pub use url::{InvalidStoreUrl, StoreUrl};
 /// A store, shared by everything that uses it.
 pub type SharedStore = Arc<dyn SnapshotStore>;
 
+/// Opens the store that `url` names.
+///
+/// # Errors
+///
+/// If it is not there, or is no store that this version can use.
+pub async fn open(url: &StoreUrl) -> Result<SharedStore> {
+    Ok(Arc::new(repository::Repository::open(url.directory()).await?))
+}
+
 /// Blocks that one page of a listing has at most, as in the EBS direct APIs.
 pub const MAX_PAGE_BLOCKS: usize = 10_000;
 

@@ -29,13 +29,11 @@ pub fn log_to_stderr() {
         .try_init();
 }
 
-/// Logs to `file`, and sends what else goes to stderr (a panic) there.
-///
-/// # Errors
-///
-/// If the file cannot be written.
-pub fn log_to_file(file: &Path) -> Result<(), Error> {
-    let failed = |e| Error::Io(format!("cannot log to {}", file.display()), e);
+fn open(file: &Path) -> Result<std::fs::File, Error> {
+    let failed = |e| {
+        let what = format!("cannot log to {}; XDG_STATE_HOME says where", file.display());
+        Error::Io(what, e)
+    };
     if let Some(directory) = file.parent() {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
     }
@@ -44,16 +42,35 @@ pub fn log_to_file(file: &Path) -> Result<(), Error> {
         old.push(".old");
         std::fs::rename(file, old).map_err(failed)?;
     }
-    let log =
-        OpenOptions::new().create(true).append(true).mode(0o600).open(file).map_err(failed)?;
-    let writer = std::sync::Mutex::new(log.try_clone().map_err(failed)?);
+    OpenOptions::new().create(true).append(true).mode(0o600).open(file).map_err(failed)
+}
+
+/// Logs to `file` from now on.
+///
+/// # Errors
+///
+/// If the file cannot be made, or written.
+pub fn log_to_file(file: &Path) -> Result<(), Error> {
+    let writer = std::sync::Mutex::new(open(file)?);
+    // Fails only if a log was set up already, and then there is one.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter())
         .with_target(false)
         .with_ansi(false)
         .with_writer(writer)
         .try_init();
-    nix::unistd::dup2_stderr(&log).map_err(|e| failed(e.into()))
+    Ok(())
+}
+
+/// Sends what else goes to stderr, a panic say, to the log too.
+///
+/// # Errors
+///
+/// If the file cannot be written.
+pub fn stderr_to_file(file: &Path) -> Result<(), Error> {
+    let failed =
+        |e: nix::Error| Error::Io(format!("cannot send stderr to {}", file.display()), e.into());
+    nix::unistd::dup2_stderr(open(file)?).map_err(failed)
 }
 
 /// The file that the mount at `mount_point` logs to:

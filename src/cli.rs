@@ -1,0 +1,297 @@
+//! The grammar of the command line, from which the help, the man page and the completions are made.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+
+use crate::cache::DEFAULT_BUDGET;
+use crate::model::SnapshotId;
+use crate::store::StoreUrl;
+use crate::store::repository::DEFAULT_GRACE;
+
+mod mount;
+mod output;
+mod run;
+mod values;
+
+pub use run::{Exit, run};
+
+const EXAMPLES: &str = "\
+Examples:
+  fspfs init /srv/snaps                          make an empty repository
+  fspfs -s /srv/snaps upload disk.img            put a disk image into it
+  fspfs -s /srv/snaps mount /mnt/fsp             see its snapshots as files
+  cp /mnt/fsp/snap-0123456789abcdef0.img /dev/sdb
+  losetup -r -P --direct-io=on -f --show /mnt/fsp/by-name/web.img
+  fspfs umount /mnt/fsp
+
+The store can also be given once, as FSPFS_STORE.
+Exit status: 0 done, 1 failed, 2 wrong usage, 3 done in part.";
+
+/// Mounts snapshots as files: each is a sparse raw image, read lazily, every block checked.
+#[derive(Debug, Parser)]
+#[command(name = "fspfs", version, after_help = EXAMPLES, propagate_version = true)]
+#[command(disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options of every command, before or after its name.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Global options")]
+struct Global {
+    /// Where the snapshots are: a directory, as /srv/snaps or file:///srv/snaps
+    #[arg(short, long, global = true, visible_alias = "from", value_name = "STORE")]
+    #[arg(env = "FSPFS_STORE")]
+    store: Option<StoreUrl>,
+    /// Print one JSON value instead of text
+    #[arg(long, global = true)]
+    json: bool,
+    /// Print the result alone
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    /// Say more about what is done; twice, even more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
+    verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make an empty repository
+    Init(InitArgs),
+    /// Mount a store as files
+    Mount(MountArgs),
+    /// Unmount what `mount` has mounted
+    #[command(visible_alias = "unmount")]
+    Umount(UmountArgs),
+    /// List the snapshots, or say how large one is
+    List(ListArgs),
+    /// Make a snapshot of a file or a block device
+    Upload(UploadArgs),
+    /// Write a snapshot to a file or a block device
+    Download(DownloadArgs),
+    /// Delete snapshots, or abort pending ones
+    Delete(DeleteArgs),
+    /// Read everything that snapshots need, and check it
+    Verify(VerifyArgs),
+    /// Remove what no snapshot needs any more
+    Gc(GcArgs),
+    /// Print a script that completes commands in a shell
+    Completions(CompletionsArgs),
+    /// Print the man page
+    Man(ManArgs),
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  fspfs init /srv/snaps")]
+struct InitArgs {
+    /// The directory, empty or not there yet; by default the one of -s
+    #[arg(value_name = "STORE")]
+    target: Option<StoreUrl>,
+}
+
+/// `fspfs mount`
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  fspfs mount -s /srv/snaps /mnt/fsp
+  fspfs mount -s /srv/snaps --allow-other --memory 1GiB /mnt/fsp
+  fspfs mount -s /srv/snaps --foreground /mnt/fsp
+
+SIGINT and SIGTERM unmount, SIGHUP lists the snapshots anew. FSPFS_LOG sets what is logged.")]
+struct MountArgs {
+    /// An empty directory
+    #[arg(value_name = "MOUNTPOINT")]
+    mount_point: PathBuf,
+    /// Stay in the foreground, and log to stderr
+    #[arg(short, long, help_heading = "How to run")]
+    foreground: bool,
+    /// Memory for blocks and listings
+    #[arg(long, value_name = "SIZE", env = "FSPFS_MEMORY", help_heading = "How to run")]
+    #[arg(value_parser = values::memory, default_value_t = values::Size(DEFAULT_BUDGET))]
+    memory: values::Size,
+    /// How often the snapshots are listed anew
+    #[arg(long, value_name = "SECONDS", env = "FSPFS_REFRESH", help_heading = "How to run")]
+    #[arg(default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
+    refresh: u32,
+    /// Let all users in; the images are 0444 then
+    #[arg(long, conflicts_with = "allow_root", help_heading = "Who may read")]
+    allow_other: bool,
+    /// Let root in, beside the user who mounts: loop devices read as root
+    #[arg(long, help_heading = "Who may read")]
+    allow_root: bool,
+    /// Owner of the images
+    #[arg(long, value_name = "N", help_heading = "Who may read")]
+    uid: Option<u32>,
+    /// Group of the images
+    #[arg(long, value_name = "N", help_heading = "Who may read")]
+    gid: Option<u32>,
+    /// Permissions of the images, in octal
+    #[arg(long, value_name = "M", value_parser = values::mode, help_heading = "Who may read")]
+    file_mode: Option<u16>,
+    /// This is the process in the background
+    #[arg(long, hide = true)]
+    daemon: bool,
+}
+
+#[derive(Args, Debug)]
+struct UmountArgs {
+    /// Where it is mounted
+    #[arg(value_name = "MOUNTPOINT")]
+    mount_point: PathBuf,
+    /// Take it out of sight now, and unmount it once nobody uses it
+    #[arg(short, long)]
+    lazy: bool,
+}
+
+#[derive(Args, Debug)]
+struct ListArgs {
+    /// Say how many blocks this snapshot has
+    #[arg(value_name = "SNAP")]
+    snapshot: Option<SnapshotId>,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  fspfs -s /srv/snaps upload --name web disk.img
+  fspfs -s /srv/snaps upload --parent-snapshot-id snap-0123456789abcdef0 disk.img
+  id=$(fspfs -s /srv/snaps upload disk.img | tail -n 1)")]
+struct UploadArgs {
+    /// A disk image or a block device
+    #[arg(value_name = "FILE")]
+    path: PathBuf,
+    /// Make a child of this snapshot: only blocks that differ are stored
+    #[arg(long, visible_alias = "parent_snapshot_id", value_name = "SNAP")]
+    parent_snapshot_id: Option<SnapshotId>,
+    /// The tag Name
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// A tag; can be given several times
+    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = values::tag)]
+    tags: Vec<(String, String)>,
+    /// The description
+    #[arg(long, value_name = "TEXT")]
+    description: Option<String>,
+    /// The volume that it is an image of
+    #[arg(long, value_name = "VOLUME")]
+    volume_id: Option<String>,
+    /// Store blocks of zeros too, where the file has no hole
+    #[arg(short, long, visible_alias = "full_copy")]
+    full_copy: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+A file is replaced as a whole once everything is there. A device is written in place, holes as zeros.
+
+Examples:
+  fspfs -s /srv/snaps download snap-0123456789abcdef0 disk.img
+  fspfs -s /srv/snaps download snap-0123456789abcdef0 /dev/sdb")]
+struct DownloadArgs {
+    /// The snapshot
+    #[arg(value_name = "SNAP")]
+    snapshot: SnapshotId,
+    /// A file or a block device
+    #[arg(value_name = "FILE")]
+    path: PathBuf,
+}
+
+#[derive(Args, Debug)]
+struct DeleteArgs {
+    /// The snapshots
+    #[arg(value_name = "SNAP", required = true)]
+    snapshots: Vec<SnapshotId>,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+}
+
+#[derive(Args, Debug)]
+struct VerifyArgs {
+    /// The snapshots; all if there are none
+    #[arg(value_name = "SNAP")]
+    snapshots: Vec<SnapshotId>,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+A first run finds what is not needed, and a later one deletes it: what a writer has just made looks
+the same. So run this now and then, say once a week.")]
+struct GcArgs {
+    /// How long something must have been of no use, as 7d or 12h; at least 1h
+    #[arg(long, value_name = "TIME", value_parser = values::grace)]
+    #[arg(default_value_t = humantime::Duration::from(DEFAULT_GRACE))]
+    grace: humantime::Duration,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Args, Debug)]
+struct CompletionsArgs {
+    /// The shell
+    shell: clap_complete::Shell,
+}
+
+#[derive(Args, Debug)]
+struct ManArgs {
+    /// The command whose page is wanted
+    #[arg(value_name = "COMMAND")]
+    command: Option<String>,
+}
+
+impl Cli {
+    /// Reads a command line; prints help or what is wrong with it, and ends the program then.
+    pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Self {
+        Self::parse_from(arguments)
+    }
+
+    /// The grammar.
+    pub fn grammar() -> clap::Command {
+        Self::command()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_store_stands_before_or_after_the_command() {
+        for line in [
+            "fspfs -s /x list",
+            "fspfs list -s /x",
+            "fspfs list --from /x",
+            "fspfs --store=/x list",
+        ] {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            assert_eq!(cli.global.store, Some(StoreUrl::Directory("/x".into())), "{line}");
+        }
+    }
+
+    #[test]
+    fn sizes_and_times_have_units() {
+        let mount = |memory: &str| {
+            let line = ["fspfs", "mount", "--memory", memory, "/mnt"];
+            match Cli::try_parse_from(line).map(|cli| cli.command) {
+                Ok(Command::Mount(args)) => Ok(args.memory.0),
+                Ok(_) => unreachable!(),
+                Err(error) => Err(error.to_string()),
+            }
+        };
+        assert_eq!(mount("256MiB"), Ok(256 << 20));
+        assert_eq!(mount("1GiB"), Ok(1 << 30));
+        assert!(mount("1MiB").unwrap_err().contains("16"));
+        assert!(mount("lots").is_err());
+    }
+}

@@ -1,0 +1,136 @@
+//! `mount` and `umount`.
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::run::{Exit, store_url};
+use super::{Global, MountArgs, UmountArgs};
+use crate::mount::{self, Access, Options};
+use crate::store;
+use crate::tree::Ownership;
+
+/// Threads that may wait for a disk at the same time. Each may hold a compressed block.
+const WAITING_THREADS: usize = 48;
+
+pub(super) fn mount(global: &Global, args: &MountArgs) -> anyhow::Result<Exit> {
+    let url = store_url(global)?.absolute()?;
+    let mount_point = std::path::absolute(&args.mount_point)?;
+    if args.foreground || args.daemon {
+        return serve(&url, args, mount_point);
+    }
+    let log = mount::log_file(&mount_point);
+    let ended =
+        mount::start(&daemon_arguments(&url.to_string(), args, &mount_point), &mount_point)?;
+    match ended {
+        None => {
+            writeln!(std::io::stdout(), "{url} is mounted at {}", mount_point.display())?;
+            if !global.quiet {
+                eprintln!("fspfs: the log is {}", log.display());
+            }
+            Ok(Exit::Done)
+        }
+        // It has said why on stderr.
+        Some(status) => Ok(Exit::from_code(status.code())),
+    }
+}
+
+/// The command line of the process in the background.
+fn daemon_arguments(url: &str, args: &MountArgs, mount_point: &Path) -> Vec<OsString> {
+    let mut line: Vec<OsString> = ["mount", "--daemon", "--store", url].map(OsString::from).into();
+    let mut add = |name: &str, value: String| line.push(format!("--{name}={value}").into());
+    add("memory", args.memory.to_string());
+    add("refresh", args.refresh.to_string());
+    if let Some(uid) = args.uid {
+        add("uid", uid.to_string());
+    }
+    if let Some(gid) = args.gid {
+        add("gid", gid.to_string());
+    }
+    if let Some(mode) = args.file_mode {
+        add("file-mode", format!("{mode:o}"));
+    }
+    let flags = [(args.allow_other, "--allow-other"), (args.allow_root, "--allow-root")];
+    line.extend(flags.into_iter().filter(|(given, _)| *given).map(|(_, flag)| flag.into()));
+    line.push("--".into());
+    line.push(mount_point.into());
+    line
+}
+
+fn serve(
+    url: &crate::store::StoreUrl,
+    args: &MountArgs,
+    mount_point: PathBuf,
+) -> anyhow::Result<Exit> {
+    let log = mount::log_file(&mount_point);
+    if args.foreground {
+        mount::log_to_stderr();
+    } else {
+        mount::log_to_file(&log)?;
+        nix::unistd::setsid()?;
+        std::env::set_current_dir("/")?;
+    }
+    let workers = std::thread::available_parallelism().map_or(2, usize::from).max(2);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
+        .max_blocking_threads(WAITING_THREADS)
+        .enable_all()
+        .build()?;
+    let store = runtime.block_on(store::open(url))?;
+    let options = options(args, mount_point.clone());
+    let ready = || {
+        if args.daemon {
+            // Until now the user saw there what went wrong.
+            if let Err(error) = mount::stderr_to_file(&log) {
+                tracing::warn!("{error}");
+            }
+            announce();
+        } else {
+            // Whoever waits for this line may have gone away.
+            let _ = writeln!(std::io::stdout(), "{url} is mounted at {}", mount_point.display());
+        }
+    };
+    let served = mount::serve(&runtime, url, store, &options, ready);
+    // Threads that wait for a store that does not answer must not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    served.map(|()| Exit::Done)
+}
+
+/// Tells the process that the user started that the mount is there, and lets it go.
+fn announce() {
+    let mut stdout = std::io::stdout();
+    // If it is gone already, nobody waits.
+    let _ = writeln!(stdout, "{}", mount::READY).and_then(|()| stdout.flush());
+    if let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null") {
+        let _ = nix::unistd::dup2_stdout(null);
+    }
+}
+
+fn options(args: &MountArgs, mount_point: PathBuf) -> Options {
+    let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    let access = match (args.allow_other, args.allow_root) {
+        (true, _) => Access::All,
+        (false, true) => Access::Root,
+        (false, false) => Access::Owner,
+    };
+    let by_default = if access == Access::All { 0o444 } else { 0o400 };
+    Options {
+        mount_point,
+        access,
+        ownership: Ownership {
+            uid: args.uid.unwrap_or(uid),
+            gid: args.gid.unwrap_or(gid),
+            file_mode: args.file_mode.unwrap_or(by_default),
+            daemon_uid: uid,
+            daemon_gid: gid,
+        },
+        memory: args.memory.0,
+        refresh: Duration::from_secs(args.refresh.into()),
+    }
+}
+
+pub(super) fn umount(args: &UmountArgs) -> anyhow::Result<Exit> {
+    mount::unmount(&args.mount_point, args.lazy)?;
+    Ok(Exit::Done)
+}

@@ -1,0 +1,289 @@
+//! Running a command.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use anyhow::Context as _;
+use clap::CommandFactory as _;
+use serde::Serialize;
+
+use super::output::{self, Output};
+use super::{
+    Cli, Command, CompletionsArgs, DeleteArgs, DownloadArgs, GcArgs, Global, InitArgs, ListArgs,
+    ManArgs, UploadArgs, VerifyArgs, mount,
+};
+use crate::model::{BLOCK_SIZE_U64, NAME_TAG, SnapshotId};
+use crate::ops::download::Download;
+use crate::ops::upload::{self, Upload};
+use crate::ops::{self, list, until_signal};
+use crate::store::repository::Repository;
+use crate::store::{self, StoreUrl};
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Everything was done.
+    Done,
+    /// Something was not as it should be, and was reported.
+    Failed,
+    /// Wrong usage, reported by the daemon that was started.
+    Usage,
+    /// A part was done; the report says which.
+    Partly,
+}
+
+impl Exit {
+    pub(super) fn from_code(code: Option<i32>) -> Self {
+        match code {
+            Some(0) => Self::Done,
+            Some(2) => Self::Usage,
+            _ => Self::Failed,
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        match exit {
+            Exit::Done => Self::SUCCESS,
+            Exit::Failed => Self::from(1),
+            Exit::Usage => Self::from(2),
+            Exit::Partly => Self::from(3),
+        }
+    }
+}
+
+/// Runs a command.
+///
+/// # Errors
+///
+/// Whatever keeps it from being done.
+pub fn run(cli: &Cli) -> anyhow::Result<Exit> {
+    let Cli { global, command } = cli;
+    // `mount` sets up its own log, and a runtime once it is where it will stay.
+    match command {
+        Command::Mount(args) => return mount::mount(global, args),
+        Command::Umount(args) => return mount::umount(args),
+        Command::Completions(args) => return completions(args),
+        Command::Man(args) => return man(args),
+        _ => {}
+    }
+    crate::mount::log_to_stderr();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let out = Output::new(global);
+    let exit = runtime.block_on(async {
+        match command {
+            Command::Init(args) => init(global, out, args).await,
+            Command::List(args) => list(global, out, args).await,
+            Command::Upload(args) => upload(global, out, args).await,
+            Command::Download(args) => download(global, out, args).await,
+            Command::Delete(args) => delete(global, out, args).await,
+            Command::Verify(args) => verify(global, out, args).await,
+            Command::Gc(args) => gc(global, out, args).await,
+            Command::Mount(_) | Command::Umount(_) | Command::Completions(_) | Command::Man(_) => {
+                unreachable!("they were run above")
+            }
+        }
+    });
+    runtime.shutdown_background();
+    exit
+}
+
+pub(super) fn store_url(global: &Global) -> anyhow::Result<&StoreUrl> {
+    let store = global.store.as_ref();
+    store.context("no store was given: say where the snapshots are, with -s or FSPFS_STORE")
+}
+
+async fn repository(global: &Global) -> anyhow::Result<Repository> {
+    Ok(Repository::open(store_url(global)?.directory()).await?)
+}
+
+async fn init(global: &Global, out: Output, args: &InitArgs) -> anyhow::Result<Exit> {
+    let url = match &args.target {
+        Some(target) => target,
+        None => store_url(global)?,
+    };
+    let repository = Repository::create(url.directory()).await?;
+    let url = url.absolute()?;
+    let made = serde_json::json!({ "store": url.to_string(), "id": repository.id() });
+    out.result(&made, || vec![format!("{url} is an empty repository")])?;
+    Ok(Exit::Done)
+}
+
+async fn list(global: &Global, out: Output, args: &ListArgs) -> anyhow::Result<Exit> {
+    let store = store::open(store_url(global)?).await?;
+    let Some(id) = &args.snapshot else {
+        let snapshots = list::snapshots(&store).await?;
+        out.result(&snapshots, || output::table(&snapshots))?;
+        return Ok(Exit::Done);
+    };
+    let began = Instant::now();
+    let blocks = list::block_count(&store, id).await?;
+    let (bytes, seconds) = (blocks * BLOCK_SIZE_U64, began.elapsed().as_secs_f64());
+    let size = serde_json::json!({ "id": id, "blocks": blocks, "bytes": bytes });
+    out.result(&size, || vec![contains(id, blocks, seconds)])?;
+    Ok(Exit::Done)
+}
+
+/// The original's line.
+fn contains(id: &SnapshotId, blocks: u64, seconds: f64) -> String {
+    let bytes = blocks * BLOCK_SIZE_U64;
+    format!("Snapshot {id} contains {blocks} chunks and {bytes} bytes, took {seconds:.2} seconds.")
+}
+
+async fn upload(global: &Global, out: Output, args: &UploadArgs) -> anyhow::Result<Exit> {
+    let store = store::open(store_url(global)?).await?;
+    let mut tags: crate::model::Tags = args.tags.iter().cloned().collect();
+    if let Some(name) = &args.name {
+        tags.insert(NAME_TAG.to_owned(), name.clone());
+    }
+    let operation = Upload {
+        path: args.path.clone(),
+        parent: args.parent_snapshot_id.clone(),
+        description: args.description.clone(),
+        tags,
+        volume_id: args.volume_id.clone(),
+        full_copy: args.full_copy,
+    };
+    let file = args.path.display().to_string();
+    let progress = out.progress("Uploading");
+    let started: Arc<Mutex<Option<SnapshotId>>> = Arc::default();
+    let note = {
+        let (started, progress, file) = (Arc::clone(&started), Arc::clone(&progress), file.clone());
+        move |id: &SnapshotId, len: u64| {
+            *started.lock().unwrap_or_else(PoisonError::into_inner) = Some(id.clone());
+            let chunks = len.div_ceil(BLOCK_SIZE_U64);
+            progress.total(chunks);
+            // A closed pipe shows again when the result is printed.
+            let _ = out.line(format_args!("Size of {file} is {len} bytes and {chunks} chunks"));
+        }
+    };
+    let result = until_signal(operation.run(store.clone(), progress, note)).await;
+    let done = match result {
+        Err(error @ ops::Error::Interrupted(_)) => {
+            let id = started.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(id) = id {
+                upload::abort(&store, &id).await;
+            }
+            return Err(error.into());
+        }
+        result => result.with_context(|| format!("cannot upload {file}"))?,
+    };
+    if !done.unchanged {
+        out.note(format_args!(
+            "{file} was written to while it was read: the snapshot may hold a mixture"
+        ));
+    }
+    out.line(format_args!("{file} {}", output::rate(done.elapsed, done.blocks * BLOCK_SIZE_U64)))?;
+    out.line(format_args!("Total chunks uploaded {}", done.blocks))?;
+    out.result(&done.snapshot, || vec![done.snapshot.id.to_string()])?;
+    Ok(Exit::Done)
+}
+
+async fn download(global: &Global, out: Output, args: &DownloadArgs) -> anyhow::Result<Exit> {
+    let url = store_url(global)?;
+    let store = store::open(url).await?;
+    let operation = Download {
+        id: args.snapshot.clone(),
+        path: args.path.clone(),
+        not_in: Some(url.directory().to_owned()),
+    };
+    let progress = out.progress("Downloading");
+    let done = until_signal(operation.run(store, progress))
+        .await
+        .with_context(|| format!("cannot download {} to {}", args.snapshot, args.path.display()))?;
+    let id = &done.snapshot.id;
+    let listed = done.blocks + done.snapshot.zero_blocks.unwrap_or(0);
+    out.line(contains(id, listed, done.elapsed.as_secs_f64()))?;
+    let rate = output::rate(done.elapsed, done.blocks * BLOCK_SIZE_U64);
+    out.line(format_args!("download {rate}"))?;
+    out.result(&done.snapshot, || vec![id.to_string()])?;
+    Ok(Exit::Done)
+}
+
+#[derive(Debug, Serialize)]
+struct Deleted {
+    deleted: Vec<SnapshotId>,
+    failed: Vec<SnapshotId>,
+}
+
+async fn delete(global: &Global, out: Output, args: &DeleteArgs) -> anyhow::Result<Exit> {
+    let store = store::open(store_url(global)?).await?;
+    if !args.yes && std::io::stdin().is_terminal() && !confirmed(&args.snapshots)? {
+        out.note("nothing was deleted");
+        return Ok(Exit::Failed);
+    }
+    let mut report = Deleted { deleted: Vec::new(), failed: Vec::new() };
+    for id in &args.snapshots {
+        match store.delete(id).await {
+            Ok(()) => {
+                out.line(id)?;
+                report.deleted.push(id.clone());
+            }
+            Err(error) => {
+                eprintln!("fspfs: {error}");
+                report.failed.push(id.clone());
+            }
+        }
+    }
+    out.result(&report, Vec::new)?;
+    Ok(match (report.deleted.is_empty(), report.failed.is_empty()) {
+        (_, true) => Exit::Done,
+        (true, false) => Exit::Failed,
+        (false, false) => Exit::Partly,
+    })
+}
+
+fn confirmed(ids: &[SnapshotId]) -> std::io::Result<bool> {
+    let ids: Vec<_> = ids.iter().map(SnapshotId::as_str).collect();
+    eprint!("Delete {}? [y/N] ", ids.join(", "));
+    std::io::stderr().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+async fn verify(global: &Global, out: Output, args: &VerifyArgs) -> anyhow::Result<Exit> {
+    let repository = repository(global).await?;
+    let began = Instant::now();
+    let bar = out.progress("Verifying");
+    let progress: store::repository::Progress = Arc::new(move |blocks| bar.advance(blocks));
+    let work = async { Ok(repository.verify(&args.snapshots, progress).await?) };
+    let report = until_signal(work).await?;
+    out.result(&report, || output::verified(&report, began.elapsed()))?;
+    Ok(if report.damage.is_empty() { Exit::Done } else { Exit::Failed })
+}
+
+async fn gc(global: &Global, out: Output, args: &GcArgs) -> anyhow::Result<Exit> {
+    let repository = repository(global).await?;
+    let report =
+        until_signal(async { Ok(repository.gc(*args.grace, args.dry_run).await?) }).await?;
+    out.result(&report, || output::collected(&report, args.dry_run))?;
+    Ok(Exit::Done)
+}
+
+fn completions(args: &CompletionsArgs) -> anyhow::Result<Exit> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "fspfs", &mut script);
+    std::io::stdout().write_all(&script)?;
+    Ok(Exit::Done)
+}
+
+fn man(args: &ManArgs) -> anyhow::Result<Exit> {
+    let mut grammar = Cli::command();
+    grammar.build();
+    let page = match &args.command {
+        None => grammar,
+        Some(name) => {
+            let command = grammar.find_subcommand(name);
+            let command = command.with_context(|| format!("there is no command {name:?}"))?;
+            command.clone().name(format!("fspfs-{name}")).bin_name(format!("fspfs {name}"))
+        }
+    };
+    let mut text = Vec::new();
+    clap_mangen::Man::new(page).render(&mut text)?;
+    std::io::stdout().write_all(&text)?;
+    Ok(Exit::Done)
+}

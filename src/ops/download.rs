@@ -1,0 +1,145 @@
+//! `download`: a snapshot becomes a file, or is written to a device.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use futures::TryStreamExt as _;
+
+use super::blocks::Listing;
+use super::{Error, Result};
+use crate::model::{BLOCK_SIZE_U64, BlockIndex, Digest, Snapshot, SnapshotId};
+use crate::store::{self, ErrorKind, SharedStore};
+use crate::transfer::target::{Target, Writer};
+use crate::transfer::{self, SharedProgress, blocking, concurrency};
+
+/// What to download, and where to.
+#[derive(Clone, Debug)]
+pub struct Download {
+    /// The snapshot.
+    pub id: SnapshotId,
+    /// The file or device.
+    pub path: PathBuf,
+    /// A directory that the file must not be in: the store itself.
+    pub not_in: Option<PathBuf>,
+}
+
+/// What was done.
+#[derive(Clone, Debug)]
+pub struct Done {
+    /// The snapshot.
+    pub snapshot: Snapshot,
+    /// Blocks that hold data, each read, checked and written.
+    pub blocks: u64,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+impl Download {
+    /// Does it. Dropping this leaves a file as it was, and a device half written.
+    pub async fn run(self, store: SharedStore, progress: SharedProgress) -> Result<Done> {
+        let began = Instant::now();
+        let snapshot = store.describe(&self.id).await?;
+        if !snapshot.is_readable() {
+            let state = snapshot.state.as_str();
+            let why = snapshot.state_message.map(|why| format!(" ({why})")).unwrap_or_default();
+            let message = format!("{} is {state}{why}, and cannot be read", self.id);
+            return Err(store::Error::new(ErrorKind::NotReady, message).into());
+        }
+        self.check_place()?;
+        progress.total(snapshot.data_blocks.unwrap_or(0));
+        let target = Target::open(&self.path, snapshot.image_len())?;
+        let written = write_blocks(&store, &snapshot, &target, &progress).await?;
+        blocking(move || target.finish()).await?;
+        Ok(Done { snapshot, blocks: written, elapsed: began.elapsed() })
+    }
+
+    /// The store is not to be overwritten with what comes out of it.
+    fn check_place(&self) -> Result<()> {
+        let Some(store) = self.not_in.as_deref().and_then(|store| store.canonicalize().ok()) else {
+            return Ok(());
+        };
+        let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let place = self
+            .path
+            .canonicalize()
+            .ok()
+            .or_else(|| directory.unwrap_or(Path::new(".")).canonicalize().ok());
+        match place {
+            Some(place) if place.starts_with(&store) => {
+                Err(transfer::Error::unsuitable(&self.path, "it is inside the store itself").into())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+async fn write_blocks(
+    store: &SharedStore,
+    snapshot: &Snapshot,
+    target: &Target,
+    progress: &SharedProgress,
+) -> Result<u64> {
+    let id = &snapshot.id;
+    let end = BlockIndex::containing(snapshot.image_len().next_multiple_of(BLOCK_SIZE_U64));
+    let mut zeroed = Zeroed { writer: target.writer(), needed: target.is_device(), at: 0 };
+    let mut written = 0;
+    {
+        let listed = Listing::new(store.clone(), id.clone()).stream().map_err(Error::from);
+        let data = listed.try_filter(|block| {
+            let data = block.digest != Some(Digest::OF_ZEROS) && block.index < end;
+            futures::future::ready(data)
+        });
+        // What is between the blocks is zeroed in order, while the blocks are written in any.
+        let holes = data.and_then(|block| {
+            let zero = zeroed.up_to(block.index.offset());
+            let next = block.index.next().offset();
+            zeroed.at = next;
+            async move {
+                zero.await?;
+                Ok(block)
+            }
+        });
+        let writes = holes
+            .map_ok(|block| {
+                let writer = target.writer();
+                async move {
+                    let data = store.get_block(id, block.index, &block.token).await?;
+                    if block.digest.is_some_and(|digest| digest != data.digest()) {
+                        let message =
+                            format!("block {} of {id} is not what was listed", block.index);
+                        return Err(store::Error::new(ErrorKind::Corrupt, message).into());
+                    }
+                    blocking(move || writer.write(block.index, &data)).await?;
+                    Ok::<_, Error>(())
+                }
+            })
+            .try_buffer_unordered(concurrency());
+        let mut writes = std::pin::pin!(writes);
+        while writes.try_next().await?.is_some() {
+            written += 1;
+            progress.advance(1);
+        }
+    }
+    zeroed.up_to(snapshot.volume_size.bytes()).await?;
+    Ok(written)
+}
+
+/// Zeros the holes of a device, in order.
+struct Zeroed {
+    writer: Writer,
+    needed: bool,
+    /// Everything before this offset is written, or about to be.
+    at: u64,
+}
+
+impl Zeroed {
+    fn up_to(&self, end: u64) -> impl Future<Output = Result<()>> + use<> {
+        let hole = (self.needed && self.at < end).then(|| (self.writer.clone(), self.at));
+        async move {
+            match hole {
+                Some((writer, start)) => Ok(blocking(move || writer.zero(start, end)).await?),
+                None => Ok(()),
+            }
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Moving blocks between snapshots and files or devices.
+
+use std::sync::Arc;
+
+pub(crate) mod source;
+pub(crate) mod target;
+
+/// Blocks that an operation reads, hashes or writes at the same time, for each core.
+const PER_CORE: usize = 3;
+
+/// Blocks in flight at most.
+pub(crate) fn concurrency() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from) * PER_CORE
+}
+
+/// Receives what an operation has done so far.
+pub trait Progress: Send + Sync {
+    /// The operation will handle this many blocks.
+    fn total(&self, blocks: u64);
+    /// It has handled this many more.
+    fn advance(&self, blocks: u64);
+}
+
+/// A progress that nobody wants to see.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Progress for Silent {
+    fn total(&self, _: u64) {}
+    fn advance(&self, _: u64) {}
+}
+
+/// A progress that is shared between tasks.
+pub type SharedProgress = Arc<dyn Progress>;
+
+/// What goes wrong with a file or a device.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The file cannot be used for this.
+    #[error("{path}: {why}")]
+    Unsuitable {
+        /// The file.
+        path: String,
+        /// Why not, and what to do.
+        why: String,
+    },
+    /// The operating system says no.
+    #[error("cannot {doing} {path}: {source}")]
+    Io {
+        /// `read`, `write`, …
+        doing: &'static str,
+        /// The file.
+        path: String,
+        /// What it says.
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    pub(crate) fn unsuitable(path: &std::path::Path, why: impl Into<String>) -> Self {
+        Self::Unsuitable { path: path.display().to_string(), why: why.into() }
+    }
+
+    pub(crate) fn io(doing: &'static str, path: &std::path::Path, source: std::io::Error) -> Self {
+        Self::Io { doing, path: path.display().to_string(), source }
+    }
+}
+
+/// Runs `work`, which waits for a disk or hashes, on a thread where that is allowed.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}

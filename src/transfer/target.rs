@@ -1,0 +1,234 @@
+//! A file or a device that is written.
+
+use std::fs::File;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tempfile::NamedTempFile;
+
+use super::Error;
+use crate::model::{BLOCK_SIZE_U64, Block, BlockIndex};
+use crate::sys;
+
+/// Bytes of a device that are made zero with one call.
+const ZERO_STEP: u64 = 64 << 20;
+
+/// A file or block device that becomes the image of a snapshot.
+///
+/// A file is written beside its place and gets its name at the end: until then, and after a failure,
+/// what was there is untouched. A device is written in place, holes included.
+#[derive(Debug)]
+pub(crate) struct Target {
+    path: PathBuf,
+    len: u64,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    File { staged: NamedTempFile, handle: Arc<File> },
+    Device { handle: Arc<File>, len: u64 },
+}
+
+impl Target {
+    /// Opens the place for an image of `len` bytes.
+    ///
+    /// # Errors
+    ///
+    /// If it is a directory, a device that is too small or in use, or cannot be written.
+    pub(crate) fn open(path: &Path, len: u64) -> Result<Self, Error> {
+        match path.metadata() {
+            Ok(found) if found.is_dir() => {
+                Err(Error::unsuitable(path, "it is a directory; give the name of a file in it"))
+            }
+            Ok(found) if found.file_type().is_block_device() => Self::open_device(path, len),
+            Ok(found) if found.is_file() => {
+                // The file behind a link is replaced, not the link.
+                let real = path.canonicalize().map_err(|e| Error::io("write", path, e))?;
+                Self::open_file(&real, len, found.permissions().mode() & 0o7777)
+            }
+            Ok(_) => Err(Error::unsuitable(path, "it is neither a file nor a block device")),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Self::open_file(path, len, 0o600)
+            }
+            Err(error) => Err(Error::io("write", path, error)),
+        }
+    }
+
+    fn open_file(path: &Path, len: u64, mode: u32) -> Result<Self, Error> {
+        let failed = |e| Error::io("write", path, e);
+        let directory = directory_of(path);
+        let name =
+            path.file_name().ok_or_else(|| Error::unsuitable(path, "it is not a file name"))?;
+        let staged = tempfile::Builder::new()
+            .prefix(&[std::ffi::OsStr::new("."), name].into_iter().collect::<std::ffi::OsString>())
+            .suffix(".part")
+            .permissions(std::fs::Permissions::from_mode(mode))
+            .tempfile_in(directory)
+            .map_err(failed)?;
+        staged.as_file().set_len(len).map_err(failed)?;
+        let handle = Arc::new(staged.as_file().try_clone().map_err(failed)?);
+        Ok(Self { path: path.to_owned(), len, kind: Kind::File { staged, handle } })
+    }
+
+    fn open_device(path: &Path, len: u64) -> Result<Self, Error> {
+        let mut options = File::options();
+        // O_EXCL on a device: not while it, or a partition of it, is mounted or otherwise in use.
+        options.write(true).custom_flags(libc::O_EXCL);
+        let file = options.open(path).map_err(|e| match e.raw_os_error() {
+            Some(libc::EBUSY) => Error::unsuitable(
+                path,
+                "it is in use: mounted, or part of something that is; unmount it first",
+            ),
+            _ => Error::io("write", path, e),
+        })?;
+        let has =
+            sys::block_device_len(file.as_fd()).map_err(|e| Error::io("write", path, e.into()))?;
+        if has < len {
+            let why = format!("it is too small: it has {has} bytes, and the image has {len}");
+            return Err(Error::unsuitable(path, why));
+        }
+        let kind = Kind::Device { handle: Arc::new(file), len: has };
+        Ok(Self { path: path.to_owned(), len, kind })
+    }
+
+    /// Whether holes have to be written.
+    pub(crate) fn is_device(&self) -> bool {
+        matches!(self.kind, Kind::Device { .. })
+    }
+
+    /// Bytes that can be written: the image, or the whole device.
+    pub(crate) fn capacity(&self) -> u64 {
+        match &self.kind {
+            Kind::File { .. } => self.len,
+            Kind::Device { len, .. } => *len,
+        }
+    }
+
+    /// What writes to it, from any thread.
+    pub(crate) fn writer(&self) -> Writer {
+        let (Kind::File { handle, .. } | Kind::Device { handle, .. }) = &self.kind;
+        Writer { path: self.path.clone(), file: Arc::clone(handle), capacity: self.capacity() }
+    }
+
+    /// Makes everything durable, and gives a file its name. Waits for the disk.
+    pub(crate) fn finish(self) -> Result<(), Error> {
+        let Self { path, kind, .. } = self;
+        let failed = |e| Error::io("write", &path, e);
+        match kind {
+            Kind::Device { handle, .. } => handle.sync_all().map_err(failed),
+            Kind::File { staged, .. } => {
+                staged.as_file().sync_all().map_err(failed)?;
+                staged.persist(&path).map_err(|e| failed(e.error))?;
+                File::open(directory_of(&path)).and_then(|d| d.sync_all()).map_err(failed)
+            }
+        }
+    }
+}
+
+/// Writes blocks to a target.
+#[derive(Clone, Debug)]
+pub(crate) struct Writer {
+    path: PathBuf,
+    file: Arc<File>,
+    capacity: u64,
+}
+
+impl Writer {
+    /// Writes one block, as far as the target reaches. Waits for the disk.
+    pub(crate) fn write(&self, index: BlockIndex, block: &Block) -> Result<(), Error> {
+        let start = index.offset();
+        let len = self.capacity.saturating_sub(start).min(BLOCK_SIZE_U64);
+        let bytes = &block.bytes()[..usize::try_from(len).expect("at most a block")];
+        self.file.write_all_at(bytes, start).map_err(|e| Error::io("write", &self.path, e))
+    }
+
+    /// Makes the bytes `start..end` of a device zero. Waits for the disk.
+    pub(crate) fn zero(&self, start: u64, end: u64) -> Result<(), Error> {
+        let end = end.min(self.capacity);
+        let mut at = start;
+        while at < end {
+            let len = (end - at).min(ZERO_STEP);
+            match sys::zero_block_device(self.file.as_fd(), at, len) {
+                Ok(()) => {}
+                // Not every device can, nor every length: then zeros are written.
+                Err(_) => {
+                    self.write_zeros(at, len).map_err(|e| Error::io("write", &self.path, e))?
+                }
+            }
+            at += len;
+        }
+        Ok(())
+    }
+
+    fn write_zeros(&self, start: u64, len: u64) -> std::io::Result<()> {
+        for part in crate::model::block_parts(start, len) {
+            let at = part.index.offset() + part.start as u64;
+            self.file.write_all_at(&crate::model::zeros()[..part.len], at)?;
+        }
+        Ok(())
+    }
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn data() -> Block {
+        Block::new(vec![5; crate::model::BLOCK_SIZE].into())
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out.img");
+        std::fs::write(&path, "old").unwrap();
+        let target = Target::open(&path, 600_000).unwrap();
+        target.writer().write(BlockIndex(0), &data()).unwrap();
+        drop(target);
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
+        let target = Target::open(&path, 600_000).unwrap();
+        target.writer().write(BlockIndex(1), &data()).unwrap();
+        target.finish().unwrap();
+        let written = std::fs::read(&path).unwrap();
+        assert_eq!(written.len(), 600_000);
+        assert!(
+            written[..524_288].iter().all(|&b| b == 0)
+                && written[524_288..].iter().all(|&b| b == 5)
+        );
+    }
+
+    #[test]
+    fn a_link_stays_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (link, real) = (dir.path().join("link"), dir.path().join("real"));
+        std::fs::write(&real, "old").unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        Target::open(&link, 10).unwrap().finish().unwrap();
+        assert!(link.symlink_metadata().unwrap().is_symlink());
+        assert_eq!(std::fs::read(&real).unwrap(), [0; 10]);
+    }
+
+    #[test]
+    fn what_cannot_hold_an_image_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        for (path, says) in [
+            (dir.path().to_owned(), "is a directory"),
+            (dir.path().join("no/such/dir"), "No such file"),
+            (PathBuf::from("/dev/null"), "neither a file nor a block device"),
+        ] {
+            let error = Target::open(&path, 1).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+}
