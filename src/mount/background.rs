@@ -35,7 +35,6 @@ pub fn start(
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .process_group(0)
         .spawn()
         .map_err(failed)?;
     let stdout = child.stdout.take().expect("it was asked for");

@@ -51,7 +51,8 @@ impl Catalog {
             links.insert(format!("{time}-{id}{IMAGE_SUFFIX}"), id.clone());
             links.insert(latest(), id.clone());
         }
-        for (key, value) in &snapshot.tags {
+        // Our own bookkeeping is no way to look for a snapshot.
+        for (key, value) in snapshot.tags.iter().filter(|(key, _)| !key.starts_with("fspfs:")) {
             let values = self.tags.entry(file_name(key, "")).or_default();
             let links = values.entry(file_name(value, "")).or_default();
             links.insert(image_name(id), id.clone());
