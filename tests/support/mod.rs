@@ -1,6 +1,7 @@
 //! What the tests share: a place of their own, the program, mounts and loop devices that go away
 //! with the test, and a deadline.
-#![allow(dead_code, reason = "every test file uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "every test file uses a part of it")]
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, missing_debug_implementations)]
 
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Read as _};
