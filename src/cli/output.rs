@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::Global;
-use crate::model::{BLOCK_SIZE_U64, Snapshot};
+use crate::model::{BLOCK_SIZE_U64, Snapshot, SnapshotState};
 use crate::store::repository::{Damage, GcReport, VerifyReport};
 use crate::transfer::{Progress, SharedProgress};
 
@@ -122,7 +122,7 @@ pub(super) fn table(snapshots: &[Snapshot]) -> Vec<String> {
 }
 
 fn row(snapshot: &Snapshot) -> [String; 7] {
-    if snapshot.state_message.is_some() {
+    if snapshot.state == SnapshotState::Error {
         let dash = || "-".to_owned();
         let why = one_line(snapshot.state_message.as_deref().unwrap_or_default());
         let state = snapshot.state.as_str().to_owned();

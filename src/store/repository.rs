@@ -57,10 +57,6 @@ pub use verify::{Damage, Progress, VerifyReport};
 /// The format that this version writes, and the newest that it reads.
 const FORMAT: u32 = 1;
 
-/// Entries that are ours in the directory of a repository.
-const TOP_LEVEL: [&str; 8] =
-    [names::INFO, "snapshots", "tags", "pages", "packs", "pending", "gc", "tmp"];
-
 /// `fspfs.json`, which makes a directory a repository.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Info {
@@ -198,16 +194,23 @@ fn make_empty_directory(directory: &Path) -> Result<()> {
         if name == names::INFO {
             return Err(already_a_repository(directory));
         }
-        if !TOP_LEVEL.iter().any(|ours| name == *ours) && name != "lost+found" {
+        if name != "tmp" && name != "lost+found" {
             let message = format!(
                 "{shown} is not empty: it holds {name:?}. Give an empty directory, or one that does not exist yet"
             );
             return Err(Error::new(ErrorKind::Conflict, message));
         }
     }
-    if let Some(parent) = directory.parent() {
-        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-        directory::sync_directory(parent).map_err(failed)?;
+    // The names of the directories that were just made must survive too.
+    let path = std::path::absolute(directory).map_err(failed)?;
+    for ancestor in path.ancestors().skip(1) {
+        match directory::sync_directory(ancestor) {
+            // We may not look into what others made long ago.
+            Err(error) if error.kind() != std::io::ErrorKind::PermissionDenied => {
+                return Err(failed(error));
+            }
+            _ => {}
+        }
     }
     Ok(())
 }
@@ -256,7 +259,10 @@ impl SnapshotStore for Repository {
 
     async fn flush(&self, id: &SnapshotId) -> Result<()> {
         match self.existing_writer(id) {
-            Some(writer) => writer.flush().await,
+            Some(writer) => {
+                let failed = |e: Error| e.context(format_args!("cannot flush {id}"));
+                writer.flush().await.map_err(failed)
+            }
             None => Ok(()),
         }
     }

@@ -1,24 +1,25 @@
 //! Completing a snapshot: from records to pages and a manifest.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::collections::HashSet;
 use std::collections::btree_map::Entry as MapEntry;
 use std::ops::Range;
 use std::time::Duration;
 
 use roaring::RoaringBitmap;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::describe::not_found;
 use super::gc::MIN_GRACE;
-use super::manifest::{MAX_MANIFEST_LEN, Manifest, Start};
+use super::manifest::{Manifest, Metadata, Start};
 use super::names::{ObjectId, RecordId};
 use super::page_list::{self, PageRef, content_digest, span_of, span_start};
 use super::read::damaged;
 use super::table::{Entry, PAGE_BLOCKS, Table};
 use super::writer::read_record;
 use super::{Repository, document, names, since_boot};
-use crate::model::{BlockIndex, Digest, Digester, Snapshot, SnapshotId};
+use crate::model::{BlockIndex, Digest, Digester, Snapshot, SnapshotId, Tags};
 use crate::store::{CompleteRequest, Error, ErrorKind, Result};
 
 /// Entries of records that are held in memory at once: about 100 bytes each, so about 150 MB. A
@@ -27,7 +28,7 @@ use crate::store::{CompleteRequest, Error, ErrorKind, Result};
 const ROUND_BLOCKS: u64 = 1_400_000;
 
 /// Half the time in which a collection may find an object of ours unreachable and delete it.
-const SAFE: Duration = Duration::from_secs(MIN_GRACE.as_secs() / 2);
+pub(super) const SAFE: Duration = Duration::from_secs(MIN_GRACE.as_secs() / 2);
 
 /// A record, as far as it is held in memory throughout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,8 +49,57 @@ struct Put {
 /// The valid put of one block so far.
 #[derive(Clone, Copy, Debug)]
 struct Winner {
-    record: RecordId,
+    epoch: u32,
+    /// The writer whose valid put was looked at last.
+    writer: Uuid,
     entry: Entry,
+}
+
+/// `pending/<snap-id>/<attempt>/sealed`: the records that count.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Sealed(Vec<SealedWriter>);
+
+#[derive(Debug, Serialize, Deserialize)]
+struct SealedWriter {
+    epoch: u32,
+    writer: Uuid,
+    /// Runs of record numbers: the first, and the last.
+    numbers: Vec<(u32, u32)>,
+}
+
+impl Sealed {
+    fn new(ids: impl Iterator<Item = RecordId>) -> Self {
+        let mut ids: Vec<_> = ids.collect();
+        ids.sort_unstable();
+        let mut writers: Vec<SealedWriter> = Vec::new();
+        for RecordId { epoch, writer, number } in ids {
+            match writers.last_mut().filter(|last| (last.epoch, last.writer) == (epoch, writer)) {
+                Some(same) => match same.numbers.last_mut().filter(|run| run.1 + 1 == number) {
+                    Some(run) => run.1 = number,
+                    None => same.numbers.push((number, number)),
+                },
+                None => {
+                    writers.push(SealedWriter { epoch, writer, numbers: vec![(number, number)] });
+                }
+            }
+        }
+        Self(writers)
+    }
+
+    pub(super) fn contains(&self, id: RecordId) -> bool {
+        let of = |w: &&SealedWriter| (w.epoch, w.writer) == (id.epoch, id.writer);
+        let mut runs = self.0.iter().filter(of).flat_map(|writer| &writer.numbers);
+        runs.any(|&(first, last)| (first..=last).contains(&id.number))
+    }
+
+    fn records(&self) -> Vec<RecordId> {
+        let of = |w: &SealedWriter| {
+            let (epoch, writer) = (w.epoch, w.writer);
+            let numbers = w.numbers.clone().into_iter().flat_map(|(first, last)| first..=last);
+            numbers.map(move |number| RecordId { epoch, writer, number })
+        };
+        self.0.iter().flat_map(of).collect()
+    }
 }
 
 /// What has been built of a snapshot.
@@ -58,8 +108,6 @@ struct Built {
     pages: Vec<PageRef>,
     /// Objects that this completion made.
     made: Vec<ObjectId>,
-    /// Packs of this attempt that the pages refer to.
-    packs: HashSet<ObjectId>,
 }
 
 impl Repository {
@@ -68,9 +116,7 @@ impl Repository {
         id: &SnapshotId,
         request: CompleteRequest,
     ) -> Result<Snapshot> {
-        let began = since_boot();
-        let writer = self.existing_writer(id);
-        if let Some(writer) = &writer {
+        if let Some(writer) = self.existing_writer(id) {
             writer.flush().await?;
         }
         let Some(start) = self.start_of(id).await? else {
@@ -80,28 +126,76 @@ impl Repository {
                 not_found(id)
             });
         };
-        let put = self.seal(&start, request).await?;
-        let built = self.build(&start, &put, request).await?;
-        let oldest = writer.and_then(|writer| writer.oldest()).unwrap_or(began);
-        let snapshot = self.publish(&start, built, oldest).await?;
+        let made = self.make_manifest(&start, request).await;
+        let manifest = match made {
+            Ok(manifest) => manifest,
+            // Another completion of this attempt may have been faster, and have cleaned up.
+            Err(error) => match self.manifest(id).await? {
+                Some(found) if found.metadata == start.metadata => found,
+                _ => return Err(error),
+            },
+        };
         self.forget_writer(id);
-        Ok(snapshot)
+        self.tidy_up(&start).await;
+        let tags = self.tags(id, start.metadata.attempt).await.unwrap_or_else(|error| {
+            tracing::warn!("{id} is completed, but its tags cannot be read: {error}");
+            Tags::new()
+        });
+        Ok(manifest.snapshot(tags))
     }
 
-    /// Reads the records and closes the attempt to further ones.
+    async fn make_manifest(&self, start: &Start, request: CompleteRequest) -> Result<Manifest> {
+        let began = since_boot();
+        let put = self.seal(start, request).await?;
+        let built = self.build(start, &put, request).await?;
+        self.publish(start, built, began).await
+    }
+
+    /// Removes what was needed to make the snapshot. What stays does no harm, and `gc` finds it.
+    async fn tidy_up(&self, start: &Start) {
+        let Metadata { id, attempt, .. } = &start.metadata;
+        let tidied = async {
+            self.delete_records(id, *attempt).await?;
+            match self.start_of(id).await? {
+                Some(now) if now.metadata.attempt == *attempt => {
+                    self.objects.delete(&[names::start(id)]).await
+                }
+                _ => Ok(()),
+            }
+        };
+        if let Err(error) = tidied.await {
+            tracing::warn!("{id} is completed, but not all was tidied up: {error}");
+        }
+    }
+
+    /// Decides which records count, once and for all completions of this attempt.
     async fn seal(&self, start: &Start, request: CompleteRequest) -> Result<Put> {
-        let put = self.read_records(start).await?;
+        let name = names::sealed(&start.metadata.id, start.metadata.attempt);
+        if self.objects.exists(&name).await? {
+            // An earlier completion crashed, or another one is at work. Both may go on: they
+            // build the same, and the manifest is made once.
+            return self.read_sealed(start, &name, request).await;
+        }
+        let put = self.read_records(start, self.record_ids(start).await?).await?;
         // An honest mistake is found before the point of no return.
         check_count(&put, request)?;
-        let sealed = names::sealed(&start.metadata.id, start.metadata.attempt);
-        // If it is there already, an earlier completion crashed, or another one is at work. Both
-        // may go on: they build the same, and the manifest is made once.
-        self.objects.create(&sealed, document::encode(&request.changed_blocks)).await?;
-        let known: HashSet<RecordId> = put.records.iter().map(|record| record.id).collect();
-        if self.record_ids(start).await?.into_iter().all(|id| known.contains(&id)) {
-            return Ok(put);
+        let sealed = Sealed::new(put.records.iter().map(|record| record.id));
+        if self.objects.create(&name, document::encode(&sealed)).await? {
+            Ok(put)
+        } else {
+            self.read_sealed(start, &name, request).await
         }
-        let put = self.read_records(start).await?;
+    }
+
+    async fn read_sealed(
+        &self,
+        start: &Start,
+        name: &str,
+        request: CompleteRequest,
+    ) -> Result<Put> {
+        let sealed: Option<Sealed> = self.read_document(name).await?;
+        let sealed = sealed.ok_or_else(|| not_found(&start.metadata.id))?;
+        let put = self.read_records(start, sealed.records()).await?;
         check_count(&put, request)?;
         Ok(put)
     }
@@ -109,17 +203,20 @@ impl Repository {
     async fn record_ids(&self, start: &Start) -> Result<Vec<RecordId>> {
         let prefix = names::attempt(&start.metadata.id, start.metadata.attempt);
         let names = self.objects.list(&prefix).await?;
-        let mut ids: Vec<_> = names.iter().filter_map(|name| RecordId::from_name(name)).collect();
-        ids.sort_unstable();
-        Ok(ids)
+        let Metadata { id, attempt, .. } = &start.metadata;
+        Ok(names.iter().filter_map(|name| RecordId::from_name(id, *attempt, name)).collect())
     }
 
-    async fn read_records(&self, start: &Start) -> Result<Put> {
+    async fn read_records(&self, start: &Start, mut ids: Vec<RecordId>) -> Result<Put> {
         let mut put = Put { records: Vec::new(), blocks: RoaringBitmap::new() };
-        for id in self.record_ids(start).await? {
+        // The highest epoch first, and within a writer the latest record.
+        ids.sort_unstable_by_key(|id| Reverse(*id));
+        for id in ids {
             let table = self.record(start, id).await?;
-            let Some(last) = table.len().checked_sub(1) else { continue };
-            let (first, last) = (table.index(0), table.index(last));
+            let (first, last) = match table.len() {
+                0 => (BlockIndex::ZERO, BlockIndex::ZERO),
+                n => (table.index(0), table.index(n - 1)),
+            };
             put.records.push(Summary { id, first, last });
             put.blocks.extend(table.entries().map(|entry| entry.index.0));
         }
@@ -142,7 +239,6 @@ impl Repository {
             let mut winners = self.winners(start, put, &round).await?;
             for winner in winners.values() {
                 checksum.update(winner.entry.digest.0);
-                built.packs.extend(winner.entry.location.map(|location| location.pack));
             }
             for span in span_of(round.start)..span_of(BlockIndex(round.end.0 + PAGE_BLOCKS - 1)) {
                 let after = winners.split_off(&span_start(span + 1));
@@ -176,15 +272,13 @@ impl Repository {
             }
             let table = self.record(start, summary.id).await?;
             for n in table.position(range.start)..table.position(range.end) {
-                let new = Winner { record: summary.id, entry: table.entry(n) };
+                let RecordId { epoch, writer, .. } = summary.id;
+                let new = Winner { epoch, writer, entry: table.entry(n) };
                 match winners.entry(new.entry.index) {
                     MapEntry::Vacant(vacant) => {
                         vacant.insert(new);
                     }
-                    MapEntry::Occupied(mut old) => {
-                        let winner = later(*old.get(), new)?;
-                        old.insert(winner);
-                    }
+                    MapEntry::Occupied(mut old) => meet(old.get_mut(), new)?,
                 }
             }
         }
@@ -208,7 +302,7 @@ impl Repository {
                 built.pages.push(*old);
                 return Ok(());
             }
-            let table = self.page(old.page).await?;
+            let table = self.page(old).await?;
             if changes.is_empty() && table.position(end) == table.len() {
                 built.pages.push(*old);
                 return Ok(());
@@ -231,7 +325,7 @@ impl Repository {
     }
 
     /// Makes the manifest, the moment from which the snapshot is there.
-    async fn publish(&self, start: &Start, mut built: Built, oldest: Duration) -> Result<Snapshot> {
+    async fn publish(&self, start: &Start, mut built: Built, began: Duration) -> Result<Manifest> {
         let id = &start.metadata.id;
         let pages = self.save_page_list(start, &mut built).await?;
         let sum =
@@ -244,29 +338,16 @@ impl Repository {
             zero_blocks: sum(|page| page.zero_blocks),
             pages,
         };
-        let document = document::encode(&manifest);
-        if document.len() > MAX_MANIFEST_LEN {
-            let len = document.len();
-            let message =
-                format!("its manifest would have {len} bytes, more than {MAX_MANIFEST_LEN}");
-            return Err(Error::new(ErrorKind::Invalid, message));
+        self.check_not_collected(&built, began).await?;
+        if !self.objects.create(&names::manifest(id), document::encode(&manifest)).await? {
+            // Another completion of this attempt was faster, or the id is another snapshot by now.
+            return Err(Error::new(ErrorKind::Conflict, "there is a snapshot of this id already"));
         }
-        self.check_not_collected(id, &built, oldest).await?;
-        if !self.objects.create(&names::manifest(id), document).await? {
-            // Another completion of this attempt was faster; or the id is another snapshot by now.
-            return match self.manifest(id).await? {
-                Some(found) if found.metadata == manifest.metadata => {
-                    Ok(found.snapshot(self.tags(id).await?))
-                }
-                _ => Err(Error::new(ErrorKind::Conflict, "there is a snapshot of this id already")),
-            };
-        }
-        if let Err(error) = self.check_published(start, &built, oldest).await {
+        if let Err(error) = self.check_published(start, &built, began).await {
             self.objects.delete(&[names::manifest(id)]).await?;
             return Err(error);
         }
-        self.delete_pending(id).await?;
-        Ok(manifest.snapshot(self.tags(id).await?))
+        Ok(manifest)
     }
 
     async fn save_page_list(&self, start: &Start, built: &mut Built) -> Result<Option<ObjectId>> {
@@ -287,37 +368,26 @@ impl Repository {
     }
 
     /// Whoever aborted the snapshot, or deleted it after another completion, meant this one too.
-    async fn check_published(&self, start: &Start, built: &Built, oldest: Duration) -> Result<()> {
-        let id = &start.metadata.id;
-        let now = self.start_of(id).await?;
+    async fn check_published(&self, start: &Start, built: &Built, began: Duration) -> Result<()> {
+        let now = self.start_of(&start.metadata.id).await?;
         if now.map(|now| now.metadata.attempt) != Some(start.metadata.attempt) {
             return Err(Error::new(ErrorKind::Conflict, "it was aborted or deleted meanwhile"));
         }
-        self.check_not_collected(id, built, oldest).await
+        self.check_not_collected(built, began).await
     }
 
-    /// Fails if this took so long that a collection may have deleted what the manifest refers to:
-    /// objects that were not reachable from anywhere yet.
-    async fn check_not_collected(
-        &self,
-        id: &SnapshotId,
-        built: &Built,
-        oldest: Duration,
-    ) -> Result<()> {
-        if since_boot().saturating_sub(oldest) < SAFE {
+    /// Fails if this took so long that a collection may have deleted what only the manifest will
+    /// refer to: the pages. The packs are kept by the records.
+    async fn check_not_collected(&self, built: &Built, began: Duration) -> Result<()> {
+        if since_boot().saturating_sub(began) < SAFE {
             return Ok(());
         }
         // What was named lately is safe: it is reachable before the grace period ends.
         let doomed = self.found_before(self.objects.now().await?, SAFE).await?;
-        for name in built
-            .packs
-            .iter()
-            .map(|pack| pack.pack_name())
-            .chain(built.made.iter().map(|page| page.page_name()))
-        {
+        for name in built.made.iter().map(|page| page.page_name()) {
             if doomed.contains(&name) || !self.objects.exists(&name).await? {
                 let message = format!(
-                    "writing {id} took longer than the grace period of a collection, which found {name} unused; write it again"
+                    "completing it took so long that a collection found {name} unused; complete it again"
                 );
                 return Err(Error::new(ErrorKind::Conflict, message));
             }
@@ -326,18 +396,19 @@ impl Repository {
     }
 }
 
-/// Of two puts of one block, the one that counts.
-fn later(one: Winner, two: Winner) -> Result<Winner> {
-    let order = |winner: &Winner| (winner.record.epoch, winner.record.number);
-    if one.record.epoch == two.record.epoch && one.record.writer != two.record.writer {
-        if one.entry.digest == two.entry.digest {
-            return Ok(one);
-        }
-        let index = one.entry.index;
+/// Meets another put of the same block. They come from the highest epoch down, writer by writer,
+/// from the latest record of each: so the first of each writer is the valid one.
+fn meet(valid: &mut Winner, other: Winner) -> Result<()> {
+    if other.epoch < valid.epoch || other.writer == valid.writer {
+        return Ok(());
+    }
+    if other.entry.digest != valid.entry.digest {
+        let index = other.entry.index;
         let message = format!("two writers put different data at block {index} at the same time");
         return Err(Error::new(ErrorKind::Conflict, message));
     }
-    Ok(if order(&one) < order(&two) { two } else { one })
+    valid.writer = other.writer;
+    Ok(())
 }
 
 fn check_count(put: &Put, request: CompleteRequest) -> Result<()> {

@@ -3,14 +3,22 @@
 use std::collections::HashSet;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
+use uuid::Uuid;
 
 use super::manifest::{Manifest, Start};
 use super::{Repository, document, names};
-use crate::model::{Snapshot, SnapshotId, SnapshotState, VolumeSize};
+use crate::model::{Snapshot, SnapshotId, SnapshotState, Tags, VolumeSize};
 use crate::store::{Error, ErrorKind, ListToken, Result, SnapshotPage};
 
 /// Snapshots that one page of the list has at most.
 const LIST_PAGE: usize = 1000;
+
+/// A snapshot in one of the two places where it may be.
+#[derive(Debug)]
+pub(super) enum Found {
+    Completed(Manifest),
+    Pending(Start),
+}
 
 /// Objects that are read at the same time for a list.
 const LIST_CONCURRENCY: usize = 16;
@@ -18,13 +26,13 @@ const LIST_CONCURRENCY: usize = 16;
 impl Repository {
     pub(super) async fn manifest(&self, id: &SnapshotId) -> Result<Option<Manifest>> {
         let manifest: Option<Manifest> = self.read_document(&names::manifest(id)).await?;
-        check_id(id, manifest.as_ref().map(|manifest| &manifest.metadata.id))?;
+        check_id(id, &names::manifest(id), manifest.as_ref().map(|found| &found.metadata.id))?;
         Ok(manifest)
     }
 
     pub(super) async fn start_of(&self, id: &SnapshotId) -> Result<Option<Start>> {
         let start: Option<Start> = self.read_document(&names::start(id)).await?;
-        check_id(id, start.as_ref().map(|start| &start.metadata.id))?;
+        check_id(id, &names::start(id), start.as_ref().map(|found| &found.metadata.id))?;
         Ok(start)
     }
 
@@ -33,11 +41,7 @@ impl Repository {
         &self,
         name: &str,
     ) -> Result<Option<T>> {
-        match self.objects.read(name).await {
-            Ok(bytes) => document::decode(name, &bytes).map(Some),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        document::read_document(&*self.objects, name).await
     }
 
     /// The manifest of a snapshot that must be readable.
@@ -52,17 +56,48 @@ impl Repository {
     }
 
     pub(super) async fn describe_snapshot(&self, id: &SnapshotId) -> Result<Snapshot> {
+        self.describe_as(id, true).await
+    }
+
+    /// As [`describe_snapshot`](Self::describe_snapshot); looks for tags only if there are some.
+    async fn describe_as(&self, id: &SnapshotId, tagged: bool) -> Result<Snapshot> {
+        let (snapshot, attempt) = match self.look(id).await? {
+            Some(Found::Completed(manifest)) => {
+                (manifest.snapshot(Tags::new()), manifest.metadata.attempt)
+            }
+            Some(Found::Pending(start)) => (start.snapshot(Tags::new()), start.metadata.attempt),
+            None => return Err(not_found(id)),
+        };
+        if !tagged {
+            return Ok(snapshot);
+        }
+        match self.tags(id, attempt).await {
+            Ok(tags) => Ok(Snapshot { tags, ..snapshot }),
+            // Its blocks can be read all the same.
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                Ok(Snapshot { state_message: Some(error.to_string()), ..snapshot })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Which attempt a snapshot is, in whatever state.
+    pub(super) async fn attempt_of(&self, id: &SnapshotId) -> Result<Option<Uuid>> {
+        Ok(self.look(id).await?.map(|found| match found {
+            Found::Completed(manifest) => manifest.metadata.attempt,
+            Found::Pending(start) => start.metadata.attempt,
+        }))
+    }
+
+    pub(super) async fn look(&self, id: &SnapshotId) -> Result<Option<Found>> {
         if let Some(manifest) = self.manifest(id).await? {
-            return Ok(manifest.snapshot(self.tags(id).await?));
+            return Ok(Some(Found::Completed(manifest)));
         }
         if let Some(start) = self.start_of(id).await? {
-            return Ok(start.snapshot(self.tags(id).await?));
+            return Ok(Some(Found::Pending(start)));
         }
         // It may have been completed between the two looks.
-        match self.manifest(id).await? {
-            Some(manifest) => Ok(manifest.snapshot(self.tags(id).await?)),
-            None => Err(not_found(id)),
-        }
+        Ok(self.manifest(id).await?.map(Found::Completed))
     }
 
     pub(super) async fn list_snapshots(&self, token: Option<ListToken>) -> Result<SnapshotPage> {
@@ -100,11 +135,7 @@ impl Repository {
         id: SnapshotId,
         tagged: &HashSet<SnapshotId>,
     ) -> Result<Option<Snapshot>> {
-        let described = if tagged.contains(&id) {
-            self.describe_snapshot(&id).await
-        } else {
-            self.describe_untagged(&id).await
-        };
+        let described = self.describe_as(&id, tagged.contains(&id)).await;
         match described {
             Ok(snapshot) => Ok(Some(snapshot)),
             // Deleted since it was listed.
@@ -113,21 +144,12 @@ impl Repository {
             Err(error) => Err(error),
         }
     }
-
-    /// As [`describe_snapshot`](Self::describe_snapshot), without looking for tags.
-    async fn describe_untagged(&self, id: &SnapshotId) -> Result<Snapshot> {
-        if let Some(manifest) = self.manifest(id).await? {
-            return Ok(manifest.snapshot(Default::default()));
-        }
-        self.describe_snapshot(id).await
-    }
 }
 
 /// An object under the name of another snapshot was put there by somebody else than us.
-fn check_id(id: &SnapshotId, found: Option<&SnapshotId>) -> Result<()> {
+fn check_id(id: &SnapshotId, name: &str, found: Option<&SnapshotId>) -> Result<()> {
     match found {
         Some(found) if found != id => {
-            let name = names::manifest(id);
             let message = format!("{name} is damaged: it is the one of {found}");
             Err(Error::new(ErrorKind::Corrupt, message))
         }
@@ -151,7 +173,7 @@ fn damaged(id: SnapshotId, error: &Error) -> Snapshot {
         volume_id: None,
         description: String::new(),
         start_time: jiff::Timestamp::UNIX_EPOCH,
-        tags: Default::default(),
+        tags: Tags::new(),
         encrypted: false,
         content_digest: None,
         data_blocks: None,

@@ -190,10 +190,12 @@ impl Inner {
                 // A name that is not UTF-8 is none of ours.
                 let Ok(name) = entry.file_name().into_string() else { continue };
                 let name = format!("{directory}/{name}");
-                if entry.file_type().map_err(failed)?.is_dir() {
-                    directories.push(name);
-                } else {
-                    names.push(name);
+                match entry.file_type() {
+                    Ok(kind) if kind.is_dir() => directories.push(name),
+                    Ok(_) => names.push(name),
+                    // Deleted meanwhile, on a file system that has to be asked for the kind.
+                    Err(error) if error.kind() == Io::NotFound => {}
+                    Err(error) => return Err(failed(error)),
                 }
             }
         }
@@ -205,14 +207,14 @@ impl Inner {
         for name in names {
             let path = self.root.join(name);
             match std::fs::remove_file(&path) {
-                Ok(()) => {
-                    let parent = path.parent().expect("every name is below the root").to_owned();
-                    if parents.last() != Some(&parent) {
-                        parents.push(parent);
-                    }
-                }
+                Ok(()) => {}
+                // Whoever deleted it before us may not have synced that yet.
                 Err(error) if error.kind() == Io::NotFound => {}
                 Err(error) => return Err(Error::from_io(format!("cannot delete {name}"), error)),
+            }
+            let parent = path.parent().expect("every name is below the root").to_owned();
+            if parents.last() != Some(&parent) {
+                parents.push(parent);
             }
         }
         parents.sort();
@@ -234,7 +236,7 @@ impl Inner {
                 _ => {}
             }
             let depth = at.strip_prefix(&self.root).map_or(0, |rest| rest.components().count());
-            // `pending/<id>`, `pending/<id>/<attempt>` and `tags/<id>` come and go.
+            // What is below `pending/` and `tags/` comes and goes.
             let below_top = depth >= 2
                 && (at.starts_with(self.root.join("pending"))
                     || at.starts_with(self.root.join("tags")));

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::objects::Objects;
 use crate::model::Digest;
 use crate::store::{Error, ErrorKind, Result};
 
@@ -32,6 +33,18 @@ pub(super) fn decode<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T>
     }
     serde_json::from_slice(line)
         .map_err(|e| Error::with_source(ErrorKind::Corrupt, format!("{name} is damaged"), e))
+}
+
+/// Reads a document; `None` if there is none of this name.
+pub(super) async fn read_document<T: DeserializeOwned>(
+    objects: &dyn Objects,
+    name: &str,
+) -> Result<Option<T>> {
+    match objects.read(name).await {
+        Ok(bytes) => decode(name, &bytes).map(Some),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]

@@ -9,8 +9,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
-use super::names::{self, ObjectId, RecordId};
+use super::describe::Found as Snapshot;
+use super::manifest::{Metadata, Start};
+use super::names::{self, ObjectId, RecordId, TagsId};
 use super::pack::{MAX_TABLE_LEN, read_table};
 use super::read::damaged;
 use super::{Repository, document, since_boot};
@@ -56,6 +59,8 @@ struct Found {
 #[derive(Debug, Default)]
 struct Reachable {
     names: HashSet<String>,
+    /// The attempts that are snapshots, completed or pending.
+    attempts: HashSet<Uuid>,
     /// Pages and page lists that were followed already.
     followed: HashSet<ObjectId>,
     packs: HashSet<ObjectId>,
@@ -131,10 +136,14 @@ impl Repository {
     async fn found(&self) -> Result<Vec<(String, Found)>> {
         let mut found = Vec::new();
         for name in self.objects.list(names::GC).await? {
-            if name.ends_with(".json")
-                && let Some(document) = self.read_document(&name).await?
-            {
-                found.push((name, document));
+            if !names::is_found(&name) {
+                continue;
+            }
+            match self.read_document(&name).await {
+                Ok(document) => found.extend(document.map(|document| (name, document))),
+                // It is damaged for everybody: no run will delete what only it names.
+                Err(error) if error.kind() == ErrorKind::Corrupt => tracing::warn!("{error}"),
+                Err(error) => return Err(error),
             }
         }
         Ok(found)
@@ -151,8 +160,9 @@ impl Repository {
         if unreachable.is_empty() {
             return Ok(());
         }
-        let name = format!("{}{}.json", names::GC, time.as_nanosecond());
-        self.objects.create(&name, document::encode(&Found { time, unreachable })).await?;
+        self.objects
+            .create(&names::found(time), document::encode(&Found { time, unreachable }))
+            .await?;
         Ok(())
     }
 
@@ -184,8 +194,7 @@ impl Repository {
     /// Everything that snapshots, complete or pending, refer to.
     async fn reachable(&self) -> Result<Reachable> {
         let mut reachable = Reachable::default();
-        let mut there = HashSet::new();
-        let tags = self.objects.list(names::TAGS).await?;
+        let mut attempts = HashSet::new();
         let mut seen = HashSet::new();
         // A child may be started and its parent deleted while this looks: it goes on until it has
         // seen every snapshot. Whoever starts a child later finds that the parent is gone.
@@ -200,47 +209,49 @@ impl Repository {
                 break;
             }
             for id in new {
-                if self.reach_snapshot(&id, &mut reachable).await? {
-                    there.insert(id);
+                match self.look(&id).await? {
+                    Some(Snapshot::Completed(manifest)) => {
+                        attempts.insert(manifest.metadata.attempt);
+                        self.reach_pages(manifest.pages, &mut reachable).await?;
+                    }
+                    Some(Snapshot::Pending(start)) => {
+                        attempts.insert(start.metadata.attempt);
+                        self.reach_pending(&start, &mut reachable).await?;
+                    }
+                    None => {}
                 }
             }
         }
-        reach_tags(&tags, &there, &mut reachable);
+        reachable.attempts = attempts;
         reachable.names.extend(reachable.packs.iter().map(|pack| pack.pack_name()));
         Ok(reachable)
     }
 
-    /// What a snapshot refers to; whether it still is there.
-    async fn reach_snapshot(&self, id: &SnapshotId, reachable: &mut Reachable) -> Result<bool> {
-        let pending = self.reach_pending(id, reachable).await?;
-        let Some(manifest) = self.manifest(id).await? else { return Ok(pending) };
-        reachable.names.insert(names::manifest(id));
-        self.reach_pages(manifest.pages, reachable).await?;
-        Ok(true)
-    }
-
-    /// What a pending snapshot refers to; whether it is one.
-    async fn reach_pending(&self, id: &SnapshotId, reachable: &mut Reachable) -> Result<bool> {
-        let Some(start) = self.start_of(id).await? else { return Ok(false) };
+    /// What a pending snapshot refers to. If it is completed meanwhile, its manifest does.
+    async fn reach_pending(&self, start: &Start, reachable: &mut Reachable) -> Result<()> {
         self.reach_pages(start.parent_pages, reachable).await?;
-        if self.objects.exists(&names::manifest(id)).await? {
-            // Completed, and its cleaning up was cut short: the manifest keeps what it needs.
-            return Ok(false);
-        }
-        reachable.names.insert(names::start(id));
-        let attempt = start.metadata.attempt;
-        for name in self.objects.list(&names::attempt(id, attempt)).await? {
-            if let Some(record) = RecordId::from_name(&name) {
-                match self.record(&start, record).await {
-                    Ok(table) => reachable.packs.extend(table.packs()),
-                    // Completed and cleaned up since it was listed.
-                    Err(error) if error.kind() == ErrorKind::NotFound => {}
-                    Err(error) => return Err(error),
+        let Metadata { id, attempt, .. } = &start.metadata;
+        for name in self.objects.list(&names::attempt(id, *attempt)).await? {
+            let Some(record) = RecordId::from_name(id, *attempt, &name) else { continue };
+            match self.record(start, record).await {
+                Ok(table) => reachable.packs.extend(table.packs()),
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    return self.reach_successor(id, reachable).await;
                 }
+                Err(error) => return Err(error),
             }
             reachable.names.insert(name);
         }
-        Ok(true)
+        reachable.names.insert(names::sealed(id, *attempt));
+        self.reach_successor(id, reachable).await
+    }
+
+    /// A snapshot that was pending may have been completed since.
+    async fn reach_successor(&self, id: &SnapshotId, reachable: &mut Reachable) -> Result<()> {
+        match self.manifest(id).await? {
+            Some(manifest) => self.reach_pages(manifest.pages, reachable).await,
+            None => Ok(()),
+        }
     }
 
     async fn reach_pages(&self, list: Option<ObjectId>, reachable: &mut Reachable) -> Result<()> {
@@ -252,7 +263,7 @@ impl Repository {
         for page in self.page_list(list).await?.iter() {
             if reachable.followed.insert(page.page) {
                 reachable.names.insert(page.page.page_name());
-                let table = self.page(page.page).await?;
+                let table = self.page(page).await?;
                 let locations = table.entries().filter_map(|entry| entry.location);
                 for location in locations {
                     reachable.packs.insert(location.pack);
@@ -264,14 +275,14 @@ impl Repository {
     }
 
     /// Our objects that are not in `reachable`.
+    ///
+    /// Manifests and starts are not among them: they are what makes a snapshot. All other names are
+    /// used once, so that one that was found unreachable never becomes another object.
     async fn unreachable(&self, reachable: &Reachable) -> Result<Vec<String>> {
         let mut unreachable = Vec::new();
-        for prefix in [names::PENDING, names::TAGS, names::PAGES, names::PACKS] {
+        for prefix in [names::PENDING, names::PAGES, names::PACKS] {
             let ours = |name: &String| match prefix {
-                names::PENDING => {
-                    names::attempt_of(name).is_some() || names::start_id(name).is_some()
-                }
-                names::TAGS => names::tags_of(name).is_some(),
+                names::PENDING => names::is_of_attempt(name),
                 _ => ObjectId::from_name(prefix, name).is_some(),
             };
             let names = self.objects.list(prefix).await?;
@@ -279,6 +290,8 @@ impl Repository {
                 names.into_iter().filter(|name| ours(name) && !reachable.names.contains(name)),
             );
         }
+        let tags = self.objects.list(names::TAGS).await?;
+        unreachable.extend(superseded(&tags, &reachable.attempts));
         Ok(unreachable)
     }
 
@@ -309,17 +322,18 @@ impl Repository {
     }
 }
 
-/// The newest set of tags of each snapshot that is there.
-fn reach_tags(tags: &[String], there: &HashSet<SnapshotId>, reachable: &mut Reachable) {
-    let mut sets: Vec<(SnapshotId, u64)> =
-        tags.iter().filter_map(|name| names::tags_of(name)).collect();
-    sets.sort_unstable();
-    let newest = sets.iter().zip(sets.iter().skip(1).map(Some).chain([None]));
-    for ((id, number), next) in newest {
-        if next.is_none_or(|(next, _)| next != id) && there.contains(id) {
-            reachable.names.insert(names::tags(id, *number));
-        }
+/// The sets of tags that are not the newest of an attempt that is there.
+fn superseded(names: &[String], attempts: &HashSet<Uuid>) -> Vec<String> {
+    let sets: Vec<TagsId> = names.iter().filter_map(|name| TagsId::from_name(name)).collect();
+    let mut newest: HashMap<Uuid, u64> = HashMap::new();
+    for set in &sets {
+        let number = newest.entry(set.attempt).or_default();
+        *number = set.number.max(*number);
     }
+    let old = |set: &&TagsId| {
+        !attempts.contains(&set.attempt) || newest.get(&set.attempt) != Some(&set.number)
+    };
+    sets.iter().filter(old).map(TagsId::name).collect()
 }
 
 fn elapsed(now: Timestamp, then: Timestamp) -> Option<Duration> {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -96,6 +97,11 @@ impl From<ObjectId> for String {
     }
 }
 
+/// Reads a number in the one form in which it is written.
+fn parse_number<T: FromStr + ToString>(text: &str) -> Option<T> {
+    text.parse().ok().filter(|number: &T| number.to_string() == text)
+}
+
 fn parse_simple(text: &str) -> Option<Uuid> {
     Uuid::try_parse(text).ok().filter(|uuid| uuid.simple().to_string() == text)
 }
@@ -120,11 +126,6 @@ pub(super) fn start_id(name: &str) -> Option<SnapshotId> {
     name.strip_prefix(PENDING)?.strip_suffix("/start.json")?.parse().ok()
 }
 
-/// Everything of a snapshot that is being written.
-pub(super) fn pending(id: &SnapshotId) -> String {
-    format!("{PENDING}{id}/")
-}
-
 /// What one attempt at a snapshot has put.
 pub(super) fn attempt(id: &SnapshotId, attempt: Uuid) -> String {
     format!("{PENDING}{id}/{}/", attempt.simple())
@@ -135,10 +136,12 @@ pub(super) fn sealed(id: &SnapshotId, attempt: Uuid) -> String {
     format!("{}sealed", self::attempt(id, attempt))
 }
 
-/// The snapshot and the attempt of an object below `pending/<id>/<attempt>/`.
-pub(super) fn attempt_of(name: &str) -> Option<(SnapshotId, Uuid)> {
-    let mut parts = name.strip_prefix(PENDING)?.split('/');
-    Some((parts.next()?.parse().ok()?, parse_simple(parts.next()?)?))
+/// Whether this is the name of a record, or of what seals them.
+pub(super) fn is_of_attempt(name: &str) -> bool {
+    let mut parts = name.strip_prefix(PENDING).into_iter().flat_map(|rest| rest.split('/'));
+    let id = parts.next().and_then(|id| id.parse().ok());
+    let (Some(id), Some(attempt)) = (id, parts.next().and_then(parse_simple)) else { return false };
+    name == sealed(&id, attempt) || RecordId::from_name(&id, attempt, name).is_some()
 }
 
 /// A record: blocks that one writer has put durably.
@@ -155,32 +158,58 @@ impl RecordId {
         format!("{}{epoch}-{}-{number}", self::attempt(id, attempt), writer.simple())
     }
 
-    /// Reads the last part of a record's name.
-    pub(super) fn from_name(name: &str) -> Option<Self> {
-        let mut parts = name.rsplit('/').next()?.split('-');
-        let id = Self {
-            epoch: parts.next()?.parse().ok()?,
+    /// Reads the name of a record of this attempt.
+    pub(super) fn from_name(id: &SnapshotId, attempt: Uuid, name: &str) -> Option<Self> {
+        let mut parts = name.strip_prefix(&self::attempt(id, attempt))?.split('-');
+        let record = Self {
+            epoch: parse_number(parts.next()?)?,
             writer: parse_simple(parts.next()?)?,
-            number: parts.next()?.parse().ok()?,
+            number: parse_number(parts.next()?)?,
         };
-        parts.next().is_none().then_some(id)
+        parts.next().is_none().then_some(record)
     }
 }
 
-/// The `number`-th set of tags of a snapshot.
-pub(super) fn tags(id: &SnapshotId, number: u64) -> String {
-    format!("{TAGS}{id}/{number}.json")
+/// A set of tags of a snapshot, of which the one with the highest number is valid.
+///
+/// The attempt is that of the snapshot: what was left of an earlier one of the same id is not its own.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct TagsId {
+    pub(super) id: SnapshotId,
+    pub(super) attempt: Uuid,
+    pub(super) number: u64,
+}
+
+impl TagsId {
+    pub(super) fn name(&self) -> String {
+        format!("{}{}.json", all_tags(&self.id, self.attempt), self.number)
+    }
+
+    pub(super) fn from_name(name: &str) -> Option<Self> {
+        let mut parts = name.strip_prefix(TAGS)?.strip_suffix(".json")?.split('/');
+        let tags = Self {
+            id: parts.next()?.parse().ok()?,
+            attempt: parse_simple(parts.next()?)?,
+            number: parse_number(parts.next()?)?,
+        };
+        parts.next().is_none().then_some(tags)
+    }
 }
 
 /// All sets of tags of a snapshot.
-pub(super) fn all_tags(id: &SnapshotId) -> String {
-    format!("{TAGS}{id}/")
+pub(super) fn all_tags(id: &SnapshotId, attempt: Uuid) -> String {
+    format!("{TAGS}{id}/{}/", attempt.simple())
 }
 
-/// The snapshot and the number of a set of tags.
-pub(super) fn tags_of(name: &str) -> Option<(SnapshotId, u64)> {
-    let (id, number) = name.strip_prefix(TAGS)?.strip_suffix(".json")?.split_once('/')?;
-    Some((id.parse().ok()?, number.parse().ok()?))
+/// The record of a collection.
+pub(super) fn found(time: Timestamp) -> String {
+    format!("{GC}{}.json", time.as_nanosecond())
+}
+
+/// Whether this is the name of the record of a collection.
+pub(super) fn is_found(name: &str) -> bool {
+    let number = name.strip_prefix(GC).and_then(|rest| rest.strip_suffix(".json"));
+    number.is_some_and(|number| parse_number::<i128>(number).is_some())
 }
 
 #[cfg(test)]
@@ -197,11 +226,13 @@ mod tests {
         assert_eq!(ObjectId::from_bytes(&object.to_bytes()), object);
         assert_eq!(manifest_id(&manifest(&snapshot)), Some(snapshot.clone()));
         assert_eq!(start_id(&start(&snapshot)), Some(snapshot.clone()));
-        assert_eq!(tags_of(&tags(&snapshot, 17)), Some((snapshot.clone(), 17)));
+        let tags = TagsId { id: snapshot.clone(), attempt: uuid, number: 17 };
+        assert_eq!(TagsId::from_name(&tags.name()), Some(tags));
+        assert!(is_found(&found(Timestamp::UNIX_EPOCH)));
         let record = RecordId { epoch: 3, writer: uuid, number: 12 };
         let name = record.name(&snapshot, uuid);
-        assert_eq!(RecordId::from_name(&name), Some(record));
-        assert_eq!(attempt_of(&name), Some((snapshot, uuid)));
+        assert_eq!(RecordId::from_name(&snapshot, uuid, &name), Some(record));
+        assert!(is_of_attempt(&name) && is_of_attempt(&sealed(&snapshot, uuid)));
     }
 
     #[test]
@@ -212,7 +243,15 @@ mod tests {
         for name in ["snapshots/x.json", "snapshots/snap-0.json~", "snapshots/.snap-0.json"] {
             assert_eq!(manifest_id(name), None, "{name}");
         }
-        assert_eq!(RecordId::from_name("pending/snap-0/a/sealed"), None);
+        let attempt = "0123456789abcdef0123456789abcdef";
+        for name in
+            ["x/sealed", &format!("{attempt}/1-{attempt}-01"), &format!("{attempt}/sub/sealed")]
+        {
+            assert!(!is_of_attempt(&format!("pending/snap-0/{name}")), "{name}");
+        }
+        assert!(is_of_attempt(&format!("pending/snap-0/{attempt}/1-{attempt}-1")));
+        assert!(!is_found("gc/+7.json") && !is_found("gc/x.json") && !is_found("gc/a/7.json"));
+        assert_eq!(TagsId::from_name(&format!("tags/snap-0/{attempt}/+7.json")), None);
         assert_eq!(start_id("pending/snap-0/x/start.json"), None);
     }
 }

@@ -14,7 +14,7 @@ use crate::store::Result;
 #[async_trait]
 pub(super) trait Objects: Debug + Send + Sync + 'static {
     /// Creates an object that must not exist yet. When this returns it is there whole and survives
-    /// a power cut; until then, and after a failure, it is not there at all.
+    /// a power cut; until then, and after a failure, it is there whole or not at all.
     ///
     /// Answers whether it was created: of several who create one name exactly one did.
     async fn create(&self, name: &str, data: Bytes) -> Result<bool>;

@@ -12,6 +12,9 @@ const HEADER_LEN: usize = 4 + 1 + 3 + 4;
 /// Span, id, content digest, number of data blocks, number of zero blocks.
 const ENTRY_LEN: usize = 4 + ObjectId::LEN + 32 + 4 + 4;
 
+/// Spans of the largest volume, of 64 TiB.
+const MAX_SPANS: u32 = 8192;
+
 /// An index page in a page list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PageRef {
@@ -97,6 +100,9 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Vec<PageRef>, &'static str> {
         zero_blocks: u32_at(entry, ENTRY_LEN - 4),
     };
     let pages: Vec<_> = bytes[HEADER_LEN..].chunks_exact(ENTRY_LEN).map(page).collect();
+    if pages.last().is_some_and(|page| page.span >= MAX_SPANS) {
+        return Err("it names a span beyond the largest volume");
+    }
     if pages.windows(2).any(|pair| pair[0].span >= pair[1].span) {
         return Err("its spans do not ascend");
     }

@@ -97,12 +97,18 @@ impl Repository {
         blocking(check).await
     }
 
-    pub(super) async fn page(&self, id: ObjectId) -> Result<Table> {
+    pub(super) async fn page(&self, page: &PageRef) -> Result<Table> {
+        let id = page.page;
         if let Some(Cached::Page(table)) = self.pages.get(id) {
             return Ok(table);
         }
         let bytes = self.page_bytes(id).await?;
         let table = Table::decode(bytes).map_err(|why| damaged(&id.page_name(), why))?;
+        let span = span_start(page.span)..span_start(page.span + 1);
+        let ends = [0, table.len().saturating_sub(1)];
+        if table.len() > 0 && ends.iter().any(|&n| !span.contains(&table.index(n))) {
+            return Err(damaged(&id.page_name(), "it has blocks of another part of the volume"));
+        }
         self.pages.put(id, Cached::Page(table.clone()));
         Ok(table)
     }
@@ -136,7 +142,7 @@ impl Repository {
         let Some(page) = pages.get(first) else {
             return Ok(BlockPage { blocks: Vec::new(), covered: Some(end), next: None });
         };
-        let table = self.page(page.page).await.map_err(failed)?;
+        let table = self.page(page).await.map_err(failed)?;
         let position = table.position(from);
         let stop = table.len().min(position + max);
         let tokens = tokens(&table, position..stop);
@@ -193,7 +199,7 @@ impl Repository {
 
     async fn page_or_empty(&self, page: Option<&PageRef>) -> Result<Table> {
         match page {
-            Some(page) => self.page(page.page).await,
+            Some(page) => self.page(page).await,
             None => Ok(Table::decode(Table::encode(&[])).expect("it is well-formed")),
         }
     }

@@ -1,11 +1,16 @@
 //! Starting, deleting and aborting snapshots.
 
+use std::collections::HashSet;
+
 use uuid::Uuid;
 
-use super::describe::not_found;
-use super::manifest::{Metadata, Start};
+use super::describe::{Found, not_found};
+use super::manifest::{MAX_MANIFEST_LEN, Manifest, Metadata, Start};
+use super::names::ObjectId;
 use super::{Repository, document, names};
-use crate::model::{Digester, MAX_DESCRIPTION_CHARS, Snapshot, SnapshotId, check_tags};
+use crate::model::{
+    Digest, Digester, MAX_DESCRIPTION_CHARS, Snapshot, SnapshotId, Tags, check_tags,
+};
 use crate::store::{Error, ErrorKind, Result, StartRequest};
 
 /// Longest client token in characters, as in the EBS direct service.
@@ -51,12 +56,13 @@ impl Repository {
             start_time: self.objects.now().await?,
             client_token: request.client_token,
         };
-        if let Some(snapshot) = self.started_before(&metadata).await? {
+        if let Some(snapshot) = self.started_before(&metadata, &request.tags).await? {
             return Ok(snapshot);
         }
+        check_manifest_len(&metadata)?;
         let start = Start { metadata, parent_pages: parent.as_ref().and_then(|p| p.pages) };
         if !self.objects.create(&names::start(id), document::encode(&start)).await? {
-            return match self.started_before(&start.metadata).await? {
+            return match self.started_before(&start.metadata, &request.tags).await? {
                 Some(snapshot) => Ok(snapshot),
                 None => Err(exists(id)),
             };
@@ -69,7 +75,7 @@ impl Repository {
             return Err(error);
         }
         if !request.tags.is_empty() {
-            self.add_tags(id, &request.tags).await?;
+            self.add_tags(id, start.metadata.attempt, &request.tags).await?;
         }
         Ok(start.snapshot(request.tags))
     }
@@ -79,22 +85,23 @@ impl Repository {
     /// # Errors
     ///
     /// `Conflict` if the id is taken by another one.
-    async fn started_before(&self, metadata: &Metadata) -> Result<Option<Snapshot>> {
-        let id = &metadata.id;
-        if let Some(start) = self.start_of(id).await? {
-            return if start.metadata.same_request(metadata) {
-                Ok(Some(start.snapshot(self.tags(id).await?)))
-            } else {
-                Err(exists(id))
-            };
+    async fn started_before(&self, wanted: &Metadata, tags: &Tags) -> Result<Option<Snapshot>> {
+        let id = &wanted.id;
+        let (snapshot, found) = match self.look(id).await? {
+            Some(Found::Completed(found)) => (found.snapshot(Tags::new()), found.metadata),
+            Some(Found::Pending(found)) => (found.snapshot(Tags::new()), found.metadata),
+            None => return Ok(None),
+        };
+        if !found.same_request(wanted) {
+            return Err(exists(id));
         }
-        match self.manifest(id).await? {
-            Some(manifest) if manifest.metadata.same_request(metadata) => {
-                Ok(Some(manifest.snapshot(self.tags(id).await?)))
-            }
-            Some(_) => Err(exists(id)),
-            None => Ok(None),
+        let mut now = self.tags(id, found.attempt).await?;
+        if now.is_empty() && !tags.is_empty() {
+            // The first start was cut short.
+            self.add_tags(id, found.attempt, tags).await?;
+            now = tags.clone();
         }
+        Ok(Some(Snapshot { tags: now, ..snapshot }))
     }
 
     /// Checks what may have changed while `start.json` was being made.
@@ -114,6 +121,14 @@ impl Repository {
 
     pub(super) async fn delete_snapshot(&self, id: &SnapshotId) -> Result<()> {
         self.forget_writer(id);
+        // Whatever cannot be read is deleted by its name.
+        let attempts: HashSet<Uuid> = [
+            self.start_of(id).await.ok().flatten().map(|start| start.metadata.attempt),
+            self.manifest(id).await.ok().flatten().map(|manifest| manifest.metadata.attempt),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
         // What is left of its making goes first: without the manifest it would be pending again.
         let pending = self.objects.exists(&names::start(id)).await?;
         self.objects.delete(&[names::start(id)]).await?;
@@ -122,16 +137,18 @@ impl Repository {
         if !pending && !completed {
             return Err(not_found(id));
         }
-        self.delete_tags(id).await?;
-        self.delete_pending(id).await
+        for attempt in attempts {
+            self.delete_tags(id, attempt).await?;
+            self.delete_records(id, attempt).await?;
+        }
+        Ok(())
     }
 
-    /// Deletes what was left of making a snapshot.
-    pub(super) async fn delete_pending(&self, id: &SnapshotId) -> Result<()> {
-        let names = self.objects.list(&names::pending(id)).await?;
-        let ours =
-            |name: &String| names::attempt_of(name).is_some() || names::start_id(name).is_some();
-        self.objects.delete(&names.into_iter().filter(ours).collect::<Vec<_>>()).await
+    /// Deletes the records of one attempt, and what seals them.
+    pub(super) async fn delete_records(&self, id: &SnapshotId, attempt: Uuid) -> Result<()> {
+        let names = self.objects.list(&names::attempt(id, attempt)).await?;
+        let ours = names.into_iter().filter(|name| names::is_of_attempt(name));
+        self.objects.delete(&ours.collect::<Vec<_>>()).await
     }
 }
 
@@ -158,6 +175,27 @@ fn check(request: &StartRequest) -> Result<()> {
         return Err(Error::new(ErrorKind::Unsupported, message));
     }
     Ok(())
+}
+
+/// The manifest must fit: better to find out now than after all data was written.
+fn check_manifest_len(metadata: &Metadata) -> Result<()> {
+    let longest = ObjectId { digest: Digest::OF_ZEROS, writer: Uuid::max() };
+    let manifest = Manifest {
+        metadata: metadata.clone(),
+        completed_time: metadata.start_time,
+        content_digest: Digest::OF_ZEROS,
+        data_blocks: u64::MAX,
+        zero_blocks: u64::MAX,
+        pages: Some(longest),
+    };
+    let len = document::encode(&manifest).len();
+    if len <= MAX_MANIFEST_LEN {
+        return Ok(());
+    }
+    let message = format!(
+        "description, origin and client token are too long together: the manifest would have {len} bytes, more than {MAX_MANIFEST_LEN}"
+    );
+    Err(Error::new(ErrorKind::Invalid, message))
 }
 
 fn exists(id: &SnapshotId) -> Error {

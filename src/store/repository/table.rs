@@ -16,6 +16,8 @@ const VERSION: u8 = 1;
 const HEADER_LEN: usize = 4 + 1 + 3 + 4 + 4;
 /// Index, pack, offset, length, digest.
 const ENTRY_LEN: usize = 4 + 4 + 4 + 4 + 32;
+/// Bytes of a frame at most: a block that does not shrink, and what zstd adds.
+const MAX_FRAME_LEN: u32 = 512 * 1024 + 4096;
 /// In the place of a pack: a zero block, which has none.
 const NO_PACK: u32 = u32::MAX;
 
@@ -99,8 +101,15 @@ impl Table {
             if last >= Some(index) {
                 return Err("its blocks do not ascend");
             }
-            if pack != NO_PACK && pack as usize >= packs {
+            let (length, digest) = (u32_at(&table.bytes, at + 12), &table.bytes[at + 16..][..32]);
+            if pack == NO_PACK {
+                if digest != Digest::OF_ZEROS.0 {
+                    return Err("a block without data is not one of zeros");
+                }
+            } else if pack as usize >= packs {
                 return Err("a block names a pack that is not in it");
+            } else if length == 0 || length > MAX_FRAME_LEN {
+                return Err("a block has an impossible length");
             }
             last = Some(index);
         }
@@ -173,22 +182,24 @@ pub(super) mod tests {
 
     use super::*;
 
+    fn location() -> impl Strategy<Value = Location> {
+        (0..4u8, 0..2u128, any::<u32>(), 1..=MAX_FRAME_LEN).prop_map(
+            |(digest, writer, offset, length)| Location {
+                pack: ObjectId { digest: Digest([digest; 32]), writer: Uuid::from_u128(writer) },
+                offset,
+                length,
+            },
+        )
+    }
+
     pub(in super::super) fn entries() -> impl Strategy<Value = Vec<Entry>> {
-        let pack = (any::<u8>(), any::<u128>());
-        let location = prop::option::of((pack, any::<u32>(), any::<u32>()));
-        prop::collection::btree_map(any::<u32>(), (location, any::<u8>()), 0..40).prop_map(|map| {
+        let content = prop_oneof![
+            Just((None, Digest::OF_ZEROS)),
+            (location(), any::<u8>()).prop_map(|(at, digest)| (Some(at), Digest([digest; 32]))),
+        ];
+        prop::collection::btree_map(any::<u32>(), content, 0..40).prop_map(|map| {
             let entry =
-                |(index, (location, digest)): (u32, (Option<((u8, u128), u32, u32)>, u8))| {
-                    let location = location.map(|((digest, writer), offset, length)| Location {
-                        pack: ObjectId {
-                            digest: Digest([digest % 4; 32]),
-                            writer: Uuid::from_u128(writer % 2),
-                        },
-                        offset,
-                        length,
-                    });
-                    Entry { index: BlockIndex(index), location, digest: Digest([digest; 32]) }
-                };
+                |(index, (location, digest))| Entry { index: BlockIndex(index), location, digest };
             map.into_iter().map(entry).collect()
         })
     }

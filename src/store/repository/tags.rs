@@ -2,7 +2,10 @@
 
 use std::collections::HashSet;
 
+use uuid::Uuid;
+
 use super::describe::not_found;
+use super::names::TagsId;
 use super::{Repository, document, names};
 use crate::model::{SnapshotId, Tags, check_tags};
 use crate::store::{Error, ErrorKind, Result};
@@ -11,23 +14,17 @@ use crate::store::{Error, ErrorKind, Result};
 const ATTEMPTS: usize = 100;
 
 impl Repository {
-    /// The numbers of the sets of tags of a snapshot, ascending.
-    async fn tag_numbers(&self, id: &SnapshotId) -> Result<Vec<u64>> {
-        let names = self.objects.list(&names::all_tags(id)).await?;
-        let mut numbers: Vec<u64> = names
-            .iter()
-            .filter_map(|name| names::tags_of(name))
-            .map(|(_, number)| number)
-            .collect();
-        numbers.sort_unstable();
-        Ok(numbers)
+    /// The valid set of tags of a snapshot, by its name.
+    async fn newest_tags(&self, id: &SnapshotId, attempt: Uuid) -> Result<Option<TagsId>> {
+        let names = self.objects.list(&names::all_tags(id, attempt)).await?;
+        Ok(names.iter().filter_map(|name| TagsId::from_name(name)).max_by_key(|tags| tags.number))
     }
 
-    pub(super) async fn tags(&self, id: &SnapshotId) -> Result<Tags> {
+    pub(super) async fn tags(&self, id: &SnapshotId, attempt: Uuid) -> Result<Tags> {
         for _ in 0..ATTEMPTS {
-            let Some(number) = self.tag_numbers(id).await?.pop() else { return Ok(Tags::new()) };
+            let Some(newest) = self.newest_tags(id, attempt).await? else { return Ok(Tags::new()) };
             // A set that is gone was replaced, and then collected: look again.
-            if let Some(tags) = self.read_document(&names::tags(id, number)).await? {
+            if let Some(tags) = self.read_document(&newest.name()).await? {
                 return Ok(tags);
             }
         }
@@ -37,44 +34,39 @@ impl Repository {
     /// The snapshots that have tags.
     pub(super) async fn tagged(&self) -> Result<HashSet<SnapshotId>> {
         let names = self.objects.list(names::TAGS).await?;
-        Ok(names.iter().filter_map(|name| names::tags_of(name)).map(|(id, _)| id).collect())
+        Ok(names.iter().filter_map(|name| TagsId::from_name(name)).map(|tags| tags.id).collect())
     }
 
     pub(super) async fn replace_tags(&self, id: &SnapshotId, tags: Tags) -> Result<()> {
         let failed = |e: Error| e.context(format_args!("cannot tag {id}"));
         check_tags(&tags).map_err(|e| failed(Error::new(ErrorKind::Invalid, e.to_string())))?;
-        self.describe_snapshot(id).await.map_err(failed)?;
-        self.add_tags(id, &tags).await.map_err(failed)
+        let attempt =
+            self.attempt_of(id).await.and_then(|found| found.ok_or_else(|| not_found(id)));
+        self.add_tags(id, attempt.map_err(failed)?, &tags).await.map_err(failed)
     }
 
     /// Makes the next set of tags.
-    pub(super) async fn add_tags(&self, id: &SnapshotId, tags: &Tags) -> Result<()> {
+    pub(super) async fn add_tags(&self, id: &SnapshotId, attempt: Uuid, tags: &Tags) -> Result<()> {
         let data = document::encode(tags);
         for _ in 0..ATTEMPTS {
-            let next = self.tag_numbers(id).await?.pop().map_or(1, |number| number + 1);
-            if self.objects.create(&names::tags(id, next), data.clone()).await? {
-                // Deleted meanwhile: its tags must not wait for the next snapshot of this id.
-                if !self.is_there(id).await? {
-                    self.objects.delete(&[names::tags(id, next)]).await?;
-                    return Err(not_found(id));
-                }
-                return Ok(());
+            let newest = self.newest_tags(id, attempt).await?.map_or(0, |newest| newest.number);
+            let number = newest.checked_add(1).ok_or_else(|| busy(id))?;
+            let next = TagsId { id: id.clone(), attempt, number };
+            if self.objects.create(&next.name(), data.clone()).await? {
+                // Deleted meanwhile: then nobody is to see them, and `gc` will not.
+                return match self.attempt_of(id).await? {
+                    Some(now) if now == attempt => Ok(()),
+                    _ => Err(not_found(id)),
+                };
             }
         }
         Err(busy(id))
     }
 
-    async fn is_there(&self, id: &SnapshotId) -> Result<bool> {
-        // A snapshot goes from pending to completed, so this order never misses it.
-        Ok(self.objects.exists(&names::start(id)).await?
-            || self.objects.exists(&names::manifest(id)).await?)
-    }
-
-    pub(super) async fn delete_tags(&self, id: &SnapshotId) -> Result<()> {
-        let names = self.objects.list(&names::all_tags(id)).await?;
-        let ours: Vec<_> =
-            names.into_iter().filter(|name| names::tags_of(name).is_some()).collect();
-        self.objects.delete(&ours).await
+    pub(super) async fn delete_tags(&self, id: &SnapshotId, attempt: Uuid) -> Result<()> {
+        let names = self.objects.list(&names::all_tags(id, attempt)).await?;
+        let ours = names.into_iter().filter(|name| TagsId::from_name(name).is_some());
+        self.objects.delete(&ours.collect::<Vec<_>>()).await
     }
 }
 

@@ -8,8 +8,12 @@ use serde::Serialize;
 
 use super::Repository;
 use super::directory::blocking;
+use super::manifest::Manifest;
 use super::names::{self, ObjectId};
 use super::pack::{FrameEntry, decompress, read_table};
+use super::page_list::{PageRef, content_digest};
+use super::read::damaged;
+use super::table::Table;
 use crate::model::{BLOCK_SIZE_U64, SnapshotId};
 use crate::store::{Error, ErrorKind, Result};
 
@@ -53,7 +57,7 @@ struct Wanted {
     /// The frames that pages refer to, by pack.
     packs: BTreeMap<ObjectId, BTreeSet<FrameEntry>>,
     /// The pages of each snapshot.
-    pages: HashMap<SnapshotId, Vec<ObjectId>>,
+    pages: HashMap<SnapshotId, Vec<PageRef>>,
     /// Pages that were read already, and whether they could be.
     read: HashMap<ObjectId, bool>,
 }
@@ -75,12 +79,17 @@ impl Repository {
     pub async fn verify(&self, ids: &[SnapshotId], progress: Progress) -> Result<VerifyReport> {
         let mut report = VerifyReport::default();
         let mut wanted = Wanted::default();
-        let all = self.snapshot_ids().await?;
-        let ids = if ids.is_empty() { &all } else { ids };
+        let asked = !ids.is_empty();
+        let all = if asked { ids.to_vec() } else { self.snapshot_ids().await? };
+        let ids = &all;
         for id in ids {
+            let looked = self.verify_snapshot(id, &mut wanted, &mut report).await;
+            match looked {
+                // Deleted since it was listed.
+                Err(error) if error.kind() == ErrorKind::NotFound && !asked => continue,
+                looked => looked?,
+            }
             report.snapshots += 1;
-            self.verify_pages(id, &mut wanted, &mut report).await?;
-            self.verify_tags(id, &mut report).await?;
         }
         let packs = std::mem::take(&mut wanted.packs);
         report.packs = packs.len() as u64;
@@ -126,15 +135,17 @@ impl Repository {
                 return report.add(name, id, Some(manifest.data_blocks), error);
             }
         };
+        check_manifest(&manifest, &list)
+            .or_else(|error| report.add(names::manifest(id), id, Some(0), error))?;
         for page in list.iter() {
             if wanted.read.get(&page.page) == Some(&true) {
-                wanted.pages.entry(id.clone()).or_default().push(page.page);
+                wanted.pages.entry(id.clone()).or_default().push(*page);
                 continue;
             }
-            match self.page(page.page).await {
+            match self.checked_page(page).await {
                 Ok(table) => {
                     wanted.read.insert(page.page, true);
-                    wanted.pages.entry(id.clone()).or_default().push(page.page);
+                    wanted.pages.entry(id.clone()).or_default().push(*page);
                     for entry in table.entries() {
                         if let Some(at) = entry.location {
                             let frame = (at.offset, at.length, entry.digest);
@@ -151,6 +162,18 @@ impl Repository {
         Ok(())
     }
 
+    /// A page that says what its list says of it.
+    async fn checked_page(&self, page: &PageRef) -> Result<Table> {
+        let table = self.page(page).await?;
+        let entries: Vec<_> = table.entries().collect();
+        if PageRef::new(page.span, page.page, &entries) == *page {
+            Ok(table)
+        } else {
+            let why = "its content digest or its counts are not those in its page list";
+            Err(damaged(&page.page.page_name(), why))
+        }
+    }
+
     async fn verify_pending(&self, id: &SnapshotId, report: &mut VerifyReport) -> Result<()> {
         match self.start_of(id).await {
             Ok(Some(_)) => Ok(()),
@@ -159,10 +182,18 @@ impl Repository {
         }
     }
 
-    async fn verify_tags(&self, id: &SnapshotId, report: &mut VerifyReport) -> Result<()> {
-        match self.tags(id).await {
+    async fn verify_snapshot(
+        &self,
+        id: &SnapshotId,
+        wanted: &mut Wanted,
+        report: &mut VerifyReport,
+    ) -> Result<()> {
+        self.verify_pages(id, wanted, report).await?;
+        // If that could not be told, it has been reported.
+        let Ok(Some(attempt)) = self.attempt_of(id).await else { return Ok(()) };
+        match self.tags(id, attempt).await {
             Ok(_) => Ok(()),
-            Err(error) => report.add(names::all_tags(id), id, Some(0), error),
+            Err(error) => report.add(names::all_tags(id, attempt), id, Some(0), error),
         }
     }
 
@@ -204,7 +235,7 @@ impl Repository {
         }
         for (id, pages) in &wanted.pages {
             for page in pages {
-                let table = self.page(*page).await?;
+                let table = self.page(page).await?;
                 for at in table.entries().filter_map(|entry| entry.location) {
                     let lost = match bad.get(&at.pack) {
                         Some(PackDamage::Whole(_)) => true,
@@ -245,6 +276,19 @@ impl VerifyReport {
         damage.lost_blocks.insert(id.clone(), lost);
         Ok(())
     }
+}
+
+/// What a manifest says of the content is what deltas and people rely on.
+fn check_manifest(manifest: &Manifest, list: &[PageRef]) -> Result<()> {
+    let data: u64 = list.iter().map(|page| u64::from(page.data_blocks)).sum();
+    let zero: u64 = list.iter().map(|page| u64::from(page.zero_blocks)).sum();
+    let digest = content_digest(manifest.metadata.volume_size, list);
+    if (manifest.content_digest, manifest.data_blocks, manifest.zero_blocks) == (digest, data, zero)
+    {
+        return Ok(());
+    }
+    let name = names::manifest(&manifest.metadata.id);
+    Err(damaged(&name, "its content digest or its counts are not those of its pages"))
 }
 
 fn check_pack(

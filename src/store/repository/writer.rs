@@ -3,14 +3,17 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use lru::LruCache;
 use tokio::sync::{OnceCell, Semaphore};
 use uuid::Uuid;
 
+use super::complete::{SAFE, Sealed};
 use super::describe::not_found;
 use super::directory::blocking;
+use super::document::read_document;
 use super::manifest::Start;
 use super::names::{ObjectId, RecordId};
 use super::pack::{Frame, PackBuilder, compress};
@@ -42,7 +45,7 @@ pub(super) struct Writer {
     /// Known from the first put on.
     who: OnceCell<(u32, Uuid)>,
     /// One permit a batch that is being saved.
-    saving: Semaphore,
+    saving: Arc<Semaphore>,
     state: Mutex<State>,
 }
 
@@ -52,8 +55,6 @@ struct State {
     unsaved: Vec<Batch>,
     next_record: u32,
     recent: LruCache<Digest, Frame>,
-    /// When the oldest object of this writer may have been made, by [`since_boot`].
-    oldest: Option<std::time::Duration>,
 }
 
 /// What is put: zeros, or data, whose frame is not needed where an equal one is known.
@@ -72,6 +73,8 @@ struct Batch {
     record: u32,
     /// The pack once it is encoded, so that saving again needs not encode again.
     encoded: Option<(ObjectId, Bytes)>,
+    /// When the pack may have been made first, by [`since_boot`].
+    began: Option<Duration>,
 }
 
 impl Batch {
@@ -115,13 +118,12 @@ impl Writer {
             volume_size: start.metadata.volume_size,
             objects,
             who: OnceCell::new(),
-            saving: Semaphore::new(MAX_SAVING as usize),
+            saving: Arc::new(Semaphore::new(MAX_SAVING as usize)),
             state: Mutex::new(State {
                 open: Batch::default(),
                 unsaved: Vec::new(),
                 next_record: 0,
                 recent: LruCache::new(RECENT_BLOCKS),
-                oldest: None,
             }),
         }
     }
@@ -134,19 +136,16 @@ impl Writer {
     async fn who(&self) -> Result<(u32, Uuid)> {
         let find = || async {
             let names = self.objects.list(&names::attempt(&self.id, self.attempt)).await?;
-            let highest =
-                names.iter().filter_map(|name| RecordId::from_name(name)).map(|r| r.epoch);
-            Ok((highest.max().map_or(1, |epoch| epoch + 1), Uuid::new_v4()))
+            let records = names.iter();
+            let records = records.filter_map(|n| RecordId::from_name(&self.id, self.attempt, n));
+            let epoch = records.map(|record| record.epoch).max().unwrap_or(0).checked_add(1);
+            let full = || Error::new(ErrorKind::Conflict, "it was begun too often");
+            Ok((epoch.ok_or_else(full)?, Uuid::new_v4()))
         };
         self.who.get_or_try_init(find).await.copied()
     }
 
-    /// When the oldest object of this writer may have been made, by [`since_boot`].
-    pub(super) fn oldest(&self) -> Option<std::time::Duration> {
-        self.state().oldest
-    }
-
-    pub(super) async fn put(&self, index: BlockIndex, block: Block) -> Result<()> {
+    pub(super) async fn put(self: &Arc<Self>, index: BlockIndex, block: Block) -> Result<()> {
         if !self.volume_size.contains(index) {
             let message = format!("the volume has {} only", self.volume_size);
             return Err(Error::new(ErrorKind::Invalid, message));
@@ -163,7 +162,8 @@ impl Writer {
                 self.flush().await?;
             }
             // Waiting here for a batch to be saved is what keeps memory bounded.
-            let _permit = self.saving.acquire().await.expect("it is never closed");
+            let saving = Arc::clone(&self.saving);
+            let permit = saving.acquire_owned().await.expect("it is never closed");
             let content =
                 if block.is_zero() { Content::Zero } else { Content::Data(frame.as_deref()) };
             let full = {
@@ -174,10 +174,13 @@ impl Writer {
                 }
                 state.take_full()
             };
-            return match full {
-                Some(batch) => self.save(batch).await,
-                None => Ok(()),
-            };
+            let Some(batch) = full else { return Ok(()) };
+            let writer = Arc::clone(self);
+            return unstoppable(async move {
+                let _permit = permit;
+                writer.save(batch).await
+            })
+            .await;
         }
     }
 
@@ -186,28 +189,29 @@ impl Writer {
     }
 
     /// Saves everything that was put.
-    pub(super) async fn flush(&self) -> Result<()> {
-        // With all permits nobody else is saving.
-        let _permits = self.saving.acquire_many(MAX_SAVING).await.expect("it is never closed");
-        loop {
-            let batch = {
-                let mut state = self.state();
-                match state.unsaved.is_empty() {
-                    false => Some(state.unsaved.remove(0)),
-                    true => state.take_open(),
-                }
-            };
-            let Some(batch) = batch else { return Ok(()) };
-            self.save(batch).await?;
-        }
+    pub(super) async fn flush(self: &Arc<Self>) -> Result<()> {
+        let writer = Arc::clone(self);
+        unstoppable(async move {
+            // With all permits nobody else is saving.
+            let _permits =
+                writer.saving.acquire_many(MAX_SAVING).await.expect("it is never closed");
+            loop {
+                let next = writer.state().take_any();
+                let Some(batch) = next else { return Ok(()) };
+                writer.save(batch).await?;
+            }
+        })
+        .await
     }
 
-    /// Saves a batch, or puts it back to be saved later.
+    /// Saves a batch, or puts it back to be saved later. One that nobody will ever want is dropped.
     async fn save(&self, mut batch: Batch) -> Result<()> {
         match self.try_save(&mut batch).await {
             Ok(()) => Ok(()),
             Err(error) => {
-                self.state().unsaved.push(batch);
+                if error.kind() != ErrorKind::Conflict {
+                    self.state().unsaved.push(batch);
+                }
                 Err(error)
             }
         }
@@ -216,10 +220,11 @@ impl Writer {
     async fn try_save(&self, batch: &mut Batch) -> Result<()> {
         let (epoch, writer) = self.who().await?;
         if !batch.pack.is_empty() {
-            let id = std::sync::Arc::clone(&batch.pack.id);
+            let id = Arc::clone(&batch.pack.id);
             batch.encoded = Some(std::mem::take(&mut batch.pack).finish(writer));
             batch.pack.id = id;
         }
+        let began = *batch.began.get_or_insert_with(since_boot);
         if let Some((pack, data)) = &batch.encoded {
             // A batch that is saved again may find its own pack from the first try.
             self.objects.create(&pack.pack_name(), data.clone()).await?;
@@ -235,12 +240,47 @@ impl Writer {
         record.extend_from_slice(&Digest::of(&table).0);
         let name = RecordId { epoch, writer, number: batch.record }.name(&self.id, self.attempt);
         self.objects.create(&name, record.into()).await?;
-        if self.objects.exists(&names::sealed(&self.id, self.attempt)).await? {
-            let message =
-                format!("the completion of {} has begun; it takes no more blocks", self.id);
-            return Err(Error::new(ErrorKind::Conflict, message));
+        self.check_counts(RecordId { epoch, writer, number: batch.record }).await?;
+        if since_boot().saturating_sub(began) > SAFE
+            && let Some((pack, _)) = &batch.encoded
+        {
+            self.check_not_collected(&pack.pack_name()).await?;
         }
         Ok(())
+    }
+
+    /// Whether a record that was just made will be part of the snapshot: nobody may be told that a
+    /// block was put that is not.
+    async fn check_counts(&self, record: RecordId) -> Result<()> {
+        let gone = |what: &str| Err(Error::new(ErrorKind::Conflict, format!("{} {what}", self.id)));
+        let sealed = names::sealed(&self.id, self.attempt);
+        match read_document::<Sealed>(&*self.objects, &sealed).await? {
+            Some(sealed) if sealed.contains(record) => return Ok(()),
+            Some(_) => return gone("is being completed; it takes no more blocks"),
+            None => {}
+        }
+        match read_document::<Start>(&*self.objects, &names::start(&self.id)).await? {
+            Some(start) if start.metadata.attempt == self.attempt => Ok(()),
+            _ => gone("is not pending any more"),
+        }
+    }
+
+    /// A pack that was made long before the record that keeps it may be gone.
+    async fn check_not_collected(&self, pack: &str) -> Result<()> {
+        if self.objects.exists(pack).await? {
+            return Ok(());
+        }
+        let message =
+            format!("{pack} was collected before it was of use; start the snapshot again");
+        Err(Error::new(ErrorKind::Conflict, message))
+    }
+}
+
+/// Runs `work` to its end, also when whoever waits for it goes away: what was accepted is in it.
+async fn unstoppable(work: impl Future<Output = Result<()>> + Send + 'static) -> Result<()> {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::with_source(ErrorKind::Unavailable, "saving blocks died", error)),
     }
 }
 
@@ -264,13 +304,16 @@ impl State {
             }
             (Content::Data(None), None) => return false,
         };
-        self.oldest.get_or_insert_with(since_boot);
         self.open.blocks.insert(index, (frame, digest));
         true
     }
 
     fn take_full(&mut self) -> Option<Batch> {
         if self.open.is_full() { self.take_open() } else { None }
+    }
+
+    fn take_any(&mut self) -> Option<Batch> {
+        if self.unsaved.is_empty() { self.take_open() } else { Some(self.unsaved.remove(0)) }
     }
 
     fn take_open(&mut self) -> Option<Batch> {
