@@ -43,6 +43,11 @@ impl BlockBuffer {
         Self::with_len(BLOCK_SIZE).expect("a block fits")
     }
 
+    /// Leaves the first `len` bytes; longer than it is it does not become.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
     /// The content as shared bytes; the buffer returns to the pool with the last of them.
     pub fn freeze(self) -> Bytes {
         Bytes::from_owner(self)

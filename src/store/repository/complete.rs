@@ -116,16 +116,22 @@ impl Repository {
         id: &SnapshotId,
         request: CompleteRequest,
     ) -> Result<Snapshot> {
-        if let Some(writer) = self.existing_writer(id) {
-            writer.flush().await?;
-        }
         let Some(start) = self.start_of(id).await? else {
+            self.forget_writer(id);
             return Err(if self.objects.exists(&names::manifest(id)).await? {
                 Error::new(ErrorKind::Conflict, "it is completed already")
             } else {
                 not_found(id)
             });
         };
+        if let Some(writer) = self.existing_writer(id) {
+            if writer.attempt() != start.metadata.attempt {
+                self.forget_writer(id);
+                let message = "it was aborted, and started again, since this process wrote to it";
+                return Err(Error::new(ErrorKind::Conflict, message));
+            }
+            writer.flush().await?;
+        }
         let made = self.make_manifest(&start, request).await;
         let manifest = match made {
             Ok(manifest) => manifest,
@@ -155,13 +161,11 @@ impl Repository {
     async fn tidy_up(&self, start: &Start) {
         let Metadata { id, attempt, .. } = &start.metadata;
         let tidied = async {
-            self.delete_records(id, *attempt).await?;
-            match self.start_of(id).await? {
-                Some(now) if now.metadata.attempt == *attempt => {
-                    self.objects.delete(&[names::start(id)]).await
-                }
-                _ => Ok(()),
+            // First, so that whoever finds it knows that the seal is still there, if there is one.
+            if self.start_of(id).await?.is_some_and(|now| now.metadata.attempt == *attempt) {
+                self.objects.delete(&[names::start(id)]).await?;
             }
+            self.delete_records(id, *attempt).await
         };
         if let Err(error) = tidied.await {
             tracing::warn!("{id} is completed, but not all was tidied up: {error}");
@@ -344,7 +348,10 @@ impl Repository {
             return Err(Error::new(ErrorKind::Conflict, "there is a snapshot of this id already"));
         }
         if let Err(error) = self.check_published(start, &built, began).await {
-            self.objects.delete(&[names::manifest(id)]).await?;
+            // The id may be another snapshot's by now.
+            if self.manifest(id).await?.is_some_and(|found| found.metadata == start.metadata) {
+                self.objects.delete(&[names::manifest(id)]).await?;
+            }
             return Err(error);
         }
         Ok(manifest)

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::describe::Found as Snapshot;
 use super::manifest::{Metadata, Start};
 use super::names::{self, ObjectId, RecordId, TagsId};
-use super::pack::{MAX_TABLE_LEN, read_table};
+use super::pack::{FrameEntry, MAX_TABLE_LEN, read_table};
 use super::read::damaged;
 use super::{Repository, document, since_boot};
 use crate::model::SnapshotId;
@@ -56,6 +56,13 @@ struct Found {
     unreachable: Vec<String>,
 }
 
+/// What a collection may delete.
+#[derive(Debug, Default)]
+struct Candidates {
+    objects: Vec<String>,
+    tags: Vec<TagsId>,
+}
+
 #[derive(Debug, Default)]
 struct Reachable {
     names: HashSet<String>,
@@ -84,10 +91,12 @@ impl Repository {
         let began = since_boot();
         let now = self.objects.now().await?;
         let matured = self.found_before(now, grace).await?;
+        // First what there is, then what of it is in use: what is made later is no candidate.
+        let candidates = self.candidates().await?;
         let reachable = self.reachable().await.map_err(|e| {
             e.context("nothing was collected, since not all that is in use could be told")
         })?;
-        let unreachable = self.unreachable(&reachable).await?;
+        let unreachable = candidates.unreachable(&reachable);
         let (doomed, waiting): (Vec<_>, Vec<_>) =
             unreachable.into_iter().partition(|name| matured.contains(name));
         let mut report = GcReport {
@@ -197,15 +206,16 @@ impl Repository {
         let mut attempts = HashSet::new();
         let mut seen = HashSet::new();
         // A child may be started and its parent deleted while this looks: it goes on until it has
-        // seen every snapshot. Whoever starts a child later finds that the parent is gone.
-        loop {
+        // seen every snapshot. Whoever starts a child later finds that the parent is gone. At least
+        // twice: if both happen while the ids are listed, only an earlier list has one of the two.
+        for round in 0.. {
             let new: Vec<_> = self
                 .snapshot_ids()
                 .await?
                 .into_iter()
                 .filter(|id| seen.insert(id.clone()))
                 .collect();
-            if new.is_empty() {
+            if new.is_empty() && round > 0 {
                 break;
             }
             for id in new {
@@ -274,33 +284,30 @@ impl Repository {
         Ok(())
     }
 
-    /// Our objects that are not in `reachable`.
+    /// What may be collected, if nothing refers to it.
     ///
-    /// Manifests and starts are not among them: they are what makes a snapshot. All other names are
+    /// Manifests and starts are not among it: they are what makes a snapshot. All other names are
     /// used once, so that one that was found unreachable never becomes another object.
-    async fn unreachable(&self, reachable: &Reachable) -> Result<Vec<String>> {
-        let mut unreachable = Vec::new();
+    async fn candidates(&self) -> Result<Candidates> {
+        let mut candidates = Candidates::default();
         for prefix in [names::PENDING, names::PAGES, names::PACKS] {
             let ours = |name: &String| match prefix {
                 names::PENDING => names::is_of_attempt(name),
                 _ => ObjectId::from_name(prefix, name).is_some(),
             };
-            let names = self.objects.list(prefix).await?;
-            unreachable.extend(
-                names.into_iter().filter(|name| ours(name) && !reachable.names.contains(name)),
-            );
+            candidates.objects.extend(self.objects.list(prefix).await?.into_iter().filter(ours));
         }
         let tags = self.objects.list(names::TAGS).await?;
-        unreachable.extend(superseded(&tags, &reachable.attempts));
-        Ok(unreachable)
+        candidates.tags.extend(tags.iter().filter_map(|name| TagsId::from_name(name)));
+        Ok(candidates)
     }
 
     /// Blocks that the packs in use hold, as their tables say.
     async fn packed_blocks(&self, reachable: &Reachable) -> Result<u64> {
         let mut blocks = 0;
         for pack in reachable.frames.keys() {
-            match self.frame_count(*pack).await {
-                Ok(count) => blocks += count,
+            match self.pack_table(*pack).await {
+                Ok(table) => blocks += table.len() as u64,
                 // Damage is for `verify` to find; it does not keep garbage from being collected.
                 Err(error) if error.kind() == ErrorKind::Corrupt => {}
                 Err(error) => return Err(error),
@@ -309,7 +316,8 @@ impl Repository {
         Ok(blocks)
     }
 
-    async fn frame_count(&self, pack: ObjectId) -> Result<u64> {
+    /// The table at the end of a pack.
+    pub(super) async fn pack_table(&self, pack: ObjectId) -> Result<Vec<FrameEntry>> {
         let name = pack.pack_name();
         let tail = match self.objects.read_tail(&name, MAX_TABLE_LEN).await {
             Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -317,23 +325,25 @@ impl Repository {
             }
             tail => tail?,
         };
-        let table = read_table(pack, &tail).map_err(|why| damaged(&name, why))?;
-        Ok(table.len() as u64)
+        read_table(pack, &tail).map_err(|why| damaged(&name, why))
     }
 }
 
-/// The sets of tags that are not the newest of an attempt that is there.
-fn superseded(names: &[String], attempts: &HashSet<Uuid>) -> Vec<String> {
-    let sets: Vec<TagsId> = names.iter().filter_map(|name| TagsId::from_name(name)).collect();
-    let mut newest: HashMap<Uuid, u64> = HashMap::new();
-    for set in &sets {
-        let number = newest.entry(set.attempt).or_default();
-        *number = set.number.max(*number);
+impl Candidates {
+    /// Those that nothing refers to. Of the tags of a snapshot, all but the newest.
+    fn unreachable(self, reachable: &Reachable) -> Vec<String> {
+        let Self { objects, tags } = self;
+        let mut newest: HashMap<Uuid, u64> = HashMap::new();
+        for set in &tags {
+            let number = newest.entry(set.attempt).or_default();
+            *number = set.number.max(*number);
+        }
+        let old = |set: &TagsId| {
+            !reachable.attempts.contains(&set.attempt) || newest[&set.attempt] != set.number
+        };
+        let tags = tags.into_iter().filter(old).map(|set| set.name());
+        objects.into_iter().filter(|name| !reachable.names.contains(name)).chain(tags).collect()
     }
-    let old = |set: &&TagsId| {
-        !attempts.contains(&set.attempt) || newest.get(&set.attempt) != Some(&set.number)
-    };
-    sets.iter().filter(old).map(TagsId::name).collect()
 }
 
 fn elapsed(now: Timestamp, then: Timestamp) -> Option<Duration> {

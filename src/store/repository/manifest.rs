@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::names::ObjectId;
 use crate::model::{Digest, Snapshot, SnapshotId, SnapshotState, Tags, VolumeSize};
+use crate::store::StartRequest;
 
 /// Bytes of a manifest at most, so that one read gets it.
 pub(super) const MAX_MANIFEST_LEN: usize = 4096;
@@ -69,8 +70,8 @@ impl Metadata {
         }
     }
 
-    /// Whether a start with the same client token asked for the same.
-    pub(super) fn same_request(&self, other: &Self) -> bool {
+    /// Whether it was started with the same client token, and for the same.
+    pub(super) fn is_of(&self, other: &StartRequest) -> bool {
         let Self { volume_size, parent, volume_id, origin, description, client_token, .. } = self;
         client_token.is_some()
             && *client_token == other.client_token

@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use uuid::Uuid;
 
 use super::names::ObjectId;
@@ -29,13 +29,21 @@ const FRAME_LEN: usize = 4 + 4 + 32;
 /// The length of the skippable frame, to find it from the end.
 const TRAILER_LEN: usize = 4;
 
+/// Bytes of the largest pack, about.
+const MAX_LEN: usize = PACK_BLOCKS * (BLOCK_SIZE + 64) + MAX_TABLE_LEN;
+
 /// Bytes at the end of a pack that hold the table of the largest one.
 pub(super) const MAX_TABLE_LEN: usize =
     8 + TABLE_HEADER_LEN + PACK_BLOCKS * FRAME_LEN + TRAILER_LEN;
 
 /// One block, compressed.
-pub(super) fn compress(raw: &[u8]) -> Vec<u8> {
-    zstd::bulk::compress(raw, ZSTD_LEVEL).expect("zstd compresses whatever it is given")
+pub(super) fn compress(raw: &[u8]) -> BlockBuffer {
+    let bound = zstd::zstd_safe::compress_bound(raw.len());
+    let mut frame = BlockBuffer::with_len(bound).expect("a block may grow by less than 4 KiB");
+    let len = zstd::bulk::compress_to_buffer(raw, &mut frame[..], ZSTD_LEVEL)
+        .expect("zstd compresses whatever it is given");
+    frame.truncate(len);
+    frame
 }
 
 /// Decompresses one frame and checks it; what is wrong with it otherwise.
@@ -71,11 +79,18 @@ impl Frame {
 pub(super) struct PackBuilder {
     /// Becomes the pack's id.
     pub(super) id: Arc<OnceLock<ObjectId>>,
-    data: Vec<u8>,
+    data: BytesMut,
     frames: Vec<(u32, u32, Digest)>,
 }
 
 impl PackBuilder {
+    /// An empty pack in memory that was used for another one before: fresh memory costs more than
+    /// what is written to it.
+    pub(super) fn reusing(mut memory: BytesMut) -> Self {
+        memory.clear();
+        Self { data: memory, ..Self::default() }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.frames.is_empty()
     }
@@ -85,6 +100,9 @@ impl PackBuilder {
     }
 
     pub(super) fn push(&mut self, frame: &[u8], digest: Digest) -> Frame {
+        if self.data.capacity() == 0 {
+            self.data.reserve(MAX_LEN);
+        }
         let offset = self.data.len();
         self.data.extend_from_slice(frame);
         let small = |n: usize| u32::try_from(n).expect("a pack is less than 4 GiB");
@@ -111,7 +129,7 @@ impl PackBuilder {
         self.data.extend_from_slice(&content.to_le_bytes());
         self.data.extend_from_slice(&table);
         self.data.extend_from_slice(&(content + 8).to_le_bytes());
-        (id, self.data.into())
+        (id, self.data.freeze())
     }
 }
 
@@ -203,7 +221,10 @@ mod tests {
         let digest = Digest::of(&[1; 100]);
         assert!(decompress(&compress(&[1; 100]), digest).unwrap_err().contains("100 bytes"));
         assert!(decompress(b"not zstd at all", digest).is_err());
-        assert!(decompress(&compress(&vec![1; BLOCK_SIZE + 1]), digest).is_err());
+        assert!(
+            decompress(&zstd::bulk::compress(&vec![1; BLOCK_SIZE + 1], 1).unwrap(), digest)
+                .is_err()
+        );
     }
 
     #[test]

@@ -102,6 +102,12 @@ impl Repository {
         if let Some(Cached::Page(table)) = self.pages.get(id) {
             return Ok(table);
         }
+        self.fresh_page(page).await
+    }
+
+    /// Reads a page again, also if it is in memory.
+    pub(super) async fn fresh_page(&self, page: &PageRef) -> Result<Table> {
+        let id = page.page;
         let bytes = self.page_bytes(id).await?;
         let table = Table::decode(bytes).map_err(|why| damaged(&id.page_name(), why))?;
         let span = span_start(page.span)..span_start(page.span + 1);
@@ -118,6 +124,11 @@ impl Repository {
         if let Some(Cached::List(list)) = self.pages.get(id) {
             return Ok(list);
         }
+        self.fresh_page_list(id).await
+    }
+
+    /// Reads a page list again, also if it is in memory.
+    pub(super) async fn fresh_page_list(&self, id: ObjectId) -> Result<Arc<Vec<PageRef>>> {
         let bytes = self.page_bytes(id).await?;
         let list = page_list::decode(&bytes).map_err(|why| damaged(&id.page_name(), why))?;
         let list = Arc::new(list);

@@ -40,6 +40,9 @@ impl Repository {
     }
 
     async fn start_as(&self, id: &SnapshotId, request: StartRequest) -> Result<Snapshot> {
+        if let Some(snapshot) = self.started_before(id, &request).await? {
+            return Ok(snapshot);
+        }
         let parent = match &request.parent {
             Some(parent) => Some(self.completed(parent).await?),
             None => None,
@@ -48,25 +51,21 @@ impl Repository {
             id: id.clone(),
             attempt: Uuid::new_v4(),
             volume_size: request.volume_size,
-            parent: request.parent,
+            parent: request.parent.clone(),
             lineage: parent.as_ref().map_or_else(|| id.clone(), |p| p.metadata.lineage.clone()),
-            volume_id: request.volume_id,
-            origin: request.origin,
-            description: request.description,
+            volume_id: request.volume_id.clone(),
+            origin: request.origin.clone(),
+            description: request.description.clone(),
             start_time: self.objects.now().await?,
-            client_token: request.client_token,
+            client_token: request.client_token.clone(),
         };
-        if let Some(snapshot) = self.started_before(&metadata, &request.tags).await? {
-            return Ok(snapshot);
-        }
         check_manifest_len(&metadata)?;
         let start = Start { metadata, parent_pages: parent.as_ref().and_then(|p| p.pages) };
         if !self.objects.create(&names::start(id), document::encode(&start)).await? {
-            return match self.started_before(&start.metadata, &request.tags).await? {
-                Some(snapshot) => Ok(snapshot),
-                None => Err(exists(id)),
-            };
+            return self.started_before(id, &request).await?.ok_or_else(|| exists(id));
         }
+        // One that is left is of an earlier attempt.
+        self.forget_writer(id);
         // From here on the parent's pages stay, if they still are there.
         if let Err(error) =
             self.check_started(&start, parent.as_ref().map(|p| p.metadata.attempt)).await
@@ -85,23 +84,25 @@ impl Repository {
     /// # Errors
     ///
     /// `Conflict` if the id is taken by another one.
-    async fn started_before(&self, wanted: &Metadata, tags: &Tags) -> Result<Option<Snapshot>> {
-        let id = &wanted.id;
-        let (snapshot, found) = match self.look(id).await? {
-            Some(Found::Completed(found)) => (found.snapshot(Tags::new()), found.metadata),
-            Some(Found::Pending(found)) => (found.snapshot(Tags::new()), found.metadata),
+    async fn started_before(
+        &self,
+        id: &SnapshotId,
+        request: &StartRequest,
+    ) -> Result<Option<Snapshot>> {
+        let (snapshot, found, pending) = match self.look(id).await? {
+            Some(Found::Completed(found)) => (found.snapshot(Tags::new()), found.metadata, false),
+            Some(Found::Pending(found)) => (found.snapshot(Tags::new()), found.metadata, true),
             None => return Ok(None),
         };
-        if !found.same_request(wanted) {
+        if !found.is_of(request) {
             return Err(exists(id));
         }
-        let mut now = self.tags(id, found.attempt).await?;
-        if now.is_empty() && !tags.is_empty() {
+        let attempt = found.attempt;
+        if pending && !request.tags.is_empty() && self.newest_tags(id, attempt).await?.is_none() {
             // The first start was cut short.
-            self.add_tags(id, found.attempt, tags).await?;
-            now = tags.clone();
+            self.add_tags(id, attempt, &request.tags).await?;
         }
-        Ok(Some(Snapshot { tags: now, ..snapshot }))
+        Ok(Some(Snapshot { tags: self.tags(id, attempt).await?, ..snapshot }))
     }
 
     /// Checks what may have changed while `start.json` was being made.

@@ -15,7 +15,11 @@ const ATTEMPTS: usize = 100;
 
 impl Repository {
     /// The valid set of tags of a snapshot, by its name.
-    async fn newest_tags(&self, id: &SnapshotId, attempt: Uuid) -> Result<Option<TagsId>> {
+    pub(super) async fn newest_tags(
+        &self,
+        id: &SnapshotId,
+        attempt: Uuid,
+    ) -> Result<Option<TagsId>> {
         let names = self.objects.list(&names::all_tags(id, attempt)).await?;
         Ok(names.iter().filter_map(|name| TagsId::from_name(name)).max_by_key(|tags| tags.number))
     }

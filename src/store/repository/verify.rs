@@ -7,19 +7,18 @@ use futures::{StreamExt as _, stream};
 use serde::Serialize;
 
 use super::Repository;
-use super::directory::blocking;
 use super::manifest::Manifest;
 use super::names::{self, ObjectId};
-use super::pack::{FrameEntry, decompress, read_table};
+use super::pack::FrameEntry;
 use super::page_list::{PageRef, content_digest};
 use super::read::damaged;
-use super::table::Table;
+use super::table::{Location, Table};
 use crate::model::{BLOCK_SIZE_U64, SnapshotId};
 use crate::store::{Error, ErrorKind, Result};
 
-/// Packs that are read and hashed at the same time: one for each core, and one that is being read.
+/// Packs that are read and hashed at the same time: two for each core, one of which is being read.
 fn concurrency() -> usize {
-    std::thread::available_parallelism().map_or(2, usize::from) + 1
+    std::thread::available_parallelism().map_or(2, usize::from) * 2
 }
 
 /// An object that is not what it was when it was written.
@@ -62,11 +61,12 @@ struct Wanted {
     read: HashMap<ObjectId, bool>,
 }
 
-/// What is wrong with one pack: all of it, or some of its frames.
+/// What is wrong with one pack.
 #[derive(Debug)]
-enum PackDamage {
-    Whole(String),
-    Frames(String, HashSet<u32>),
+struct PackDamage {
+    problem: String,
+    /// The offsets of the frames that are lost.
+    lost: HashSet<u32>,
 }
 
 impl Repository {
@@ -95,17 +95,21 @@ impl Repository {
         report.packs = packs.len() as u64;
         let mut bad: HashMap<ObjectId, PackDamage> = HashMap::new();
         {
-            let mut results = stream::iter(packs)
+            let mut results = stream::iter(&packs)
                 .map(|(pack, frames)| {
-                    let progress = Arc::clone(&progress);
+                    let progress = &progress;
                     async move {
-                        (pack, frames.len() as u64, self.verify_pack(pack, frames, progress).await)
+                        (
+                            *pack,
+                            frames.len() as u64,
+                            self.verify_pack(*pack, frames, progress).await,
+                        )
                     }
                 })
                 .buffer_unordered(concurrency());
-            while let Some((pack, blocks, result)) = results.next().await {
+            while let Some((pack, blocks, damage)) = results.next().await {
                 report.blocks += blocks;
-                if let Some(damage) = result? {
+                if let Some(damage) = damage {
                     bad.insert(pack, damage);
                 }
             }
@@ -128,12 +132,15 @@ impl Repository {
             Ok(None) => return self.verify_pending(id, report).await,
             Err(error) => return report.add(names::manifest(id), id, None, error),
         };
-        let list = match self.page_list(manifest.pages).await {
-            Ok(list) => list,
-            Err(error) => {
-                let name = manifest.pages.map(ObjectId::page_name).unwrap_or_default();
-                return report.add(name, id, Some(manifest.data_blocks), error);
-            }
+        let list = match manifest.pages {
+            None => Arc::default(),
+            Some(pages) => match self.fresh_page_list(pages).await {
+                Ok(list) => list,
+                Err(error) => {
+                    let lost = Some(manifest.data_blocks);
+                    return report.add(pages.page_name(), id, lost, error);
+                }
+            },
         };
         check_manifest(&manifest, &list)
             .or_else(|error| report.add(names::manifest(id), id, Some(0), error))?;
@@ -164,7 +171,7 @@ impl Repository {
 
     /// A page that says what its list says of it.
     async fn checked_page(&self, page: &PageRef) -> Result<Table> {
-        let table = self.page(page).await?;
+        let table = self.fresh_page(page).await?;
         let entries: Vec<_> = table.entries().collect();
         if PageRef::new(page.span, page.page, &entries) == *page {
             Ok(table)
@@ -197,20 +204,28 @@ impl Repository {
         }
     }
 
+    /// Reads a pack frame by frame, as readers do.
     async fn verify_pack(
         &self,
         pack: ObjectId,
-        frames: BTreeSet<FrameEntry>,
-        progress: Progress,
-    ) -> Result<Option<PackDamage>> {
-        let bytes = match self.objects.read(&pack.pack_name()).await {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                return Ok(Some(PackDamage::Whole("it is missing".to_owned())));
-            }
-            Err(error) => return Ok(Some(PackDamage::Whole(error.to_string()))),
+        frames: &BTreeSet<FrameEntry>,
+        progress: &Progress,
+    ) -> Option<PackDamage> {
+        let mut problem = match self.pack_table(pack).await {
+            Ok(_) => None,
+            // Without its table a pack loses no block: the frames are checked against the pages.
+            Err(error) => Some(error.to_string()),
         };
-        blocking(move || Ok(check_pack(pack, &bytes, &frames, &*progress))).await
+        let mut lost = HashSet::new();
+        for &(offset, length, digest) in frames {
+            let location = Location { pack, offset, length };
+            if let Err(error) = self.read_frame(location, digest).await {
+                lost.insert(offset);
+                problem.get_or_insert_with(|| error.to_string());
+            }
+            progress(1);
+        }
+        problem.map(|problem| PackDamage { problem, lost })
     }
 
     /// Says what the damaged packs cost, which takes a second look at the pages.
@@ -222,10 +237,9 @@ impl Repository {
     ) -> Result<()> {
         let mut damages: HashMap<ObjectId, Damage> = HashMap::new();
         for (pack, damage) in &bad {
-            let (PackDamage::Whole(problem) | PackDamage::Frames(problem, _)) = damage;
             let damage = Damage {
                 object: pack.pack_name(),
-                problem: problem.clone(),
+                problem: damage.problem.clone(),
                 lost_blocks: BTreeMap::new(),
             };
             damages.insert(*pack, damage);
@@ -237,12 +251,9 @@ impl Repository {
             for page in pages {
                 let table = self.page(page).await?;
                 for at in table.entries().filter_map(|entry| entry.location) {
-                    let lost = match bad.get(&at.pack) {
-                        Some(PackDamage::Whole(_)) => true,
-                        Some(PackDamage::Frames(_, offsets)) => offsets.contains(&at.offset),
-                        None => false,
-                    };
-                    if lost && let Some(damage) = damages.get_mut(&at.pack) {
+                    if bad.get(&at.pack).is_some_and(|bad| bad.lost.contains(&at.offset))
+                        && let Some(damage) = damages.get_mut(&at.pack)
+                    {
                         *damage.lost_blocks.entry(id.clone()).or_default().get_or_insert(0) += 1;
                     }
                 }
@@ -289,30 +300,4 @@ fn check_manifest(manifest: &Manifest, list: &[PageRef]) -> Result<()> {
     }
     let name = names::manifest(&manifest.metadata.id);
     Err(damaged(&name, "its content digest or its counts are not those of its pages"))
-}
-
-fn check_pack(
-    id: ObjectId,
-    pack: &[u8],
-    wanted: &BTreeSet<FrameEntry>,
-    progress: &(dyn Fn(u64) + Send + Sync),
-) -> Option<PackDamage> {
-    // The frames are checked against the pages: a damaged table alone loses no block.
-    let table_problem = read_table(id, pack).err();
-    let mut lost = HashSet::new();
-    let mut problem = None;
-    for &(offset, length, digest) in wanted {
-        let frame = pack.get(offset as usize..).and_then(|rest| rest.get(..length as usize));
-        let checked = match frame {
-            Some(frame) => decompress(frame, digest).map(drop),
-            None => Err("it is truncated".to_owned()),
-        };
-        if let Err(why) = checked {
-            lost.insert(offset);
-            problem.get_or_insert(why);
-        }
-        progress(1);
-    }
-    let problem = problem.or_else(|| table_problem.map(str::to_owned))?;
-    Some(PackDamage::Frames(problem, lost))
 }

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use lru::LruCache;
 use tokio::sync::{OnceCell, Semaphore};
 use uuid::Uuid;
@@ -53,6 +53,8 @@ pub(super) struct Writer {
 struct State {
     open: Batch,
     unsaved: Vec<Batch>,
+    /// Memory of packs that were saved.
+    spare: Vec<BytesMut>,
     next_record: u32,
     recent: LruCache<Digest, Frame>,
 }
@@ -97,13 +99,13 @@ impl Repository {
         if let Some(writer) = self.existing_writer(id) {
             return Ok(writer);
         }
-        let Some(start) = self.start_of(id).await? else {
-            return Err(if self.objects.exists(&names::manifest(id)).await? {
-                Error::new(ErrorKind::Conflict, "it is completed, and cannot be written any more")
-            } else {
-                not_found(id)
-            });
-        };
+        let start = self.start_of(id).await?;
+        // A completed one may still have its start.json.
+        if self.objects.exists(&names::manifest(id)).await? {
+            let message = "it is completed, and cannot be written any more";
+            return Err(Error::new(ErrorKind::Conflict, message));
+        }
+        let start = start.ok_or_else(|| not_found(id))?;
         let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || Arc::new(Writer::new(&start, Arc::clone(&self.objects)));
         Ok(Arc::clone(writers.entry(id.clone()).or_insert_with(new)))
@@ -122,6 +124,7 @@ impl Writer {
             state: Mutex::new(State {
                 open: Batch::default(),
                 unsaved: Vec::new(),
+                spare: Vec::new(),
                 next_record: 0,
                 recent: LruCache::new(RECENT_BLOCKS),
             }),
@@ -143,6 +146,11 @@ impl Writer {
             Ok((epoch.ok_or_else(full)?, Uuid::new_v4()))
         };
         self.who.get_or_try_init(find).await.copied()
+    }
+
+    /// The attempt at the snapshot that it writes for.
+    pub(super) fn attempt(&self) -> Uuid {
+        self.attempt
     }
 
     pub(super) async fn put(self: &Arc<Self>, index: BlockIndex, block: Block) -> Result<()> {
@@ -207,7 +215,11 @@ impl Writer {
     /// Saves a batch, or puts it back to be saved later. One that nobody will ever want is dropped.
     async fn save(&self, mut batch: Batch) -> Result<()> {
         match self.try_save(&mut batch).await {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                let memory = batch.encoded.and_then(|(_, data)| data.try_into_mut().ok());
+                self.state().spare.extend(memory);
+                Ok(())
+            }
             Err(error) => {
                 if error.kind() != ErrorKind::Conflict {
                     self.state().unsaved.push(batch);
@@ -320,7 +332,9 @@ impl State {
         if self.open.blocks.is_empty() {
             return None;
         }
-        let mut batch = std::mem::take(&mut self.open);
+        let next = self.spare.pop().map(PackBuilder::reusing).unwrap_or_default();
+        let next = Batch { pack: next, ..Batch::default() };
+        let mut batch = std::mem::replace(&mut self.open, next);
         batch.record = self.next_record;
         self.next_record += 1;
         Some(batch)
