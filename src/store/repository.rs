@@ -254,13 +254,7 @@ impl SnapshotStore for Repository {
 
     async fn put_block(&self, id: &SnapshotId, index: BlockIndex, block: Block) -> Result<()> {
         let put = async { self.writer(id).await?.put(index, block).await };
-        put.await.map_err(|e: Error| {
-            if e.kind() == ErrorKind::Conflict {
-                // It is for an attempt that has ended.
-                self.forget_writer(id);
-            }
-            e.context(format_args!("cannot put block {index} of {id}"))
-        })
+        put.await.map_err(|e: Error| e.context(format_args!("cannot put block {index} of {id}")))
     }
 
     async fn flush(&self, id: &SnapshotId) -> Result<()> {

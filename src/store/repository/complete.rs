@@ -1,8 +1,8 @@
 //! Completing a snapshot: from records to pages and a manifest.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as MapEntry;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::describe::not_found;
-use super::gc::MIN_GRACE;
+use super::gc::{MIN_GRACE, found_before};
 use super::manifest::{Manifest, Metadata, Start};
 use super::names::{ObjectId, RecordId};
 use super::page_list::{self, PageRef, content_digest, span_of, span_start};
@@ -102,6 +102,15 @@ impl Sealed {
     }
 }
 
+/// A manifest that is there.
+#[derive(Debug)]
+enum Made {
+    /// This completion made it, and has to tidy up.
+    Here(Manifest),
+    /// Another completion of the same attempt was faster.
+    ByAnother(Manifest),
+}
+
 /// What has been built of a snapshot.
 #[derive(Debug, Default)]
 struct Built {
@@ -124,25 +133,39 @@ impl Repository {
                 not_found(id)
             });
         };
-        if let Some(writer) = self.existing_writer(id) {
+        let writer = self.existing_writer(id);
+        if let Some(writer) = &writer {
             if writer.attempt() != start.metadata.attempt {
-                self.forget_writer(id);
                 let message = "it was aborted, and started again, since this process wrote to it";
                 return Err(Error::new(ErrorKind::Conflict, message));
             }
-            writer.flush().await?;
+            // Blocks that are put from now on would come too late.
+            writer.close();
+            if let Err(error) = writer.flush().await {
+                writer.reopen();
+                return Err(error);
+            }
         }
-        let made = self.make_manifest(&start, request).await;
-        let manifest = match made {
-            Ok(manifest) => manifest,
-            // Another completion of this attempt may have been faster, and have cleaned up.
-            Err(error) => match self.manifest(id).await? {
-                Some(found) if found.metadata == start.metadata => found,
-                _ => return Err(error),
+        let made = match self.make_manifest(&start, request).await {
+            // Another completion of this attempt was faster, and is tidying up.
+            Err(error) if error.kind() == ErrorKind::NotFound => match self.manifest(id).await? {
+                Some(found) if found.metadata == start.metadata => Ok(Made::ByAnother(found)),
+                _ => Err(error),
             },
+            made => made,
+        };
+        let manifest = match made {
+            Ok(Made::Here(manifest)) => {
+                self.tidy_up(&start).await;
+                manifest
+            }
+            Ok(Made::ByAnother(manifest)) => manifest,
+            Err(error) => {
+                writer.inspect(|writer| writer.reopen());
+                return Err(error);
+            }
         };
         self.forget_writer(id);
-        self.tidy_up(&start).await;
         let tags = self.tags(id, start.metadata.attempt).await.unwrap_or_else(|error| {
             tracing::warn!("{id} is completed, but its tags cannot be read: {error}");
             Tags::new()
@@ -150,7 +173,7 @@ impl Repository {
         Ok(manifest.snapshot(tags))
     }
 
-    async fn make_manifest(&self, start: &Start, request: CompleteRequest) -> Result<Manifest> {
+    async fn make_manifest(&self, start: &Start, request: CompleteRequest) -> Result<Made> {
         let began = since_boot();
         let put = self.seal(start, request).await?;
         let built = self.build(start, &put, request).await?;
@@ -182,6 +205,18 @@ impl Repository {
         }
         let put = self.read_records(start, self.record_ids(start).await?).await?;
         // An honest mistake is found before the point of no return.
+        check_count(&put, request)?;
+        // From here on whoever makes a record knows that it may come too late. Those that were made
+        // before are in the next list.
+        let sealing = names::sealing(&start.metadata.id, start.metadata.attempt);
+        self.objects.create(&sealing, document::encode(&request.changed_blocks)).await?;
+        let known: HashSet<RecordId> = put.records.iter().map(|record| record.id).collect();
+        let ids = self.record_ids(start).await?;
+        let put = if ids.iter().all(|id| known.contains(id)) {
+            put
+        } else {
+            self.read_records(start, ids).await?
+        };
         check_count(&put, request)?;
         let sealed = Sealed::new(put.records.iter().map(|record| record.id));
         if self.objects.create(&name, document::encode(&sealed)).await? {
@@ -329,7 +364,7 @@ impl Repository {
     }
 
     /// Makes the manifest, the moment from which the snapshot is there.
-    async fn publish(&self, start: &Start, mut built: Built, began: Duration) -> Result<Manifest> {
+    async fn publish(&self, start: &Start, mut built: Built, began: Duration) -> Result<Made> {
         let id = &start.metadata.id;
         let pages = self.save_page_list(start, &mut built).await?;
         let sum =
@@ -344,8 +379,10 @@ impl Repository {
         };
         self.check_not_collected(&built, began).await?;
         if !self.objects.create(&names::manifest(id), document::encode(&manifest)).await? {
-            // Another completion of this attempt was faster, or the id is another snapshot by now.
-            return Err(Error::new(ErrorKind::Conflict, "there is a snapshot of this id already"));
+            return match self.manifest(id).await? {
+                Some(found) if found.metadata == start.metadata => Ok(Made::ByAnother(found)),
+                _ => Err(Error::new(ErrorKind::Conflict, "there is a snapshot of this id already")),
+            };
         }
         if let Err(error) = self.check_published(start, &built, began).await {
             // The id may be another snapshot's by now.
@@ -354,7 +391,7 @@ impl Repository {
             }
             return Err(error);
         }
-        Ok(manifest)
+        Ok(Made::Here(manifest))
     }
 
     async fn save_page_list(&self, start: &Start, built: &mut Built) -> Result<Option<ObjectId>> {
@@ -390,7 +427,7 @@ impl Repository {
             return Ok(());
         }
         // What was named lately is safe: it is reachable before the grace period ends.
-        let doomed = self.found_before(self.objects.now().await?, SAFE).await?;
+        let doomed = found_before(&*self.objects, self.objects.now().await?, SAFE).await?;
         for name in built.made.iter().map(|page| page.page_name()) {
             if doomed.contains(&name) || !self.objects.exists(&name).await? {
                 let message = format!(

@@ -16,8 +16,7 @@ use super::manifest::{Metadata, Start};
 use super::names::{self, ObjectId, RecordId, TagsId};
 use super::pack::{FrameEntry, MAX_TABLE_LEN, read_table};
 use super::read::damaged;
-use super::{Repository, document, since_boot};
-use crate::model::SnapshotId;
+use super::{Objects, Repository, document, since_boot};
 use crate::store::{Error, ErrorKind, Result};
 
 /// The grace period unless another is given: one week.
@@ -90,13 +89,13 @@ impl Repository {
         }
         let began = since_boot();
         let now = self.objects.now().await?;
-        let matured = self.found_before(now, grace).await?;
+        let matured = found_before(&*self.objects, now, grace).await?;
         // First what there is, then what of it is in use: what is made later is no candidate.
         let candidates = self.candidates().await?;
-        let reachable = self.reachable().await.map_err(|e| {
+        let mut reachable = self.reachable().await.map_err(|e| {
             e.context("nothing was collected, since not all that is in use could be told")
         })?;
-        let unreachable = candidates.unreachable(&reachable);
+        let unreachable = candidates.unreachable(&mut reachable);
         let (doomed, waiting): (Vec<_>, Vec<_>) =
             unreachable.into_iter().partition(|name| matured.contains(name));
         let mut report = GcReport {
@@ -127,43 +126,12 @@ impl Repository {
         Ok(report)
     }
 
-    /// What a collection found unreachable at least `age` ago, and may soon delete.
-    pub(super) async fn found_before(
-        &self,
-        now: Timestamp,
-        age: Duration,
-    ) -> Result<HashSet<String>> {
-        let mut names = HashSet::new();
-        for (_, found) in self.found().await? {
-            if elapsed(now, found.time) >= Some(age) {
-                names.extend(found.unreachable);
-            }
-        }
-        Ok(names)
-    }
-
-    async fn found(&self) -> Result<Vec<(String, Found)>> {
-        let mut found = Vec::new();
-        for name in self.objects.list(names::GC).await? {
-            if !names::is_found(&name) {
-                continue;
-            }
-            match self.read_document(&name).await {
-                Ok(document) => found.extend(document.map(|document| (name, document))),
-                // It is damaged for everybody: no run will delete what only it names.
-                Err(error) if error.kind() == ErrorKind::Corrupt => tracing::warn!("{error}"),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(found)
-    }
-
     async fn record_found(&self, time: Timestamp, mut unreachable: Vec<String>) -> Result<()> {
         if unreachable.is_empty() {
             return Ok(());
         }
         // What an earlier run has named already need not be named again.
-        let named = self.found_before(time, Duration::ZERO).await?;
+        let named = found_before(&*self.objects, time, Duration::ZERO).await?;
         unreachable.retain(|name| !named.contains(name));
         unreachable.truncate(MAX_RECORDED);
         if unreachable.is_empty() {
@@ -183,7 +151,7 @@ impl Repository {
         reachable: &Reachable,
     ) -> Result<()> {
         let mut done = Vec::new();
-        for (name, found) in self.found().await? {
+        for (name, found) in found(&*self.objects).await? {
             if elapsed(now, found.time) >= Some(grace) && !self.any_left(&found, reachable).await? {
                 done.push(name);
             }
@@ -203,65 +171,53 @@ impl Repository {
     /// Everything that snapshots, complete or pending, refer to.
     async fn reachable(&self) -> Result<Reachable> {
         let mut reachable = Reachable::default();
-        let mut attempts = HashSet::new();
         let mut seen = HashSet::new();
         // A child may be started and its parent deleted while this looks: it goes on until it has
         // seen every snapshot. Whoever starts a child later finds that the parent is gone. At least
         // twice: if both happen while the ids are listed, only an earlier list has one of the two.
         for round in 0.. {
-            let new: Vec<_> = self
-                .snapshot_ids()
-                .await?
-                .into_iter()
-                .filter(|id| seen.insert(id.clone()))
-                .collect();
-            if new.is_empty() && round > 0 {
-                break;
-            }
-            for id in new {
+            let mut new = false;
+            for id in self.snapshot_ids().await? {
                 match self.look(&id).await? {
-                    Some(Snapshot::Completed(manifest)) => {
-                        attempts.insert(manifest.metadata.attempt);
-                        self.reach_pages(manifest.pages, &mut reachable).await?;
+                    Some(Snapshot::Completed(found))
+                        if seen.insert((found.metadata.attempt, true)) =>
+                    {
+                        self.reach_pages(found.pages, &mut reachable).await?;
+                        new = true;
                     }
-                    Some(Snapshot::Pending(start)) => {
-                        attempts.insert(start.metadata.attempt);
-                        self.reach_pending(&start, &mut reachable).await?;
+                    Some(Snapshot::Pending(found))
+                        if seen.insert((found.metadata.attempt, false)) =>
+                    {
+                        self.reach_pending(&found, &mut reachable).await?;
+                        new = true;
                     }
-                    None => {}
+                    _ => {}
                 }
             }
+            if !new && round > 0 {
+                break;
+            }
         }
-        reachable.attempts = attempts;
+        reachable.attempts = seen.into_iter().map(|(attempt, _)| attempt).collect();
         reachable.names.extend(reachable.packs.iter().map(|pack| pack.pack_name()));
         Ok(reachable)
     }
 
-    /// What a pending snapshot refers to. If it is completed meanwhile, its manifest does.
+    /// What a pending snapshot refers to. If it is completed meanwhile, the next round sees that.
     async fn reach_pending(&self, start: &Start, reachable: &mut Reachable) -> Result<()> {
         self.reach_pages(start.parent_pages, reachable).await?;
         let Metadata { id, attempt, .. } = &start.metadata;
         for name in self.objects.list(&names::attempt(id, *attempt)).await? {
-            let Some(record) = RecordId::from_name(id, *attempt, &name) else { continue };
-            match self.record(start, record).await {
-                Ok(table) => reachable.packs.extend(table.packs()),
-                Err(error) if error.kind() == ErrorKind::NotFound => {
-                    return self.reach_successor(id, reachable).await;
+            if let Some(record) = RecordId::from_name(id, *attempt, &name) {
+                match self.record(start, record).await {
+                    Ok(table) => reachable.packs.extend(table.packs()),
+                    Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+                    Err(error) => return Err(error),
                 }
-                Err(error) => return Err(error),
             }
             reachable.names.insert(name);
         }
-        reachable.names.insert(names::sealed(id, *attempt));
-        self.reach_successor(id, reachable).await
-    }
-
-    /// A snapshot that was pending may have been completed since.
-    async fn reach_successor(&self, id: &SnapshotId, reachable: &mut Reachable) -> Result<()> {
-        match self.manifest(id).await? {
-            Some(manifest) => self.reach_pages(manifest.pages, reachable).await,
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     async fn reach_pages(&self, list: Option<ObjectId>, reachable: &mut Reachable) -> Result<()> {
@@ -331,19 +287,54 @@ impl Repository {
 
 impl Candidates {
     /// Those that nothing refers to. Of the tags of a snapshot, all but the newest.
-    fn unreachable(self, reachable: &Reachable) -> Vec<String> {
-        let Self { objects, tags } = self;
+    fn unreachable(self, reachable: &mut Reachable) -> Vec<String> {
+        let Self { mut objects, tags } = self;
         let mut newest: HashMap<Uuid, u64> = HashMap::new();
         for set in &tags {
             let number = newest.entry(set.attempt).or_default();
             *number = set.number.max(*number);
         }
-        let old = |set: &TagsId| {
-            !reachable.attempts.contains(&set.attempt) || newest[&set.attempt] != set.number
-        };
-        let tags = tags.into_iter().filter(old).map(|set| set.name());
-        objects.into_iter().filter(|name| !reachable.names.contains(name)).chain(tags).collect()
+        for set in tags {
+            if reachable.attempts.contains(&set.attempt) && newest[&set.attempt] == set.number {
+                reachable.names.insert(set.name());
+            } else {
+                objects.push(set.name());
+            }
+        }
+        objects.retain(|name| !reachable.names.contains(name));
+        objects
     }
+}
+
+/// What a collection found unreachable at least `age` ago, and may soon delete.
+pub(super) async fn found_before(
+    objects: &dyn Objects,
+    now: Timestamp,
+    age: Duration,
+) -> Result<HashSet<String>> {
+    let mut names = HashSet::new();
+    for (_, found) in found(objects).await? {
+        if elapsed(now, found.time) >= Some(age) {
+            names.extend(found.unreachable);
+        }
+    }
+    Ok(names)
+}
+
+async fn found(objects: &dyn Objects) -> Result<Vec<(String, Found)>> {
+    let mut found = Vec::new();
+    for name in objects.list(names::GC).await? {
+        if !names::is_found(&name) {
+            continue;
+        }
+        match document::read_document(objects, &name).await {
+            Ok(document) => found.extend(document.map(|document| (name, document))),
+            // It is damaged for everybody: no run will delete what only it names.
+            Err(error) if error.kind() == ErrorKind::Corrupt => tracing::warn!("{error}"),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
 }
 
 fn elapsed(now: Timestamp, then: Timestamp) -> Option<Duration> {

@@ -131,7 +131,7 @@ pub(super) fn attempt(id: &SnapshotId, attempt: Uuid) -> String {
     format!("{PENDING}{id}/{}/", attempt.simple())
 }
 
-/// Says that the completion of an attempt has begun.
+/// Says which records of an attempt count.
 pub(super) fn sealed(id: &SnapshotId, attempt: Uuid) -> String {
     format!("{}sealed", self::attempt(id, attempt))
 }
@@ -141,7 +141,14 @@ pub(super) fn is_of_attempt(name: &str) -> bool {
     let mut parts = name.strip_prefix(PENDING).into_iter().flat_map(|rest| rest.split('/'));
     let id = parts.next().and_then(|id| id.parse().ok());
     let (Some(id), Some(attempt)) = (id, parts.next().and_then(parse_simple)) else { return false };
-    name == sealed(&id, attempt) || RecordId::from_name(&id, attempt, name).is_some()
+    name == sealed(&id, attempt)
+        || name == sealing(&id, attempt)
+        || RecordId::from_name(&id, attempt, name).is_some()
+}
+
+/// Says that an attempt is about to be sealed: whoever made a record before this finds it sealed.
+pub(super) fn sealing(id: &SnapshotId, attempt: Uuid) -> String {
+    format!("{}sealing", self::attempt(id, attempt))
 }
 
 /// A record: blocks that one writer has put durably.

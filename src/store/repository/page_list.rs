@@ -16,7 +16,7 @@ const ENTRY_LEN: usize = 4 + ObjectId::LEN + 32 + 4 + 4;
 const MAX_SPANS: u32 = 8192;
 
 /// An index page in a page list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct PageRef {
     /// Which 8 GiB of the volume it is for, counted from 0.
     pub(super) span: u32,

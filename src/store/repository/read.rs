@@ -100,6 +100,7 @@ impl Repository {
     pub(super) async fn page(&self, page: &PageRef) -> Result<Table> {
         let id = page.page;
         if let Some(Cached::Page(table)) = self.pages.get(id) {
+            check_page(page, &table)?;
             return Ok(table);
         }
         self.fresh_page(page).await
@@ -110,11 +111,7 @@ impl Repository {
         let id = page.page;
         let bytes = self.page_bytes(id).await?;
         let table = Table::decode(bytes).map_err(|why| damaged(&id.page_name(), why))?;
-        let span = span_start(page.span)..span_start(page.span + 1);
-        let ends = [0, table.len().saturating_sub(1)];
-        if table.len() > 0 && ends.iter().any(|&n| !span.contains(&table.index(n))) {
-            return Err(damaged(&id.page_name(), "it has blocks of another part of the volume"));
-        }
+        check_page(page, &table)?;
         self.pages.put(id, Cached::Page(table.clone()));
         Ok(table)
     }
@@ -242,6 +239,20 @@ impl Repository {
         };
         blocking(move || pack::decompress(&frame, digest).map_err(|why| damaged(&name, &why))).await
     }
+}
+
+/// Whether a page can be the one that its list means.
+fn check_page(page: &PageRef, table: &Table) -> Result<()> {
+    let span = span_start(page.span)..span_start(page.span + 1);
+    let ends = [0, table.len().saturating_sub(1)];
+    let name = || page.page.page_name();
+    if table.len() > 0 && ends.iter().any(|&n| !span.contains(&table.index(n))) {
+        return Err(damaged(&name(), "it has blocks of another part of the volume"));
+    }
+    if table.len() as u64 != u64::from(page.data_blocks) + u64::from(page.zero_blocks) {
+        return Err(damaged(&name(), "it has not as many blocks as its page list says"));
+    }
+    Ok(())
 }
 
 pub(super) fn damaged(name: &str, why: &str) -> Error {

@@ -58,7 +58,7 @@ struct Wanted {
     /// The pages of each snapshot.
     pages: HashMap<SnapshotId, Vec<PageRef>>,
     /// Pages that were read already, and whether they could be.
-    read: HashMap<ObjectId, bool>,
+    read: HashMap<PageRef, bool>,
 }
 
 /// What is wrong with one pack.
@@ -145,13 +145,13 @@ impl Repository {
         check_manifest(&manifest, &list)
             .or_else(|error| report.add(names::manifest(id), id, Some(0), error))?;
         for page in list.iter() {
-            if wanted.read.get(&page.page) == Some(&true) {
+            if wanted.read.get(page) == Some(&true) {
                 wanted.pages.entry(id.clone()).or_default().push(*page);
                 continue;
             }
             match self.checked_page(page).await {
                 Ok(table) => {
-                    wanted.read.insert(page.page, true);
+                    wanted.read.insert(*page, true);
                     wanted.pages.entry(id.clone()).or_default().push(*page);
                     for entry in table.entries() {
                         if let Some(at) = entry.location {

@@ -14,6 +14,7 @@ use super::complete::{SAFE, Sealed};
 use super::describe::not_found;
 use super::directory::blocking;
 use super::document::read_document;
+use super::gc::found_before;
 use super::manifest::Start;
 use super::names::{ObjectId, RecordId};
 use super::pack::{Frame, PackBuilder, compress};
@@ -57,6 +58,11 @@ struct State {
     spare: Vec<BytesMut>,
     next_record: u32,
     recent: LruCache<Digest, Frame>,
+    /// Why nothing can be put any more: what was accepted before may be lost, and whoever asks has
+    /// to know.
+    failed: Option<String>,
+    /// A completion is under way.
+    closed: bool,
 }
 
 /// What is put: zeros, or data, whose frame is not needed where an equal one is known.
@@ -96,8 +102,9 @@ impl Repository {
 
     /// This process's writer for a pending snapshot.
     pub(super) async fn writer(&self, id: &SnapshotId) -> Result<Arc<Writer>> {
-        if let Some(writer) = self.existing_writer(id) {
-            return Ok(writer);
+        let existing = self.existing_writer(id);
+        if let Some(writer) = existing.as_ref().filter(|writer| writer.state().failed.is_none()) {
+            return Ok(Arc::clone(writer));
         }
         let start = self.start_of(id).await?;
         // A completed one may still have its start.json.
@@ -106,6 +113,9 @@ impl Repository {
             return Err(Error::new(ErrorKind::Conflict, message));
         }
         let start = start.ok_or_else(|| not_found(id))?;
+        if existing.is_some_and(|writer| writer.attempt != start.metadata.attempt) {
+            self.forget_writer(id);
+        }
         let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || Arc::new(Writer::new(&start, Arc::clone(&self.objects)));
         Ok(Arc::clone(writers.entry(id.clone()).or_insert_with(new)))
@@ -127,6 +137,8 @@ impl Writer {
                 spare: Vec::new(),
                 next_record: 0,
                 recent: LruCache::new(RECENT_BLOCKS),
+                failed: None,
+                closed: false,
             }),
         }
     }
@@ -176,6 +188,12 @@ impl Writer {
                 if block.is_zero() { Content::Zero } else { Content::Data(frame.as_deref()) };
             let full = {
                 let mut state = self.state();
+                state.check_open()?;
+                if state.closed {
+                    let message =
+                        format!("{} is being completed; it takes no more blocks", self.id);
+                    return Err(Error::new(ErrorKind::Conflict, message));
+                }
                 // What was known may have been taken to be saved since: then it must be stored.
                 if !state.add(index, digest, content) {
                     continue;
@@ -204,7 +222,11 @@ impl Writer {
             let _permits =
                 writer.saving.acquire_many(MAX_SAVING).await.expect("it is never closed");
             loop {
-                let next = writer.state().take_any();
+                let next = {
+                    let mut state = writer.state();
+                    state.check_open()?;
+                    state.take_any()
+                };
                 let Some(batch) = next else { return Ok(()) };
                 writer.save(batch).await?;
             }
@@ -212,7 +234,18 @@ impl Writer {
         .await
     }
 
-    /// Saves a batch, or puts it back to be saved later. One that nobody will ever want is dropped.
+    /// Refuses blocks from now on.
+    pub(super) fn close(&self) {
+        self.state().closed = true;
+    }
+
+    /// Takes blocks again, if a completion has failed.
+    pub(super) fn reopen(&self) {
+        self.state().closed = false;
+    }
+
+    /// Saves a batch, or puts it back to be saved later. If it can never be saved, this fails for
+    /// good.
     async fn save(&self, mut batch: Batch) -> Result<()> {
         match self.try_save(&mut batch).await {
             Ok(()) => {
@@ -221,8 +254,11 @@ impl Writer {
                 Ok(())
             }
             Err(error) => {
-                if error.kind() != ErrorKind::Conflict {
-                    self.state().unsaved.push(batch);
+                let mut state = self.state();
+                if error.kind() == ErrorKind::Conflict {
+                    state.failed = Some(error.to_string());
+                } else {
+                    state.unsaved.push(batch);
                 }
                 Err(error)
             }
@@ -237,6 +273,7 @@ impl Writer {
             batch.pack.id = id;
         }
         let began = *batch.began.get_or_insert_with(since_boot);
+        let pack = batch.encoded.as_ref().map(|(pack, _)| pack.pack_name());
         if let Some((pack, data)) = &batch.encoded {
             // A batch that is saved again may find its own pack from the first try.
             self.objects.create(&pack.pack_name(), data.clone()).await?;
@@ -253,12 +290,12 @@ impl Writer {
         let name = RecordId { epoch, writer, number: batch.record }.name(&self.id, self.attempt);
         self.objects.create(&name, record.into()).await?;
         self.check_counts(RecordId { epoch, writer, number: batch.record }).await?;
-        if since_boot().saturating_sub(began) > SAFE
-            && let Some((pack, _)) = &batch.encoded
-        {
-            self.check_not_collected(&pack.pack_name()).await?;
-        }
-        Ok(())
+        let Err(error) = self.check_not_collected(pack.as_deref(), began).await else {
+            return Ok(());
+        };
+        // It must not count without its pack.
+        self.objects.delete(&[name]).await?;
+        Err(error)
     }
 
     /// Whether a record that was just made will be part of the snapshot: nobody may be told that a
@@ -269,6 +306,9 @@ impl Writer {
         match read_document::<Sealed>(&*self.objects, &sealed).await? {
             Some(sealed) if sealed.contains(record) => return Ok(()),
             Some(_) => return gone("is being completed; it takes no more blocks"),
+            None if self.objects.exists(&names::sealing(&self.id, self.attempt)).await? => {
+                return gone("is being completed; it takes no more blocks");
+            }
             None => {}
         }
         match read_document::<Start>(&*self.objects, &names::start(&self.id)).await? {
@@ -277,13 +317,17 @@ impl Writer {
         }
     }
 
-    /// A pack that was made long before the record that keeps it may be gone.
-    async fn check_not_collected(&self, pack: &str) -> Result<()> {
-        if self.objects.exists(pack).await? {
+    /// A pack that was made long before the record that keeps it may be gone, or go soon.
+    async fn check_not_collected(&self, pack: Option<&str>, began: Duration) -> Result<()> {
+        let Some(pack) = pack.filter(|_| since_boot().saturating_sub(began) > SAFE) else {
+            return Ok(());
+        };
+        let doomed = found_before(&*self.objects, self.objects.now().await?, SAFE).await?;
+        if !doomed.contains(pack) && self.objects.exists(pack).await? {
             return Ok(());
         }
         let message =
-            format!("{pack} was collected before it was of use; start the snapshot again");
+            format!("a collection found {pack} before it was of use; put all blocks again");
         Err(Error::new(ErrorKind::Conflict, message))
     }
 }
@@ -297,6 +341,13 @@ async fn unstoppable(work: impl Future<Output = Result<()>> + Send + 'static) ->
 }
 
 impl State {
+    fn check_open(&self) -> Result<()> {
+        match &self.failed {
+            Some(why) => Err(Error::new(ErrorKind::Conflict, why.clone())),
+            None => Ok(()),
+        }
+    }
+
     /// A frame with this digest that can be referred to: in the open batch, or saved.
     fn find(&self, digest: Digest) -> Option<Frame> {
         let frame = self.recent.peek(&digest)?;
