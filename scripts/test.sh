@@ -96,5 +96,5 @@ else
     printf '\nNo test was skipped for want of a program or a permission.\n'
 fi
 # The runner's own summary is the last word.
-grep -aE 'Summary \[|^test result:' "$output" | tail -n 1 || true
+grep -aE 'Summary.* run: |^test result:' "$output" | tail -n 1 || true
 exit "$status"
