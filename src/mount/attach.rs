@@ -189,6 +189,8 @@ fn by_fusermount(path: &Path, url: &StoreUrl, access: Access) -> Result<OwnedFd,
     device.ok_or_else(|| {
         let cure = if said.contains("user_allow_other") {
             "; put the line `user_allow_other` into /etc/fuse.conf, or leave out --allow-other and --allow-root"
+        } else if said.contains("/dev/fuse: Permission denied") {
+            "; let everybody use the device, as udev does, with `chmod 0666 /dev/fuse`, or mount as root"
         } else {
             ""
         };
