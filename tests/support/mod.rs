@@ -5,7 +5,8 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -19,6 +20,9 @@ pub const DEADLINE: Duration = Duration::from_secs(240);
 pub const MIB: u64 = 1 << 20;
 pub const GIB: u64 = 1 << 30;
 pub const BLOCK: u64 = 512 * 1024;
+
+/// The user and the group `nobody`, who own nothing here.
+pub const NOBODY: u32 = 65534;
 
 /// A directory of a test's own, in which nothing stays mounted or attached.
 pub struct Sandbox {
@@ -41,6 +45,7 @@ impl Sandbox {
             if watched.exists() {
                 eprintln!("the test takes longer than {DEADLINE:?}");
                 clean_up(&watched);
+                let _ = std::fs::remove_dir_all(&watched);
                 std::process::exit(101);
             }
         });
@@ -105,7 +110,53 @@ impl Sandbox {
 
     /// A shell command in this directory.
     pub fn try_sh(&self, script: &str) -> Output {
-        run(Command::new("bash").args(["-euc", script]).current_dir(&self.path))
+        let mut bash = Command::new("bash");
+        run(bash.args(["-euo", "pipefail", "-c", script]).current_dir(&self.path))
+    }
+
+    /// A shell command in this directory, as the user `nobody`.
+    pub fn try_sh_as_nobody(&self, script: &str) -> Output {
+        let mut bash = Command::new("bash");
+        let bash = bash.args(["-euo", "pipefail", "-c", script]).current_dir(&self.path);
+        run(bash.uid(NOBODY).gid(NOBODY))
+    }
+
+    /// Lets other users in, and gives `nobody` the directory `user` with a store and a mount point.
+    pub fn welcome_nobody(&self) {
+        std::fs::set_permissions(&self.path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        for name in ["user", "user/mnt", "user/state"] {
+            std::fs::create_dir(self.join(name)).unwrap();
+            std::os::unix::fs::chown(self.join(name), Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+        // Where the program was built may be out of reach for others.
+        std::fs::copy(env!("CARGO_BIN_EXE_fspfs"), self.join("fspfs")).unwrap();
+    }
+
+    /// The program as `nobody`, with the store `user/store`.
+    pub fn fspfs_as_nobody(&self) -> Command {
+        let mut command = Command::new(self.join("fspfs"));
+        command
+            .current_dir(self.join("user"))
+            .env("HOME", self.join("user"))
+            .env("FSPFS_STORE", self.join("user/store"))
+            .env("XDG_STATE_HOME", self.join("user/state"))
+            .env_remove("FSPFS_LOG")
+            .stdin(Stdio::null())
+            .uid(NOBODY)
+            .gid(NOBODY);
+        command
+    }
+
+    /// Whether nothing is mounted, attached or served below this directory.
+    #[track_caller]
+    pub fn assert_nothing_is_left(&self) {
+        assert_eq!(mounts_below(&self.path), [] as [PathBuf; 0], "still mounted");
+        assert_eq!(loops_below(&self.path), [] as [PathBuf; 0], "still attached");
+        let end = Instant::now() + Duration::from_secs(10);
+        while !daemons_below(&self.path).is_empty() {
+            assert!(Instant::now() < end, "still served: {:?}", daemons_below(&self.path));
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// A file of `len` bytes, a hole but for `data`, runs of bytes which no two offsets share.
@@ -126,21 +177,49 @@ impl Drop for Sandbox {
     }
 }
 
-/// Unmounts and detaches everything below `path`, whatever state it is in.
+/// Unmounts, detaches and ends everything below `path`, whatever state it is in.
 fn clean_up(path: &Path) {
+    // Once the mount is out of sight, a loop device no longer tells where its file is.
+    let devices = loops_below(path);
+    for point in mounts_below(path).iter().rev() {
+        let _ = Command::new("umount").arg("-l").arg(point).status();
+    }
+    for device in devices {
+        let _ = Command::new("losetup").arg("-d").arg(device).status();
+    }
+    for daemon in daemons_below(path) {
+        let _ = nix::sys::signal::kill(daemon, nix::sys::signal::SIGKILL);
+    }
+}
+
+/// What is mounted below `path` or on a loop device over a file there, in the order of mounting.
+pub fn mounts_below(path: &Path) -> Vec<PathBuf> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
-    let below: Vec<_> = points.filter(|point| Path::new(point).starts_with(path)).collect();
-    for point in below.iter().rev() {
-        let _ = Command::new("umount").args(["-l", point]).status();
-    }
-    for device in std::fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+    points.filter(|point| point.starts_with(path)).collect()
+}
+
+/// The loop devices over files below `path`.
+pub fn loops_below(path: &Path) -> Vec<PathBuf> {
+    let devices = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    let over = |device: &std::fs::DirEntry| {
         let file = std::fs::read_to_string(device.path().join("loop/backing_file"));
-        if file.is_ok_and(|file| Path::new(file.trim_end()).starts_with(path)) {
-            let device = Path::new("/dev").join(device.file_name());
-            let _ = Command::new("losetup").arg("-d").arg(device).status();
-        }
-    }
+        file.is_ok_and(|file| Path::new(file.trim_end()).starts_with(path))
+    };
+    devices.filter(over).map(|device| Path::new("/dev").join(device.file_name())).collect()
+}
+
+/// The processes that serve mounts below `path`, in the background or not.
+pub fn daemons_below(path: &Path) -> Vec<nix::unistd::Pid> {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let serves = |process: &std::fs::DirEntry| {
+        let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let mut arguments = line.split(|&b| b == 0).filter_map(|a| std::str::from_utf8(a).ok());
+        arguments.nth(1) == Some("mount")
+            && arguments.any(|argument| Path::new(argument).starts_with(path.join("mnt")))
+    };
+    let pid = |process: std::fs::DirEntry| process.file_name().to_str()?.parse().ok();
+    processes.filter(serves).filter_map(pid).map(nix::unistd::Pid::from_raw).collect()
 }
 
 /// Bytes that tell where they belong: each 8 bytes are a number made of their offset.
@@ -208,9 +287,13 @@ pub struct Mount {
 }
 
 impl Mount {
-    /// Mounts with a command that is set up but for its arguments.
-    pub fn new(sandbox: &Sandbox, mut fspfs: Command, options: &[&str]) -> Self {
-        let path = sandbox.join("mnt");
+    /// Mounts at `mnt` with a command that is set up but for its arguments.
+    pub fn new(sandbox: &Sandbox, fspfs: Command, options: &[&str]) -> Self {
+        Self::at(sandbox.join("mnt"), fspfs, options)
+    }
+
+    /// Mounts at `path` with a command that is set up but for its arguments.
+    pub fn at(path: PathBuf, mut fspfs: Command, options: &[&str]) -> Self {
         fspfs.args(["mount", "--foreground"]).args(options).arg(&path);
         let mut daemon = fspfs.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stderr = daemon.stderr.take().unwrap();
@@ -251,18 +334,32 @@ impl Mount {
     }
 
     /// Unmounts in order; what the daemon logged.
-    pub fn unmount(mut self) -> String {
+    pub fn unmount(self) -> String {
         let output = run(Command::new(env!("CARGO_BIN_EXE_fspfs")).arg("umount").arg(&self.path));
         assert!(output.status.success(), "umount: {}", text(&output));
+        self.ended()
+    }
+
+    /// Waits until the daemon has ended by itself; what it logged.
+    pub fn ended(mut self) -> String {
         let status =
             wait(&mut self.daemon, PATIENCE).expect("the daemon ends when it is unmounted");
         assert!(status.success(), "the daemon ended with {status}");
         self.log.take().unwrap().join().unwrap()
     }
+
+    /// Sends a signal to the daemon.
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        let pid = nix::unistd::Pid::from_raw(self.daemon.id().try_into().unwrap());
+        nix::sys::signal::kill(pid, signal).unwrap();
+    }
 }
 
 impl Drop for Mount {
     fn drop(&mut self) {
+        if !mounts_below(&self.path).is_empty() {
+            clean_up(&self.path);
+        }
         let _ = Command::new("umount").arg("-l").arg(&self.path).stderr(Stdio::null()).status();
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
@@ -282,7 +379,13 @@ impl Loop {
 
     /// The n-th partition.
     pub fn partition(&self, n: u32) -> PathBuf {
-        format!("{}p{n}", self.0.display()).into()
+        let path = PathBuf::from(format!("{}p{n}", self.0.display()));
+        // A kernel that reads no partition tables is told what is in them.
+        if !path.exists() {
+            let output = run(Command::new("partx").arg("-a").arg(&self.0));
+            assert!(output.status.success(), "partx: {}", text(&output));
+        }
+        path
     }
 }
 
@@ -290,6 +393,50 @@ impl Drop for Loop {
     fn drop(&mut self) {
         let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
     }
+}
+
+/// A file system that is mounted, unmounted at the end.
+pub struct FileSystem(pub PathBuf);
+
+impl FileSystem {
+    /// Mounts a device at a directory, which is made.
+    pub fn mount(device: &Path, kind: &str, options: &str, at: PathBuf) -> Self {
+        let output = Self::try_mount(device, kind, options, &at);
+        assert!(output.status.success(), "mount {kind} {options}: {}", text(&output));
+        Self(at)
+    }
+
+    /// Mounts a device at a directory, which is made; it may fail.
+    pub fn try_mount(device: &Path, kind: &str, options: &str, at: &Path) -> Output {
+        std::fs::create_dir_all(at).unwrap();
+        run(Command::new("mount").args(["-t", kind, "-o", options]).arg(device).arg(at))
+    }
+}
+
+impl Drop for FileSystem {
+    fn drop(&mut self) {
+        let mut umount = Command::new("umount");
+        if !umount.arg(&self.0).status().is_ok_and(|status| status.success()) {
+            let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+        }
+    }
+}
+
+/// Waits for something that must become true; `what` is for the message.
+#[track_caller]
+pub fn until(what: &str, mut is_true: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !is_true() {
+        assert!(Instant::now() < end, "it never becomes true that {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The blocks that runs of bytes touch, ascending.
+pub fn blocks_of(runs: &[(u64, u64)]) -> Vec<u64> {
+    let runs = runs.iter().filter(|(_, len)| *len > 0);
+    let blocks = runs.flat_map(|(at, len)| at / BLOCK..(at + len).div_ceil(BLOCK));
+    blocks.collect::<std::collections::BTreeSet<_>>().into_iter().collect()
 }
 
 /// Whether this test can run here: as root, with FUSE and loop devices, and with these programs.
@@ -306,6 +453,36 @@ pub fn can_mount(programs: &[&str]) -> bool {
         }
     }
     skip(&missing)
+}
+
+/// Gives the namespace that it runs in a `/dev/fuse` that is for everybody.
+const OPEN_DEVICE: &str = "
+    dir=$(mktemp -d)
+    mount -t tmpfs none $dir
+    mknod -m 0666 $dir/fuse c 10 229
+    mount --bind $dir/fuse /dev/fuse
+    umount -l $dir
+    rmdir $dir
+    exec \"$@\"";
+
+/// Whether this test can run here, which mounts as an ordinary user too.
+///
+/// Where udev is at work, `/dev/fuse` is for everybody. Where it is for root alone, the test is run
+/// again in a mount namespace of its own in which it is not, and has nothing more to do here.
+pub fn can_mount_as_nobody(programs: &[&str]) -> bool {
+    if !can_mount(&["fusermount3", "unshare"]) || !can_mount(programs) {
+        return false;
+    }
+    if Path::new("/dev/fuse").metadata().unwrap().permissions().mode() & 0o006 == 0o006 {
+        return true;
+    }
+    let test = std::thread::current().name().unwrap().to_owned();
+    let mut again = Command::new("unshare");
+    again.args(["--mount", "--propagation", "private", "sh", "-euc", OPEN_DEVICE, "sh"]);
+    again.arg(std::env::current_exe().unwrap()).args([&test, "--exact", "--nocapture"]);
+    let output = run(&mut again);
+    assert!(output.status.success(), "in a namespace of its own: {}", text(&output));
+    false
 }
 
 /// Whether these programs are there.
