@@ -245,12 +245,8 @@ impl Tree {
         if let Node::Control = parent {
             return find(&Catalog::default()).map(|(_, node)| node);
         }
-        // A name that is not there may be that of a snapshot made a moment ago.
-        let found = find_child(parent, &self.listing.catalog(), name);
-        match found {
-            Some(node) => Some(node),
-            None => find_child(parent, &*self.listing.freshen().await, name),
-        }
+        // A name that is there may be that of another snapshot by now, which was made a moment ago.
+        find_child(parent, &*self.listing.freshen().await, name)
     }
 
     /// Takes back `count` times that the kernel was told of an inode.

@@ -14,8 +14,9 @@ use crate::store::{Error, ErrorKind, Result, SharedStore};
 /// Longest time that looking at a directory waits for a fresh list; then the last one is shown.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// A list that is younger than this is fresh.
-const FRESH: Duration = Duration::from_secs(1);
+/// A list is fresh for this many times what it took to make: so a name is hardly ever behind, and
+/// however many snapshots there are, most of the time goes into something else than listing them.
+const FRESH: u32 = 5;
 
 /// How long it is remembered that there is no snapshot of an id.
 const MISS: Duration = Duration::from_secs(2);
@@ -30,11 +31,18 @@ const MAX_PAGES: usize = 10_000;
 #[derive(Debug)]
 pub(super) struct Listing {
     store: SharedStore,
-    catalog: RwLock<(Arc<Catalog>, Option<Instant>)>,
+    catalog: RwLock<(Arc<Catalog>, Option<Listed>)>,
     /// Held by whoever lists, so that nobody else does.
     refreshing: tokio::sync::Mutex<()>,
     /// What was found when an id was looked for that is not in the catalog.
     others: Mutex<LruCache<SnapshotId, (Option<Arc<Snapshot>>, Instant)>>,
+}
+
+/// When a list was made.
+#[derive(Clone, Copy, Debug)]
+struct Listed {
+    began: Instant,
+    took: Duration,
 }
 
 impl Listing {
@@ -51,20 +59,23 @@ impl Listing {
         Arc::clone(&self.catalog.read().unwrap_or_else(PoisonError::into_inner).0)
     }
 
-    fn age(&self) -> Option<Duration> {
-        let (_, listed) = *self.catalog.read().unwrap_or_else(PoisonError::into_inner);
-        listed.map(|listed| listed.elapsed())
+    fn listed(&self) -> Option<Listed> {
+        self.catalog.read().unwrap_or_else(PoisonError::into_inner).1
+    }
+
+    fn is_fresh(&self) -> bool {
+        self.listed().is_some_and(|Listed { began, took }| began.elapsed() <= took * (1 + FRESH))
     }
 
     /// Lists the snapshots anew.
     pub(super) async fn refresh(&self) -> Result<()> {
-        let began = Instant::now();
+        let asked = Instant::now();
         let _alone = self.refreshing.lock().await;
         // Somebody else may have done it while this waited.
-        if self.age().is_some_and(|age| age < began.elapsed()) {
+        if self.listed().is_some_and(|listed| listed.began > asked) {
             return Ok(());
         }
-        let listed = Instant::now();
+        let began = Instant::now();
         let mut snapshots = Vec::new();
         let mut token = None;
         for _ in 0..MAX_PAGES {
@@ -73,6 +84,7 @@ impl Listing {
             token = page.next;
             if token.is_none() {
                 let catalog = Arc::new(Catalog::new(snapshots));
+                let listed = Listed { began, took: began.elapsed() };
                 *self.catalog.write().unwrap_or_else(PoisonError::into_inner) =
                     (catalog, Some(listed));
                 return Ok(());
@@ -84,7 +96,7 @@ impl Listing {
     /// Lists the snapshots anew, unless that was done a moment ago; shows the last list if it takes
     /// too long or fails. The listing goes on in the background.
     pub(super) async fn freshen(self: &Arc<Self>) -> Arc<Catalog> {
-        if self.age().is_none_or(|age| age > FRESH) {
+        if !self.is_fresh() {
             let listing = Arc::clone(self);
             let refresh = tokio::spawn(async move { listing.refresh().await });
             match tokio::time::timeout(DEADLINE, refresh).await {
