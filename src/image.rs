@@ -20,9 +20,9 @@ pub use reader::Reader;
 /// Blocks whose listing is fetched, kept and forgotten together: 2 GiB of the volume.
 const SPAN_BLOCKS: u32 = 4096;
 
-/// Pages of a listing that are followed for one span before it is given up: the service may answer
-/// with short and empty pages, but not for ever.
-const MAX_PAGES: usize = 100;
+/// Pages of a listing in a row that may tell nothing new before it is given up: the service may
+/// answer with short and empty pages, but not for ever.
+const MAX_IDLE_PAGES: usize = 100;
 
 /// Times that a block is listed again because its token does not work.
 const MAX_RELISTS: usize = 2;
@@ -240,18 +240,29 @@ impl Image {
         let mut blocks: Vec<ListedBlock> = Vec::new();
         let mut covered = start;
         let mut from = ListFrom::Index(start);
-        let mut pages = 0;
+        let mut idle = 0;
+        let id = &self.snapshot.id;
         while covered < end {
-            if pages == MAX_PAGES {
-                let id = &self.snapshot.id;
+            if idle == MAX_IDLE_PAGES {
                 let message = format!("the listing of {id} makes no progress at block {covered}");
                 return Err(Error::new(ErrorKind::Unavailable, message));
             }
-            pages += 1;
-            let id = &self.snapshot.id;
-            let page = self.store.list_blocks(id, from, SPAN_BLOCKS as usize).await?;
+            idle += 1;
+            let followed = matches!(from, ListFrom::Page(_));
+            let page = match self.store.list_blocks(id, from, SPAN_BLOCKS as usize).await {
+                // The token of a page lives for a while only: go on from where it had come to.
+                Err(error) if error.kind() == ErrorKind::ExpiredToken && followed => {
+                    blocks.truncate(blocks.partition_point(|block| block.index < covered));
+                    from = ListFrom::Index(covered);
+                    continue;
+                }
+                page => page?,
+            };
             check_ascending(id, covered, blocks.last(), &page.blocks)?;
-            covered = page.covered.unwrap_or(covered);
+            if let Some(now) = page.covered.filter(|now| *now > covered) {
+                covered = now;
+                idle = 0;
+            }
             blocks.extend(page.blocks);
             match page.next {
                 Some(token) => from = ListFrom::Page(token),
