@@ -75,7 +75,7 @@ pub enum Error {
     },
     /// Anything else.
     #[error("{0}: {1}")]
-    Io(String, #[source] io::Error),
+    Io(String, io::Error),
 }
 
 fn others(mounts: &[PathBuf]) -> String {

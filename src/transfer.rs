@@ -46,14 +46,14 @@ pub enum Error {
         why: String,
     },
     /// The operating system says no.
-    #[error("cannot {doing} {path}: {source}")]
+    #[error("cannot {doing} {path}: {cause}")]
     Io {
         /// `read`, `write`, …
         doing: &'static str,
         /// The file.
         path: String,
         /// What it says.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
 }
 
@@ -62,8 +62,8 @@ impl Error {
         Self::Unsuitable { path: path.display().to_string(), why: why.into() }
     }
 
-    pub(crate) fn io(doing: &'static str, path: &std::path::Path, source: std::io::Error) -> Self {
-        Self::Io { doing, path: path.display().to_string(), source }
+    pub(crate) fn io(doing: &'static str, path: &std::path::Path, cause: std::io::Error) -> Self {
+        Self::Io { doing, path: path.display().to_string(), cause }
     }
 }
 

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::run::{Exit, store_url};
+use super::run::{Exit, log_level, store_url};
 use super::{Global, MountArgs, UmountArgs};
 use crate::mount::{self, Access, Options};
 use crate::store;
@@ -18,11 +18,13 @@ pub(super) fn mount(global: &Global, args: &MountArgs) -> anyhow::Result<Exit> {
     let url = store_url(global)?.absolute()?;
     let mount_point = std::path::absolute(&args.mount_point)?;
     if args.foreground || args.daemon {
-        return serve(&url, args, mount_point);
+        return serve(global, &url, args, mount_point);
     }
     let log = mount::log_file(&mount_point);
-    let ended =
-        mount::start(&daemon_arguments(&url.to_string(), args, &mount_point), &mount_point)?;
+    let ended = mount::start(
+        &daemon_arguments(global, &url.to_string(), args, &mount_point),
+        &mount_point,
+    )?;
     match ended {
         None => {
             writeln!(std::io::stdout(), "{url} is mounted at {}", mount_point.display())?;
@@ -37,7 +39,12 @@ pub(super) fn mount(global: &Global, args: &MountArgs) -> anyhow::Result<Exit> {
 }
 
 /// The command line of the process in the background.
-fn daemon_arguments(url: &str, args: &MountArgs, mount_point: &Path) -> Vec<OsString> {
+fn daemon_arguments(
+    global: &Global,
+    url: &str,
+    args: &MountArgs,
+    mount_point: &Path,
+) -> Vec<OsString> {
     let mut line: Vec<OsString> = ["mount", "--daemon", "--store", url].map(OsString::from).into();
     let mut add = |name: &str, value: String| line.push(format!("--{name}={value}").into());
     add("memory", args.memory.to_string());
@@ -53,21 +60,24 @@ fn daemon_arguments(url: &str, args: &MountArgs, mount_point: &Path) -> Vec<OsSt
     }
     let flags = [(args.allow_other, "--allow-other"), (args.allow_root, "--allow-root")];
     line.extend(flags.into_iter().filter(|(given, _)| *given).map(|(_, flag)| flag.into()));
+    line.extend((0..global.verbose).map(|_| "-v".into()));
     line.push("--".into());
     line.push(mount_point.into());
     line
 }
 
 fn serve(
+    global: &Global,
     url: &crate::store::StoreUrl,
     args: &MountArgs,
     mount_point: PathBuf,
 ) -> anyhow::Result<Exit> {
     let log = mount::log_file(&mount_point);
+    let level = if global.verbose == 0 { tracing::Level::INFO } else { log_level(global) };
     if args.foreground {
-        mount::log_to_stderr();
+        mount::log_to_stderr(level);
     } else {
-        mount::log_to_file(&log)?;
+        mount::log_to_file(&log, level)?;
         nix::unistd::setsid()?;
         std::env::set_current_dir("/")?;
     }

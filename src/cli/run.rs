@@ -70,7 +70,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<Exit> {
         Command::Man(args) => return man(args),
         _ => {}
     }
-    crate::mount::log_to_stderr();
+    crate::mount::log_to_stderr(log_level(global));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let out = Output::new(global);
     let exit = runtime.block_on(async {
@@ -89,6 +89,16 @@ pub fn run(cli: &Cli) -> anyhow::Result<Exit> {
     });
     runtime.shutdown_background();
     exit
+}
+
+/// How much is logged on stderr.
+pub(super) fn log_level(global: &Global) -> tracing::Level {
+    match global.verbose {
+        0 => tracing::Level::WARN,
+        1 => tracing::Level::INFO,
+        2 => tracing::Level::DEBUG,
+        _ => tracing::Level::TRACE,
+    }
 }
 
 pub(super) fn store_url(global: &Global) -> anyhow::Result<&StoreUrl> {

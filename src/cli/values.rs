@@ -40,6 +40,9 @@ pub(super) fn mode(text: &str) -> Result<u16, String> {
 
 pub(super) fn tag(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
+        Some((key, _)) if key.starts_with("fspfs:") => {
+            Err("keys that begin with `fspfs:` are kept for fspfs itself".to_owned())
+        }
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("give a key and a value, as Role=web".to_owned()),
     }

@@ -4,25 +4,25 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use tracing::Level;
 use tracing_subscriber::EnvFilter;
 
 use super::Error;
 
-/// What the logs hold, unless `FSPFS_LOG` says otherwise (a filter of `tracing`).
-const FILTER: &str = "info,fuser=warn";
-
 /// A log that is larger when a mount begins becomes `<log>.old`, and a new one is begun.
 const MAX_LOG: u64 = 16 << 20;
 
-fn filter() -> EnvFilter {
-    EnvFilter::try_from_env("FSPFS_LOG").unwrap_or_else(|_| EnvFilter::new(FILTER))
+/// What is logged, unless `FSPFS_LOG` says otherwise (a filter of `tracing`).
+fn filter(level: Level) -> EnvFilter {
+    let by_default = || EnvFilter::new(format!("{level},fuser=warn"));
+    EnvFilter::try_from_env("FSPFS_LOG").unwrap_or_else(|_| by_default())
 }
 
-/// Logs to stderr.
-pub fn log_to_stderr() {
+/// Logs to stderr what is at least as important as `level`.
+pub fn log_to_stderr(level: Level) {
     // Fails only if a log was set up already, and then there is one.
     let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter())
+        .with_env_filter(filter(level))
         .with_target(false)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_writer(std::io::stderr)
@@ -45,16 +45,16 @@ fn open(file: &Path) -> Result<std::fs::File, Error> {
     OpenOptions::new().create(true).append(true).mode(0o600).open(file).map_err(failed)
 }
 
-/// Logs to `file` from now on.
+/// Logs to `file` from now on what is at least as important as `level`.
 ///
 /// # Errors
 ///
 /// If the file cannot be made, or written.
-pub fn log_to_file(file: &Path) -> Result<(), Error> {
+pub fn log_to_file(file: &Path, level: Level) -> Result<(), Error> {
     let writer = std::sync::Mutex::new(open(file)?);
     // Fails only if a log was set up already, and then there is one.
     let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter())
+        .with_env_filter(filter(level))
         .with_target(false)
         .with_ansi(false)
         .with_writer(writer)

@@ -114,7 +114,7 @@ impl Repository {
         let objects = Arc::new(Directory::new(directory));
         let text = match objects.read(names::INFO).await {
             Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => {
+            Err(error) if error.kind() == ErrorKind::NotFound || directory.is_file() => {
                 let what = match directory.metadata() {
                     Err(_) => "does not exist",
                     Ok(found) if !found.is_dir() => "is not a directory",
