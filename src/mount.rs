@@ -149,7 +149,7 @@ pub fn serve(
     if session.is_finished() {
         match session.join() {
             Ok(result) => {
-                result.map_err(|e| Error::Io("the session with the kernel broke".to_owned(), e))?
+                result.map_err(|e| Error::Io("the session with the kernel broke".to_owned(), e))?;
             }
             Err(_) => anyhow::bail!("the session with the kernel died"),
         }

@@ -506,7 +506,8 @@ mod contract {
         let (one, two) = (tags(&[("who", "one")]), tags(&[("who", "two")]));
         let (a, b) =
             tokio::join!(store.set_tags(&id, one.clone()), other.set_tags(&id, two.clone()));
-        (a.unwrap(), b.unwrap());
+        a.unwrap();
+        b.unwrap();
         let last = read(store).await;
         assert!(last == one || last == two, "{last:?}");
         assert_eq!(read(other).await, last);

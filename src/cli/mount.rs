@@ -18,7 +18,7 @@ pub(super) fn mount(global: &Global, args: &MountArgs) -> anyhow::Result<Exit> {
     let url = store_url(global)?.absolute()?;
     let mount_point = std::path::absolute(&args.mount_point)?;
     if args.foreground || args.daemon {
-        return serve(global, &url, args, mount_point);
+        return serve(global, &url, args, &mount_point);
     }
     let log = mount::log_file(&mount_point);
     let ended = mount::start(
@@ -70,9 +70,9 @@ fn serve(
     global: &Global,
     url: &crate::store::StoreUrl,
     args: &MountArgs,
-    mount_point: PathBuf,
+    mount_point: &Path,
 ) -> anyhow::Result<Exit> {
-    let log = mount::log_file(&mount_point);
+    let log = mount::log_file(mount_point);
     let level = if global.verbose == 0 { tracing::Level::INFO } else { log_level(global) };
     if args.foreground {
         mount::log_to_stderr(level);
@@ -88,7 +88,7 @@ fn serve(
         .enable_all()
         .build()?;
     let store = runtime.block_on(store::open(url))?;
-    let options = options(args, mount_point.clone());
+    let options = options(args, mount_point.to_owned());
     let ready = || {
         if args.daemon {
             // Until now the user saw there what went wrong.

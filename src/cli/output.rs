@@ -37,7 +37,7 @@ impl Output {
         } else {
             text()
         };
-        lines.iter().try_for_each(|line| print(line))
+        lines.iter().try_for_each(print)
     }
 
     /// Prints a line that is not the result, on stdout: the original's lines.

@@ -78,8 +78,8 @@ fn use_of(process: &Path, mount: &Path) -> Option<String> {
             return Some(format!("{what} {}", to.display()));
         }
     }
-    let open = std::fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
-    if let Some(to) = open.filter_map(|fd| inside(&fd.path())).next() {
+    let mut open = std::fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+    if let Some(to) = open.find_map(|fd| inside(&fd.path())) {
         return Some(format!("has {} open", to.display()));
     }
     let maps = std::fs::read_to_string(process.join("maps")).unwrap_or_default();

@@ -20,7 +20,7 @@ pub struct MountEntry {
     pub source: String,
 }
 
-/// Reads a line of the table (proc_pid_mountinfo(5)).
+/// Reads a line of the table, as `proc_pid_mountinfo(5)` describes it.
 fn parse(line: &str) -> Option<MountEntry> {
     let (before, after) = line.split_once(" - ")?;
     let mut before = before.split(' ');

@@ -195,8 +195,9 @@ fn make_empty_directory(directory: &Path) -> Result<()> {
             return Err(already_a_repository(directory));
         }
         if name != "tmp" && name != "lost+found" {
+            let name = name.display();
             let message = format!(
-                "{shown} is not empty: it holds {name:?}. Give an empty directory, or one that does not exist yet"
+                "{shown} is not empty: it holds {name}. Give an empty directory, or one that does not exist yet"
             );
             return Err(Error::new(ErrorKind::Conflict, message));
         }

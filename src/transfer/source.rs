@@ -188,6 +188,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::large_stack_arrays)]
     fn a_file_that_shrinks_is_an_error() {
         let (file, source) = file(BLOCK_SIZE_U64 * 2, &[(0, &[1; 2 * BLOCK_SIZE])]);
         assert!(source.is_unchanged());

@@ -155,7 +155,7 @@ impl Writer {
                 Ok(()) => {}
                 // Not every device can, nor every length: then zeros are written.
                 Err(_) => {
-                    self.write_zeros(at, len).map_err(|e| Error::io("write", &self.path, e))?
+                    self.write_zeros(at, len).map_err(|e| Error::io("write", &self.path, e))?;
                 }
             }
             at += len;

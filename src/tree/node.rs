@@ -113,9 +113,4 @@ impl Nodes {
         }
         self.0.get(&ino).map(|entry| entry.node.clone())
     }
-
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.0.len()
-    }
 }

@@ -35,8 +35,11 @@ pub(super) struct Listing {
     /// Held by whoever lists, so that nobody else does.
     refreshing: tokio::sync::Mutex<()>,
     /// What was found when an id was looked for that is not in the catalog.
-    others: Mutex<LruCache<SnapshotId, (Option<Arc<Snapshot>>, Instant)>>,
+    others: Mutex<LruCache<SnapshotId, Looked>>,
 }
+
+/// What was found of an id, and when.
+type Looked = (Option<Arc<Snapshot>>, Instant);
 
 /// When a list was made.
 #[derive(Clone, Copy, Debug)]

@@ -1,6 +1,6 @@
 //! Extended attributes: what a store knows of a snapshot.
 
-use crate::model::Snapshot;
+use crate::model::{Digest, Snapshot};
 
 /// What all our attributes begin with.
 const PREFIX: &str = "user.fspfs.";
@@ -29,7 +29,7 @@ pub(super) fn attributes(snapshot: &Snapshot) -> Vec<(String, String)> {
     add("description", Some(snapshot.description.clone()));
     add("start-time", Some(snapshot.start_time.to_string()));
     add("encrypted", Some(snapshot.encrypted.to_string()));
-    add("content-digest", snapshot.content_digest.map(|digest| digest.to_hex()));
+    add("content-digest", snapshot.content_digest.map(Digest::to_hex));
     add("data-blocks", snapshot.data_blocks.map(|blocks| blocks.to_string()));
     add("zero-blocks", snapshot.zero_blocks.map(|blocks| blocks.to_string()));
     for (key, value) in &snapshot.tags {
