@@ -30,7 +30,9 @@ pub fn start(
     mount_point: &Path,
 ) -> Result<Option<ExitStatus>, Error> {
     let failed = |e| Error::Io("cannot start the daemon".to_owned(), e);
-    let mut child = Command::new("/proc/self/exe")
+    // By its name, which is what `ps` and `pgrep` show; by the link if it was replaced meanwhile.
+    let program = std::env::current_exe().ok().filter(|program| program.exists());
+    let mut child = Command::new(program.unwrap_or_else(|| "/proc/self/exe".into()))
         .arg0("fspfs")
         .args(arguments)
         .stdin(Stdio::null())
