@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 
 use support::{
     BLOCK, GIB, MIB, Mount, Sandbox, blocks_of, can_mount, names, pattern, same, write_pattern,
+    write_zeros,
 };
 
 /// Length of the sparse image: no whole number of blocks, but of sectors, since `qemu-img` counts
@@ -273,7 +274,7 @@ fn stat_and_df_are_honest() {
     // A block of zeros takes no room in the image.
     let file = sandbox.image("zeros.img", 4 * BLOCK, &[(0, 10)]);
     let file = File::options().write(true).open(file).unwrap();
-    file.write_all_at(&vec![0; MIB as usize], BLOCK).unwrap();
+    write_zeros(&file, BLOCK, MIB);
     write_pattern(&file, 3 * BLOCK, BLOCK);
     let full = sandbox.image("full.img", GIB, &[(0, 2 * MIB)]);
     let images = [

@@ -4,7 +4,7 @@
 mod support;
 
 use std::fs::{File, OpenOptions, Permissions};
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink};
 use std::time::SystemTime;
 
 use nix::errno::Errno;
@@ -38,7 +38,6 @@ fn no_file_can_be_opened_for_writing() {
         assert_eq!(open(OpenOptions::new().write(true).truncate(true)), EACCES);
         assert_eq!(open(OpenOptions::new().write(true).create(true).truncate(true)), EACCES);
         // Of a file that is opened for reading, too.
-        use std::os::unix::fs::OpenOptionsExt as _;
         let truncate = nix::libc::O_TRUNC;
         assert_eq!(open(OpenOptions::new().read(true).custom_flags(truncate)), EACCES);
     }

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt as _;
 
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
-use support::{BLOCK, GIB, MIB, Sandbox, blocks_of, can_mount};
+use support::{BLOCK, GIB, MIB, Sandbox, blocks_of, can_mount, write_zeros};
 
 /// An image of `len` bytes of which these blocks hold data.
 struct Layout {
@@ -86,7 +86,7 @@ fn every_edge_is_where_it_belongs() {
         for (id, layout) in &cases {
             let file = File::open(mount.image(id)).unwrap();
             if known {
-                for at in (0..layout.len).step_by(GIB as usize) {
+                for at in (0..layout.len / GIB).map(|n| n * GIB) {
                     file.read_at(&mut [0], at).unwrap();
                 }
             }
@@ -110,8 +110,8 @@ fn blocks_of_zeros_are_holes() {
     let sandbox = Sandbox::with_store();
     let path = sandbox.image("x.img", 16 * BLOCK, &[(0, 2 * BLOCK), (9 * BLOCK, BLOCK)]);
     let file = File::options().write(true).open(path).unwrap();
-    file.write_all_at(&vec![0; 4 * BLOCK as usize], 4 * BLOCK).unwrap();
-    file.write_all_at(&vec![0; BLOCK as usize], 15 * BLOCK).unwrap();
+    write_zeros(&file, 4 * BLOCK, 4 * BLOCK);
+    write_zeros(&file, 15 * BLOCK, BLOCK);
     let id = sandbox.upload("x.img", &["--full-copy"]);
     assert!(sandbox.ok(&["list", &id]).contains(" 8 chunks "));
     let mount = sandbox.mount(&[]);

@@ -214,9 +214,10 @@ pub fn daemons_below(path: &Path) -> Vec<nix::unistd::Pid> {
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let serves = |process: &std::fs::DirEntry| {
         let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let line = line.strip_suffix(&[0]).unwrap_or(&line);
         let mut arguments = line.split(|&b| b == 0).filter_map(|a| std::str::from_utf8(a).ok());
         arguments.nth(1) == Some("mount")
-            && arguments.any(|argument| Path::new(argument).starts_with(path.join("mnt")))
+            && arguments.next_back().is_some_and(|argument| Path::new(argument).starts_with(path))
     };
     let pid = |process: std::fs::DirEntry| process.file_name().to_str()?.parse().ok();
     processes.filter(serves).filter_map(pid).map(nix::unistd::Pid::from_raw).collect()
@@ -239,6 +240,11 @@ pub fn write_pattern(file: &std::fs::File, start: u64, len: u64) {
         file.write_all_at(&pattern(at, usize::try_from(step).unwrap()), at).unwrap();
         at += step;
     }
+}
+
+/// Writes zeros, which are no hole, to `start..start + len` of a file.
+pub fn write_zeros(file: &std::fs::File, start: u64, len: u64) {
+    file.write_all_at(&vec![0; usize::try_from(len).unwrap()], start).unwrap();
 }
 
 /// Runs a program to its end, or kills it when it takes too long.
