@@ -135,7 +135,7 @@ fn row(snapshot: &Snapshot) -> [String; 7] {
         snapshot.data_bytes().map_or_else(|| "-".to_owned(), size),
         snapshot.start_time.strftime("%Y-%m-%d %H:%M:%S").to_string(),
         one_line(snapshot.name().unwrap_or("-")),
-        one_line(&snapshot.description),
+        one_line(snapshot.state_message.as_ref().unwrap_or(&snapshot.description)),
     ]
 }
 

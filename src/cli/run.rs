@@ -205,6 +205,9 @@ async fn download(global: &Global, out: Output, args: &DownloadArgs) -> anyhow::
         .await
         .with_context(|| format!("cannot download {} to {}", args.snapshot, args.path.display()))?;
     let id = &done.snapshot.id;
+    if let Some(why) = &done.snapshot.state_message {
+        out.note(format_args!("{id} may be longer than what it was made from: {why}"));
+    }
     let listed = done.blocks + done.snapshot.zero_blocks.unwrap_or(0);
     out.line(contains(id, listed, done.elapsed.as_secs_f64()))?;
     let rate = output::rate(done.elapsed, done.blocks * BLOCK_SIZE_U64);

@@ -150,6 +150,13 @@ impl Repository {
         let Some(page) = pages.get(first) else {
             return Ok(BlockPage { blocks: Vec::new(), covered: Some(end), next: None });
         };
+        let there = span_start(page.span);
+        if there > from {
+            // A hole comes first, and is one whatever may be wrong with that page.
+            let (blocks, next) = (Vec::new(), there.min(end));
+            let token = (next < end).then(|| page_token(next));
+            return Ok(BlockPage { blocks, covered: Some(next), next: token });
+        }
         let table = self.page(page).await.map_err(failed)?;
         let position = table.position(from);
         let stop = table.len().min(position + max);

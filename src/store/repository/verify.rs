@@ -251,11 +251,10 @@ impl Repository {
             for page in pages {
                 let table = self.page(page).await?;
                 for at in table.entries().filter_map(|entry| entry.location) {
-                    if bad.get(&at.pack).is_some_and(|bad| bad.lost.contains(&at.offset))
-                        && let Some(damage) = damages.get_mut(&at.pack)
-                    {
-                        *damage.lost_blocks.entry(id.clone()).or_default().get_or_insert(0) += 1;
-                    }
+                    let Some(damage) = damages.get_mut(&at.pack) else { continue };
+                    let lost = bad[&at.pack].lost.contains(&at.offset);
+                    let blocks = damage.lost_blocks.entry(id.clone()).or_default().get_or_insert(0);
+                    *blocks += u64::from(lost);
                 }
             }
         }
