@@ -15,6 +15,7 @@ mod output;
 mod run;
 mod values;
 
+pub use output::tell;
 pub use run::{Exit, run};
 
 const EXAMPLES: &str = "\

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use fspfs::cli::{Cli, run};
+use fspfs::cli::{Cli, run, tell};
 
 fn main() -> ExitCode {
     fspfs::sys::bound_allocator();
@@ -12,7 +12,7 @@ fn main() -> ExitCode {
         // Whoever reads what we print has seen enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("fspfs: {error:#}");
+            tell(format_args!("{error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::output::tell;
 use super::run::{Exit, log_level, store_url};
 use super::{Global, MountArgs, UmountArgs};
 use crate::mount::{self, Access, Options};
@@ -29,7 +30,7 @@ pub(super) fn mount(global: &Global, args: &MountArgs) -> anyhow::Result<Exit> {
         None => {
             writeln!(std::io::stdout(), "{url} is mounted at {}", mount_point.display())?;
             if !global.quiet {
-                eprintln!("fspfs: the log is {}", log.display());
+                tell(format_args!("the log is {}", log.display()));
             }
             Ok(Exit::Done)
         }

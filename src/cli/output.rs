@@ -48,7 +48,7 @@ impl Output {
     /// Says something to the user that no program wants to read.
     pub(super) fn note(self, note: impl fmt::Display) {
         if !self.quiet {
-            eprintln!("fspfs: {note}");
+            tell(note);
         }
     }
 
@@ -59,6 +59,11 @@ impl Output {
         }
         Arc::new(Bar::new(what))
     }
+}
+
+/// Says something on stderr, if anybody is there to read it.
+pub fn tell(what: impl fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "fspfs: {what}");
 }
 
 fn print(line: impl fmt::Display) -> std::io::Result<()> {

@@ -236,7 +236,7 @@ async fn delete(global: &Global, out: Output, args: &DeleteArgs) -> anyhow::Resu
                 report.deleted.push(id.clone());
             }
             Err(error) => {
-                eprintln!("fspfs: {error}");
+                output::tell(error);
                 report.failed.push(id.clone());
             }
         }
@@ -251,8 +251,9 @@ async fn delete(global: &Global, out: Output, args: &DeleteArgs) -> anyhow::Resu
 
 fn confirmed(ids: &[SnapshotId]) -> std::io::Result<bool> {
     let ids: Vec<_> = ids.iter().map(SnapshotId::as_str).collect();
-    eprint!("Delete {}? [y/N] ", ids.join(", "));
-    std::io::stderr().flush()?;
+    let mut stderr = std::io::stderr();
+    write!(stderr, "Delete {}? [y/N] ", ids.join(", "))?;
+    stderr.flush()?;
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))

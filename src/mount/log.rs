@@ -18,7 +18,9 @@ fn filter(level: Level) -> EnvFilter {
     EnvFilter::try_from_env("FSPFS_LOG").unwrap_or_else(|_| by_default())
 }
 
-/// Logs to stderr what is at least as important as `level`.
+/// Logs to stderr what is at least as important as `level`. A log that cannot be written, there or
+/// in a file, is lost: saying so on stderr, which may be just as gone or full, would end the thread
+/// that had something to say.
 pub fn log_to_stderr(level: Level) {
     // Fails only if a log was set up already, and then there is one.
     let _ = tracing_subscriber::fmt()
@@ -26,6 +28,7 @@ pub fn log_to_stderr(level: Level) {
         .with_target(false)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_writer(std::io::stderr)
+        .log_internal_errors(false)
         .try_init();
 }
 
@@ -58,6 +61,7 @@ pub fn log_to_file(file: &Path, level: Level) -> Result<(), Error> {
         .with_target(false)
         .with_ansi(false)
         .with_writer(writer)
+        .log_internal_errors(false)
         .try_init();
     Ok(())
 }

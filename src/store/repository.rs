@@ -114,7 +114,7 @@ impl Repository {
         let objects = Arc::new(Directory::new(directory));
         let text = match objects.read(names::INFO).await {
             Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound || directory.is_file() => {
+            Err(error) if error.kind() == ErrorKind::NotFound || is_no_directory(directory) => {
                 let what = match directory.metadata() {
                     Err(_) => "does not exist",
                     Ok(found) if !found.is_dir() => "is not a directory",
@@ -181,6 +181,10 @@ fn read_info(store: &str, text: &[u8]) -> Result<Info> {
 fn already_a_repository(directory: &Path) -> Error {
     let message = format!("{} is a repository already", directory.display());
     Error::new(ErrorKind::Conflict, message)
+}
+
+fn is_no_directory(path: &Path) -> bool {
+    path.metadata().is_ok_and(|found| !found.is_dir())
 }
 
 /// Makes `directory`, or checks that it holds nothing but what a crashed `init` left.
