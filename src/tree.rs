@@ -10,9 +10,9 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use lru::LruCache;
 
-use self::catalog::{Catalog, IMAGE_SUFFIX, Links, image_name};
-use self::control::ControlFile;
-use self::node::{Link, Node, Nodes};
+use self::catalog::IMAGE_SUFFIX;
+use self::children::{children, find_child, fixed_directories, link_target};
+use self::node::{Node, Nodes};
 use self::refresh::Listing;
 use crate::cache::{Cache, SharedError};
 use crate::image::{self, Image, Reader};
@@ -20,6 +20,7 @@ use crate::model::{BLOCK_SIZE_U64, Snapshot, SnapshotId, SnapshotState};
 use crate::store::{Error as StoreError, SharedStore, wrap::Counters};
 
 mod catalog;
+mod children;
 mod control;
 mod escape;
 mod node;
@@ -239,14 +240,12 @@ impl Tree {
     }
 
     async fn lookup_in_catalog(&self, parent: &Node, name: &str) -> Option<Node> {
-        let find = |catalog: &Catalog| {
-            children(parent, catalog).into_iter().find(|(child, _)| child == name)
+        let catalog = match parent {
+            Node::Control => Arc::default(),
+            // A name that is there may be that of another snapshot by now, made a moment ago.
+            _ => self.listing.freshen().await,
         };
-        if let Node::Control = parent {
-            return find(&Catalog::default()).map(|(_, node)| node);
-        }
-        // A name that is there may be that of another snapshot by now, which was made a moment ago.
-        find_child(parent, &*self.listing.freshen().await, name)
+        find_child(parent, &catalog, name)
     }
 
     /// Takes back `count` times that the kernel was told of an inode.
@@ -494,83 +493,3 @@ pub enum Caching {
 
 /// The preferred size of a read in bytes: a block.
 pub const PREFERRED_READ: u64 = BLOCK_SIZE_U64;
-
-fn fixed_directories() -> [(&'static str, Node); 4] {
-    [
-        ("by-name", Node::ByName),
-        ("by-tag", Node::ByTag),
-        ("by-volume", Node::ByVolume),
-        ("control", Node::Control),
-    ]
-}
-
-/// What a directory holds.
-fn children(node: &Node, catalog: &Catalog) -> Vec<(String, Node)> {
-    let of = |links: Option<&Links>, directory: &str| -> Vec<(String, Node)> {
-        let links = links.into_iter().flatten();
-        links.map(|(name, target)| (name.clone(), link(directory, name, target))).collect()
-    };
-    match node {
-        Node::Root => {
-            let images = catalog.snapshots.values();
-            let images = images.map(|s| (image_name(&s.id), Node::Image(Arc::clone(s))));
-            let fixed = fixed_directories().into_iter().map(|(name, node)| (name.to_owned(), node));
-            fixed.chain(images).collect()
-        }
-        Node::ByName => of(Some(&catalog.names), "by-name"),
-        Node::ByVolume => {
-            catalog.volumes.keys().map(|name| (name.clone(), Node::Volume(name.clone()))).collect()
-        }
-        Node::Volume(name) => of(catalog.volumes.get(name), &format!("by-volume/{name}")),
-        Node::ByTag => {
-            catalog.tags.keys().map(|key| (key.clone(), Node::TagKey(key.clone()))).collect()
-        }
-        Node::TagKey(key) => {
-            let values = catalog.tags.get(key).into_iter().flatten();
-            values
-                .map(|(value, _)| (value.clone(), Node::TagValue(key.clone(), value.clone())))
-                .collect()
-        }
-        Node::TagValue(key, value) => {
-            let links = catalog.tags.get(key).and_then(|values| values.get(value));
-            of(links, &format!("by-tag/{key}/{value}"))
-        }
-        Node::Control => {
-            let files = ControlFile::ALL.into_iter();
-            files.map(|file| (file.name().to_owned(), Node::File(file))).collect()
-        }
-        Node::Image(_) | Node::Link(_) | Node::File(_) => Vec::new(),
-    }
-}
-
-/// One entry of a directory of the catalog, without making the others.
-fn find_child(node: &Node, catalog: &Catalog, name: &str) -> Option<Node> {
-    let of = |links: Option<&Links>, directory: &str| {
-        links?.get(name).map(|target| link(directory, name, target))
-    };
-    match node {
-        Node::ByName => of(Some(&catalog.names), "by-name"),
-        Node::ByVolume => catalog.volumes.contains_key(name).then(|| Node::Volume(name.to_owned())),
-        Node::Volume(volume) => of(catalog.volumes.get(volume), &format!("by-volume/{volume}")),
-        Node::ByTag => catalog.tags.contains_key(name).then(|| Node::TagKey(name.to_owned())),
-        Node::TagKey(key) => {
-            let values = catalog.tags.get(key)?;
-            values.contains_key(name).then(|| Node::TagValue(key.clone(), name.to_owned()))
-        }
-        Node::TagValue(key, value) => {
-            let links = catalog.tags.get(key).and_then(|values| values.get(value));
-            of(links, &format!("by-tag/{key}/{value}"))
-        }
-        _ => None,
-    }
-}
-
-fn link(directory: &str, name: &str, target: &SnapshotId) -> Node {
-    let (directory, name, target) = (directory.to_owned(), name.to_owned(), target.clone());
-    Node::Link(Link { directory, name, target })
-}
-
-fn link_target(link: &Link) -> String {
-    let up = "../".repeat(link.directory.split('/').count());
-    format!("{up}{}", image_name(&link.target))
-}

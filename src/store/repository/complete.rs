@@ -1,8 +1,8 @@
 //! Completing a snapshot: from records to pages and a manifest.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as MapEntry;
-use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -11,9 +11,11 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::describe::not_found;
+use super::document::read_document;
 use super::gc::{MIN_GRACE, found_before};
 use super::manifest::{Manifest, Metadata, Start};
 use super::names::{ObjectId, RecordId};
+use super::objects::Objects;
 use super::page_list::{self, PageRef, content_digest, span_of, span_start};
 use super::read::damaged;
 use super::table::{Entry, PAGE_BLOCKS, Table};
@@ -46,6 +48,14 @@ struct Put {
     blocks: RoaringBitmap,
 }
 
+impl Put {
+    fn has(&self, ids: &[RecordId]) -> bool {
+        let mut mine: Vec<_> = self.records.iter().map(|record| record.id).collect();
+        mine.sort_unstable();
+        mine == ids
+    }
+}
+
 /// The valid put of one block so far.
 #[derive(Clone, Copy, Debug)]
 struct Winner {
@@ -68,8 +78,7 @@ struct SealedWriter {
 }
 
 impl Sealed {
-    fn new(ids: impl Iterator<Item = RecordId>) -> Self {
-        let mut ids: Vec<_> = ids.collect();
+    fn new(mut ids: Vec<RecordId>) -> Self {
         ids.sort_unstable();
         let mut writers: Vec<SealedWriter> = Vec::new();
         for RecordId { epoch, writer, number } in ids {
@@ -86,12 +95,35 @@ impl Sealed {
         Self(writers)
     }
 
+    /// The records that count of an attempt that is closing: those that are there now, unless it
+    /// was decided before. `None` if it was tidied up meanwhile.
+    ///
+    /// Whoever makes a record before the attempt is closing need not ask: it is in every list from
+    /// which this may be decided. Whoever makes one later has to.
+    pub(super) async fn decide(
+        objects: &dyn Objects,
+        id: &SnapshotId,
+        attempt: Uuid,
+    ) -> Result<Option<Self>> {
+        let name = names::sealed(id, attempt);
+        let decided = read_document(objects, &name).await?;
+        if decided.is_some() {
+            return Ok(decided);
+        }
+        let sealed = Self::new(record_ids(objects, id, attempt).await?);
+        if objects.create(&name, document::encode(&sealed)).await? {
+            return Ok(Some(sealed));
+        }
+        read_document(objects, &name).await
+    }
+
     pub(super) fn contains(&self, id: RecordId) -> bool {
         let of = |w: &&SealedWriter| (w.epoch, w.writer) == (id.epoch, id.writer);
         let mut runs = self.0.iter().filter(of).flat_map(|writer| &writer.numbers);
         runs.any(|&(first, last)| (first..=last).contains(&id.number))
     }
 
+    /// Ascending.
     fn records(&self) -> Vec<RecordId> {
         let of = |w: &SealedWriter| {
             let (epoch, writer) = (w.epoch, w.writer);
@@ -125,15 +157,15 @@ impl Repository {
         id: &SnapshotId,
         request: CompleteRequest,
     ) -> Result<Snapshot> {
+        let writer = self.existing_writer(id);
         let Some(start) = self.start_of(id).await? else {
-            self.forget_writer(id);
+            self.forget_writer(id, |of| writer.is_some_and(|writer| writer.attempt() == of));
             return Err(if self.objects.exists(&names::manifest(id)).await? {
                 Error::new(ErrorKind::Conflict, "it is completed already")
             } else {
                 not_found(id)
             });
         };
-        let writer = self.existing_writer(id);
         if let Some(writer) = &writer {
             if writer.attempt() != start.metadata.attempt {
                 let message = "it was aborted, and started again, since this process wrote to it";
@@ -165,7 +197,7 @@ impl Repository {
                 return Err(error);
             }
         };
-        self.forget_writer(id);
+        self.forget_writer(id, |of| of == start.metadata.attempt);
         let tags = self.tags(id, start.metadata.attempt).await.unwrap_or_else(|error| {
             tracing::warn!("{id} is completed, but its tags cannot be read: {error}");
             Tags::new()
@@ -195,55 +227,29 @@ impl Repository {
         }
     }
 
-    /// Decides which records count, once and for all completions of this attempt.
+    /// Reads the records that count, which is decided once and for all completions of this attempt.
     async fn seal(&self, start: &Start, request: CompleteRequest) -> Result<Put> {
-        let name = names::sealed(&start.metadata.id, start.metadata.attempt);
-        if self.objects.exists(&name).await? {
-            // An earlier completion crashed, or another one is at work. Both may go on: they
-            // build the same, and the manifest is made once.
-            return self.read_sealed(start, &name, request).await;
+        let Metadata { id, attempt, .. } = &start.metadata;
+        let mut put = None;
+        // If it is there, an earlier completion crashed, or another one is at work. Both may go
+        // on: they build the same, and the manifest is made once.
+        if !self.objects.exists(&names::sealed(id, *attempt)).await? {
+            let ids = record_ids(&*self.objects, id, *attempt).await?;
+            let found = self.read_records(start, ids).await?;
+            // An honest mistake is found before the point of no return.
+            check_count(&found, request)?;
+            put = Some(found);
+            let closing = names::closing(id, *attempt);
+            self.objects.create(&closing, document::encode(&())).await?;
         }
-        let put = self.read_records(start, self.record_ids(start).await?).await?;
-        // An honest mistake is found before the point of no return.
-        check_count(&put, request)?;
-        // From here on whoever makes a record knows that it may come too late. Those that were made
-        // before are in the next list.
-        let sealing = names::sealing(&start.metadata.id, start.metadata.attempt);
-        self.objects.create(&sealing, document::encode(&request.changed_blocks)).await?;
-        let known: HashSet<RecordId> = put.records.iter().map(|record| record.id).collect();
-        let ids = self.record_ids(start).await?;
-        let put = if ids.iter().all(|id| known.contains(id)) {
-            put
-        } else {
-            self.read_records(start, ids).await?
+        let sealed = Sealed::decide(&*self.objects, id, *attempt).await?;
+        let ids = sealed.ok_or_else(|| not_found(id))?.records();
+        let put = match put.filter(|put| put.has(&ids)) {
+            Some(put) => put,
+            None => self.read_records(start, ids).await?,
         };
         check_count(&put, request)?;
-        let sealed = Sealed::new(put.records.iter().map(|record| record.id));
-        if self.objects.create(&name, document::encode(&sealed)).await? {
-            Ok(put)
-        } else {
-            self.read_sealed(start, &name, request).await
-        }
-    }
-
-    async fn read_sealed(
-        &self,
-        start: &Start,
-        name: &str,
-        request: CompleteRequest,
-    ) -> Result<Put> {
-        let sealed: Option<Sealed> = self.read_document(name).await?;
-        let sealed = sealed.ok_or_else(|| not_found(&start.metadata.id))?;
-        let put = self.read_records(start, sealed.records()).await?;
-        check_count(&put, request)?;
         Ok(put)
-    }
-
-    async fn record_ids(&self, start: &Start) -> Result<Vec<RecordId>> {
-        let prefix = names::attempt(&start.metadata.id, start.metadata.attempt);
-        let names = self.objects.list(&prefix).await?;
-        let Metadata { id, attempt, .. } = &start.metadata;
-        Ok(names.iter().filter_map(|name| RecordId::from_name(id, *attempt, name)).collect())
     }
 
     async fn read_records(&self, start: &Start, mut ids: Vec<RecordId>) -> Result<Put> {
@@ -453,6 +459,16 @@ fn meet(valid: &mut Winner, other: Winner) -> Result<()> {
     }
     valid.writer = other.writer;
     Ok(())
+}
+
+/// The records of an attempt that are there.
+async fn record_ids(
+    objects: &dyn Objects,
+    id: &SnapshotId,
+    attempt: Uuid,
+) -> Result<Vec<RecordId>> {
+    let names = objects.list(&names::attempt(id, attempt)).await?;
+    Ok(names.iter().filter_map(|name| RecordId::from_name(id, attempt, name)).collect())
 }
 
 fn check_count(put: &Put, request: CompleteRequest) -> Result<()> {

@@ -11,7 +11,7 @@ use crate::model::{Snapshot, SnapshotId, SnapshotState, Tags, VolumeSize};
 use crate::store::{Error, ErrorKind, ListToken, Result, SnapshotPage};
 
 /// Snapshots that one page of the list has at most.
-const LIST_PAGE: usize = 1000;
+const LIST_PAGE: usize = 10_000;
 
 /// A snapshot in one of the two places where it may be.
 #[derive(Debug)]
@@ -46,9 +46,9 @@ impl Repository {
 
     /// The manifest of a snapshot that must be readable.
     pub(super) async fn completed(&self, id: &SnapshotId) -> Result<Manifest> {
-        match self.manifest(id).await? {
-            Some(manifest) => Ok(manifest),
-            None if self.objects.exists(&names::start(id)).await? => {
+        match self.look(id).await? {
+            Some(Found::Completed(manifest)) => Ok(manifest),
+            Some(Found::Pending(_)) => {
                 Err(Error::new(ErrorKind::NotReady, format!("{id} is pending, not completed")))
             }
             None => Err(not_found(id)),

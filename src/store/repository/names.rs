@@ -131,24 +131,24 @@ pub(super) fn attempt(id: &SnapshotId, attempt: Uuid) -> String {
     format!("{PENDING}{id}/{}/", attempt.simple())
 }
 
+/// Says that a completion of an attempt is about to decide which records count.
+pub(super) fn closing(id: &SnapshotId, attempt: Uuid) -> String {
+    format!("{}closing", self::attempt(id, attempt))
+}
+
 /// Says which records of an attempt count.
 pub(super) fn sealed(id: &SnapshotId, attempt: Uuid) -> String {
     format!("{}sealed", self::attempt(id, attempt))
 }
 
-/// Whether this is the name of a record, or of what seals them.
+/// Whether this is the name of a record, or of what closes or seals them.
 pub(super) fn is_of_attempt(name: &str) -> bool {
     let mut parts = name.strip_prefix(PENDING).into_iter().flat_map(|rest| rest.split('/'));
     let id = parts.next().and_then(|id| id.parse().ok());
     let (Some(id), Some(attempt)) = (id, parts.next().and_then(parse_simple)) else { return false };
     name == sealed(&id, attempt)
-        || name == sealing(&id, attempt)
+        || name == closing(&id, attempt)
         || RecordId::from_name(&id, attempt, name).is_some()
-}
-
-/// Says that an attempt is about to be sealed: whoever made a record before this finds it sealed.
-pub(super) fn sealing(id: &SnapshotId, attempt: Uuid) -> String {
-    format!("{}sealing", self::attempt(id, attempt))
 }
 
 /// A record: blocks that one writer has put durably.
@@ -239,7 +239,9 @@ mod tests {
         let record = RecordId { epoch: 3, writer: uuid, number: 12 };
         let name = record.name(&snapshot, uuid);
         assert_eq!(RecordId::from_name(&snapshot, uuid, &name), Some(record));
-        assert!(is_of_attempt(&name) && is_of_attempt(&sealed(&snapshot, uuid)));
+        for name in [name, closing(&snapshot, uuid), sealed(&snapshot, uuid)] {
+            assert!(is_of_attempt(&name), "{name}");
+        }
     }
 
     #[test]

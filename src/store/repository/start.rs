@@ -65,7 +65,7 @@ impl Repository {
             return self.started_before(id, &request).await?.ok_or_else(|| exists(id));
         }
         // One that is left is of an earlier attempt.
-        self.forget_writer(id);
+        self.forget_writer(id, |attempt| attempt != start.metadata.attempt);
         // From here on the parent's pages stay, if they still are there.
         if let Err(error) =
             self.check_started(&start, parent.as_ref().map(|p| p.metadata.attempt)).await
@@ -121,7 +121,7 @@ impl Repository {
     }
 
     pub(super) async fn delete_snapshot(&self, id: &SnapshotId) -> Result<()> {
-        self.forget_writer(id);
+        self.forget_writer(id, |_| true);
         // Whatever cannot be read is deleted by its name.
         let attempts: HashSet<Uuid> = [
             self.start_of(id).await.ok().flatten().map(|start| start.metadata.attempt),

@@ -96,15 +96,21 @@ impl Repository {
         self.writers.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 
-    pub(super) fn forget_writer(&self, id: &SnapshotId) {
-        self.writers.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    /// Forgets the writer if its attempt is one that has `ended`. Another one of the same id may
+    /// have been started meanwhile, and have accepted blocks.
+    pub(super) fn forget_writer(&self, id: &SnapshotId, ended: impl FnOnce(Uuid) -> bool) {
+        let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
+        if writers.get(id).is_some_and(|writer| ended(writer.attempt)) {
+            writers.remove(id);
+        }
     }
 
     /// This process's writer for a pending snapshot.
     pub(super) async fn writer(&self, id: &SnapshotId) -> Result<Arc<Writer>> {
         let existing = self.existing_writer(id);
-        if let Some(writer) = existing.as_ref().filter(|writer| writer.state().failed.is_none()) {
-            return Ok(Arc::clone(writer));
+        // One that has failed may be of an attempt that has ended.
+        if let Some(writer) = existing.filter(|writer| writer.state().failed.is_none()) {
+            return Ok(writer);
         }
         let start = self.start_of(id).await?;
         // A completed one may still have its start.json.
@@ -113,9 +119,7 @@ impl Repository {
             return Err(Error::new(ErrorKind::Conflict, message));
         }
         let start = start.ok_or_else(|| not_found(id))?;
-        if existing.is_some_and(|writer| writer.attempt != start.metadata.attempt) {
-            self.forget_writer(id);
-        }
+        self.forget_writer(id, |attempt| attempt != start.metadata.attempt);
         let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || Arc::new(Writer::new(&start, Arc::clone(&self.objects)));
         Ok(Arc::clone(writers.entry(id.clone()).or_insert_with(new)))
@@ -302,16 +306,15 @@ impl Writer {
     /// block was put that is not.
     async fn check_counts(&self, record: RecordId) -> Result<()> {
         let gone = |what: &str| Err(Error::new(ErrorKind::Conflict, format!("{} {what}", self.id)));
-        let sealed = names::sealed(&self.id, self.attempt);
-        match read_document::<Sealed>(&*self.objects, &sealed).await? {
-            Some(sealed) if sealed.contains(record) => return Ok(()),
-            Some(_) => return gone("is being completed; it takes no more blocks"),
-            None if self.objects.exists(&names::sealing(&self.id, self.attempt)).await? => {
-                return gone("is being completed; it takes no more blocks");
+        let objects = &*self.objects;
+        if objects.exists(&names::closing(&self.id, self.attempt)).await? {
+            match Sealed::decide(objects, &self.id, self.attempt).await? {
+                Some(sealed) if sealed.contains(record) => {}
+                _ => return gone("is being completed; it takes no more blocks"),
             }
-            None => {}
         }
-        match read_document::<Start>(&*self.objects, &names::start(&self.id)).await? {
+        // Of a snapshot that was tidied up nothing can be decided any more.
+        match read_document::<Start>(objects, &names::start(&self.id)).await? {
             Some(start) if start.metadata.attempt == self.attempt => Ok(()),
             _ => gone("is not pending any more"),
         }
