@@ -154,6 +154,7 @@ impl Upload {
             })
             .try_buffer_unordered(concurrency());
         puts.try_collect::<()>().await?;
+        source.check_len()?;
         Ok(CompleteRequest { changed_blocks, checksum: Some(checksum.finish()) })
     }
 

@@ -104,14 +104,26 @@ impl Source {
         let wanted = usize::try_from((len - start).min(BLOCK_SIZE_U64)).expect("at most a block");
         let mut buffer = BlockBuffer::block();
         file.read_exact_at(&mut buffer[..wanted], start).map_err(|e| match e.kind() {
-            std::io::ErrorKind::UnexpectedEof => Error::unsuitable(
-                path,
-                format!("it has become shorter than {len} bytes while it was read"),
-            ),
+            std::io::ErrorKind::UnexpectedEof => shorter(path, *len),
             _ => Error::io("read", path, e),
         })?;
         buffer[wanted..].fill(0);
         Ok(Block::new(buffer.freeze()))
+    }
+
+    /// Checks that nothing is missing that was there when it was opened.
+    ///
+    /// # Errors
+    ///
+    /// If the file has become shorter: then what was behind its new end looked like a hole.
+    pub(crate) fn check_len(&self) -> Result<(), Error> {
+        let Inner { path, file, len, modified, .. } = &*self.0;
+        match (modified, file.metadata()) {
+            (None, _) => Ok(()),
+            (Some(_), Ok(now)) if now.len() >= *len => Ok(()),
+            (Some(_), Ok(_)) => Err(shorter(path, *len)),
+            (Some(_), Err(error)) => Err(Error::io("read", path, error)),
+        }
     }
 
     /// Whether the file seems to be what it was when it was opened.
@@ -146,6 +158,13 @@ impl Inner {
         let (start, end) = (bytes(start), bytes(end).min(self.len));
         Ok((start < self.len).then(|| (start, end.max(start + 1))))
     }
+}
+
+fn shorter(path: &Path, len: u64) -> Error {
+    let why = format!(
+        "it has become shorter than {len} bytes while it was read; upload it when nobody writes to it"
+    );
+    Error::unsuitable(path, why)
 }
 
 fn length(file: &File, metadata: &Metadata) -> std::io::Result<u64> {
