@@ -1,0 +1,301 @@
+//! What is synced before what: the order that lets a snapshot, and a file that was downloaded,
+//! survive a power cut at any moment. Seen from the system calls that the program makes.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::HashMap;
+use std::path::{Component, Path, PathBuf};
+use std::process::Command;
+
+use support::{BLOCK, GIB, Sandbox, has, run, text};
+
+/// A system call that succeeded, in the order in which they returned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Event {
+    Create(PathBuf),
+    MakeDirectory(PathBuf),
+    Write(PathBuf),
+    Sync(PathBuf),
+    Rename(PathBuf, PathBuf),
+    Remove(PathBuf),
+}
+
+/// Runs the program under strace.
+fn trace(sandbox: &Sandbox, arguments: &[&str]) -> (Vec<Event>, String) {
+    let calls = "trace=openat,open,creat,mkdir,mkdirat,write,pwrite64,writev,fsync,fdatasync,rename,renameat,renameat2,link,linkat,unlink,unlinkat,ftruncate,fallocate,copy_file_range";
+    let store = sandbox.join("store");
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-y", "-qq", "-s", "0", "-o", "trace", "-e", calls, "-e", "signal=none"]);
+    strace.arg(env!("CARGO_BIN_EXE_fspfs")).args(arguments);
+    strace.current_dir(&sandbox.path).env("FSPFS_STORE", store);
+    let output = run(&mut strace);
+    assert!(output.status.success(), "{}", text(&output));
+    let log = std::fs::read_to_string(sandbox.join("trace")).unwrap();
+    (events(&log, &sandbox.path), String::from_utf8(output.stdout).unwrap())
+}
+
+/// Reads a log of strace. A call counts from when it returns, but a sync from when it begins, since
+/// it covers only what was written before.
+fn events(log: &str, directory: &Path) -> Vec<Event> {
+    let mut begun: HashMap<&str, String> = HashMap::new();
+    let mut events = Vec::new();
+    for line in log.lines() {
+        let (thread, call) = line.split_once(' ').unwrap();
+        let call = call.trim_start();
+        if let Some(start) = call.strip_suffix("<unfinished ...>") {
+            begun.insert(thread, start.trim_end().to_owned());
+        } else if call.starts_with("<... ") {
+            let end = call.split_once("resumed>").unwrap().1;
+            let start = begun.remove(thread).unwrap();
+            events.extend(event(&format!("{start}{end}"), directory));
+        } else {
+            events.extend(event(call, directory));
+        }
+    }
+    events
+}
+
+fn event(call: &str, directory: &Path) -> Option<Event> {
+    let (call, result) = call.rsplit_once(" = ")?;
+    if result.starts_with('-') || result.starts_with('?') {
+        return None;
+    }
+    let (name, arguments) = call.split_once('(')?;
+    // A path is the text between quotes; a descriptor has its path between angle brackets.
+    let quoted: Vec<PathBuf> =
+        arguments.split('"').skip(1).step_by(2).map(|path| absolute(directory, path)).collect();
+    let descriptor = || {
+        let path = arguments.split_once('<')?.1.split_once('>')?.0;
+        Some(PathBuf::from(path.trim_end_matches(" (deleted)")))
+    };
+    match name {
+        "openat" | "open" | "creat" if arguments.contains("O_CREAT") => {
+            Some(Event::Create(quoted.into_iter().next()?))
+        }
+        "mkdir" | "mkdirat" => Some(Event::MakeDirectory(quoted.into_iter().next()?)),
+        "write" | "pwrite64" | "writev" | "ftruncate" | "fallocate" | "copy_file_range" => {
+            Some(Event::Write(descriptor()?))
+        }
+        "fsync" | "fdatasync" => Some(Event::Sync(descriptor()?)),
+        "rename" | "renameat" | "renameat2" | "link" | "linkat" => {
+            let mut paths = quoted.into_iter();
+            Some(Event::Rename(paths.next()?, paths.next()?))
+        }
+        "unlink" | "unlinkat" => Some(Event::Remove(quoted.into_iter().next()?)),
+        _ => None,
+    }
+}
+
+fn absolute(directory: &Path, path: &str) -> PathBuf {
+    let path = directory.join(path);
+    path.components().filter(|part| *part != Component::CurDir).collect()
+}
+
+/// What a power cut would leave, if it left no more than it must: a name counts once its directory
+/// was synced, data once its file was.
+#[derive(Debug, Default)]
+struct Disk {
+    /// Files with data that is not synced.
+    dirty: Vec<PathBuf>,
+    /// Names that are not durable: their directory was not synced since.
+    loose: Vec<PathBuf>,
+}
+
+impl Disk {
+    fn apply(&mut self, event: &Event) {
+        match event {
+            Event::Create(path) => {
+                self.dirty.push(path.clone());
+                self.loose.push(path.clone());
+            }
+            Event::MakeDirectory(path) => self.loose.push(path.clone()),
+            Event::Write(path) => self.dirty.push(path.clone()),
+            Event::Sync(path) => {
+                self.dirty.retain(|file| file != path);
+                self.loose.retain(|file| file.parent() != Some(path));
+            }
+            Event::Rename(from, to) => {
+                self.loose.retain(|file| file != from);
+                if self.dirty.contains(from) {
+                    self.dirty.push(to.clone());
+                }
+                self.dirty.retain(|file| file != from);
+                self.loose.push(to.clone());
+            }
+            Event::Remove(path) => {
+                self.dirty.retain(|file| file != path);
+                self.loose.retain(|file| file != path);
+            }
+        }
+    }
+
+    /// Whether this file, with every directory above it up to `root`, survives.
+    fn has(&self, path: &Path, root: &Path) -> bool {
+        !self.dirty.iter().any(|file| file == path)
+            && path
+                .ancestors()
+                .take_while(|at| *at != root)
+                .all(|at| !self.loose.contains(&at.to_owned()))
+    }
+}
+
+/// The objects of a kind that are in the store now.
+fn objects(store: &Path, kind: &str) -> Vec<PathBuf> {
+    fn walk(at: &Path, files: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(at).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { walk(&path, files) } else { files.push(path) }
+        }
+    }
+    let mut files = Vec::new();
+    walk(&store.join(kind), &mut files);
+    files
+}
+
+#[test]
+fn a_manifest_comes_after_all_that_it_needs() {
+    if !has(&["strace"]) {
+        return;
+    }
+    let sandbox = Sandbox::with_store();
+    let store = sandbox.join("store");
+    // More than one pack and more than one page.
+    sandbox.image("a.img", 17 * GIB, &[(0, 70 * BLOCK), (9 * GIB, BLOCK), (17 * GIB - 5, 5)]);
+    let (trace, printed) = trace(&sandbox, &["upload", "--name", "x", "a.img"]);
+    let id = printed.lines().last().unwrap();
+    let manifest = store.join(format!("snapshots/{id}.json"));
+    let published = trace.iter().position(|e| matches!(e, Event::Rename(_, to) if *to == manifest));
+    let published = published.expect("the manifest gets its name by a rename");
+    let needed: Vec<PathBuf> =
+        ["packs", "pages", "tags"].iter().flat_map(|kind| objects(&store, kind)).collect();
+    assert_eq!(objects(&store, "packs").len(), 2);
+    assert_eq!(objects(&store, "pages").len(), 4, "three pages and their list");
+    assert_eq!(objects(&store, "tags").len(), 1);
+
+    let mut disk = Disk::default();
+    for (n, event) in trace.iter().enumerate() {
+        // Nothing gets a name that counts before its data is synced, nor changes afterwards.
+        match event {
+            Event::Rename(from, to) if to.starts_with(&store) => {
+                assert!(from.starts_with(store.join("tmp")), "{event:?}");
+                assert!(!disk.dirty.contains(from), "{} is not synced", to.display());
+            }
+            Event::Create(path) | Event::Write(path) if path.starts_with(&store) => {
+                assert!(path.starts_with(store.join("tmp")), "{event:?} changes what has a name");
+            }
+            _ => {}
+        }
+        if n == published {
+            for path in &needed {
+                let at = |e: &Event| matches!(e, Event::Rename(_, to) if to == path);
+                assert!(trace[..n].iter().any(at), "{} comes later", path.display());
+                assert!(disk.has(path, &store), "{} would not survive", path.display());
+            }
+        }
+        disk.apply(event);
+    }
+    let last = trace.iter().rposition(|e| *e == Event::Sync(store.join("snapshots"))).unwrap();
+    assert!(last > published, "the name of the manifest is not durable");
+    for path in needed.iter().chain([&manifest]) {
+        assert!(disk.has(path, &store), "{} would not survive", path.display());
+    }
+    // What was pending is removed only then.
+    let removed = trace
+        .iter()
+        .position(|e| matches!(e, Event::Remove(p) if p.starts_with(store.join("pending"))));
+    let synced = trace[published..].iter().position(|e| *e == Event::Sync(store.join("snapshots")));
+    assert!(removed.unwrap() > published + synced.unwrap());
+}
+
+#[test]
+fn deleting_is_durable() {
+    if !has(&["strace"]) {
+        return;
+    }
+    let sandbox = Sandbox::with_store();
+    let store = sandbox.join("store");
+    sandbox.image("a.img", BLOCK, &[(0, BLOCK)]);
+    let id = sandbox.upload("a.img", &[]);
+    let (trace, _) = trace(&sandbox, &["delete", &id]);
+    let manifest = store.join(format!("snapshots/{id}.json"));
+    let removed = trace.iter().position(|e| *e == Event::Remove(manifest.clone())).unwrap();
+    assert!(trace[removed..].contains(&Event::Sync(store.join("snapshots"))));
+}
+
+#[test]
+fn a_new_repository_is_durable() {
+    if !has(&["strace"]) {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let (trace, _) = trace(&sandbox, &["init", "store"]);
+    let mut disk = Disk::default();
+    trace.iter().for_each(|event| disk.apply(event));
+    let info = sandbox.join("store/fspfs.json");
+    assert!(trace.iter().any(|e| matches!(e, Event::Rename(_, to) if *to == info)), "{trace:?}");
+    assert!(disk.has(&info, &sandbox.path), "{disk:?}");
+}
+
+#[test]
+fn a_download_is_durable_before_it_gets_its_name() {
+    if !has(&["strace"]) {
+        return;
+    }
+    let sandbox = Sandbox::with_store();
+    sandbox.image("a.img", GIB, &[(0, 3 * BLOCK), (GIB - 5, 5)]);
+    let id = sandbox.upload("a.img", &[]);
+    std::fs::create_dir(sandbox.join("out")).unwrap();
+    let out = sandbox.join("out/b.img");
+    for again in [false, true] {
+        if again {
+            std::fs::write(&out, "old").unwrap();
+        }
+        let (trace, _) = trace(&sandbox, &["download", &id, "out/b.img"]);
+        let named = trace.iter().position(|e| matches!(e, Event::Rename(_, to) if *to == out));
+        let named = named.expect("it gets its name by a rename");
+        let mut disk = Disk::default();
+        for (n, event) in trace.iter().enumerate() {
+            if let (true, Event::Rename(from, _)) = (n == named, event) {
+                assert!(!disk.dirty.contains(from), "it is not synced before");
+                assert_eq!(from.parent(), out.parent());
+            }
+            assert!(!matches!(event, Event::Write(p) | Event::Create(p) if *p == out), "{event:?}");
+            disk.apply(event);
+        }
+        let writes =
+            trace.iter().filter(|e| matches!(e, Event::Write(p) if p.parent() == out.parent()));
+        assert!(writes.count() >= 4, "the writes are in the trace");
+        assert!(disk.has(&out, &sandbox.path), "{disk:?}");
+    }
+}
+
+/// The reader of traces is what all this rests on.
+#[test]
+fn traces_are_understood() {
+    let log = r#"7 openat(AT_FDCWD</w>, "s/tmp/x", O_WRONLY|O_CREAT|O_EXCL, 0600) = 9</w/s/tmp/x>
+7 write(9</w/s/tmp/x>, ""..., 5) = 5
+8 fsync(9</w/s/tmp/x> <unfinished ...>
+7 mkdir("s/packs", 0700) = -1 EEXIST (File exists)
+8 <... fsync resumed>) = 0
+7 renameat2(AT_FDCWD</w>, "./s/tmp/x", AT_FDCWD</w>, "s/packs/x", RENAME_NOREPLACE) = 0
+7 fsync(3</w/s/packs>) = 0
+7 exit_group(0) = ?
+"#;
+    let path = |name: &str| Path::new("/w/s").join(name);
+    let expected = [
+        Event::Create(path("tmp/x")),
+        Event::Write(path("tmp/x")),
+        Event::Sync(path("tmp/x")),
+        Event::Rename(path("tmp/x"), path("packs/x")),
+        Event::Sync(path("packs")),
+    ];
+    let events = events(log, Path::new("/w"));
+    assert_eq!(events, expected);
+    let mut disk = Disk::default();
+    for (n, event) in events.iter().enumerate() {
+        assert!(!disk.has(&path("packs/x"), Path::new("/w")) || n < 4);
+        disk.apply(event);
+    }
+    assert!(disk.has(&path("packs/x"), Path::new("/w")));
+}
