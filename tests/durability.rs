@@ -16,7 +16,8 @@ enum Event {
     Create(PathBuf),
     MakeDirectory(PathBuf),
     Write(PathBuf),
-    Sync(PathBuf),
+    /// Covers what came before this position: it began then.
+    Sync(PathBuf, usize),
     Rename(PathBuf, PathBuf),
     Remove(PathBuf),
 }
@@ -35,28 +36,28 @@ fn trace(sandbox: &Sandbox, arguments: &[&str]) -> (Vec<Event>, String) {
     (events(&log, &sandbox.path), String::from_utf8(output.stdout).unwrap())
 }
 
-/// Reads a log of strace. A call counts from when it returns, but a sync from when it begins, since
-/// it covers only what was written before.
+/// Reads a log of strace. A call counts from when it returns, but a sync covers only what came before
+/// it began.
 fn events(log: &str, directory: &Path) -> Vec<Event> {
-    let mut begun: HashMap<&str, String> = HashMap::new();
+    let mut begun: HashMap<&str, (String, usize)> = HashMap::new();
     let mut events = Vec::new();
     for line in log.lines() {
         let (thread, call) = line.split_once(' ').unwrap();
         let call = call.trim_start();
         if let Some(start) = call.strip_suffix("<unfinished ...>") {
-            begun.insert(thread, start.trim_end().to_owned());
+            begun.insert(thread, (start.trim_end().to_owned(), events.len()));
         } else if call.starts_with("<... ") {
             let end = call.split_once("resumed>").unwrap().1;
-            let start = begun.remove(thread).unwrap();
-            events.extend(event(&format!("{start}{end}"), directory));
+            let (start, position) = begun.remove(thread).unwrap();
+            events.extend(event(&format!("{start}{end}"), directory, position));
         } else {
-            events.extend(event(call, directory));
+            events.extend(event(call, directory, events.len()));
         }
     }
     events
 }
 
-fn event(call: &str, directory: &Path) -> Option<Event> {
+fn event(call: &str, directory: &Path, begun: usize) -> Option<Event> {
     let (call, result) = call.rsplit_once(" = ")?;
     if result.starts_with('-') || result.starts_with('?') {
         return None;
@@ -77,7 +78,7 @@ fn event(call: &str, directory: &Path) -> Option<Event> {
         "write" | "pwrite64" | "writev" | "ftruncate" | "fallocate" | "copy_file_range" => {
             Some(Event::Write(descriptor()?))
         }
-        "fsync" | "fdatasync" => Some(Event::Sync(descriptor()?)),
+        "fsync" | "fdatasync" => Some(Event::Sync(descriptor()?, begun)),
         "rename" | "renameat" | "renameat2" | "link" | "linkat" => {
             let mut paths = quoted.into_iter();
             Some(Event::Rename(paths.next()?, paths.next()?))
@@ -96,48 +97,59 @@ fn absolute(directory: &Path, path: &str) -> PathBuf {
 /// was synced, data once its file was.
 #[derive(Debug, Default)]
 struct Disk {
-    /// Files with data that is not synced.
-    dirty: Vec<PathBuf>,
-    /// Names that are not durable: their directory was not synced since.
-    loose: Vec<PathBuf>,
+    /// Files with data that is not synced, and when it was written.
+    dirty: Vec<(PathBuf, usize)>,
+    /// Names that are not durable since their directory was not synced, and when they were made.
+    loose: Vec<(PathBuf, usize)>,
+    /// Number of events so far.
+    now: usize,
 }
 
 impl Disk {
     fn apply(&mut self, event: &Event) {
+        let now = self.now;
+        self.now += 1;
         match event {
             Event::Create(path) => {
-                self.dirty.push(path.clone());
-                self.loose.push(path.clone());
+                self.dirty.push((path.clone(), now));
+                self.loose.push((path.clone(), now));
             }
-            Event::MakeDirectory(path) => self.loose.push(path.clone()),
-            Event::Write(path) => self.dirty.push(path.clone()),
-            Event::Sync(path) => {
-                self.dirty.retain(|file| file != path);
-                self.loose.retain(|file| file.parent() != Some(path));
+            Event::MakeDirectory(path) => self.loose.push((path.clone(), now)),
+            Event::Write(path) => self.dirty.push((path.clone(), now)),
+            Event::Sync(path, before) => {
+                self.dirty.retain(|(file, when)| file != path || when >= before);
+                self.loose.retain(|(file, when)| file.parent() != Some(path) || when >= before);
             }
             Event::Rename(from, to) => {
-                self.loose.retain(|file| file != from);
-                if self.dirty.contains(from) {
-                    self.dirty.push(to.clone());
+                for (file, _) in self.dirty.iter_mut().filter(|(file, _)| file == from) {
+                    file.clone_from(to);
                 }
-                self.dirty.retain(|file| file != from);
-                self.loose.push(to.clone());
+                self.loose.retain(|(file, _)| file != from);
+                self.loose.push((to.clone(), now));
             }
             Event::Remove(path) => {
-                self.dirty.retain(|file| file != path);
-                self.loose.retain(|file| file != path);
+                self.dirty.retain(|(file, _)| file != path);
+                self.loose.retain(|(file, _)| file != path);
             }
         }
     }
 
+    fn is_dirty(&self, path: &Path) -> bool {
+        self.dirty.iter().any(|(file, _)| file == path)
+    }
+
     /// Whether this file, with every directory above it up to `root`, survives.
     fn has(&self, path: &Path, root: &Path) -> bool {
-        !self.dirty.iter().any(|file| file == path)
-            && path
-                .ancestors()
-                .take_while(|at| *at != root)
-                .all(|at| !self.loose.contains(&at.to_owned()))
+        let loose = |at: &Path| self.loose.iter().any(|(file, _)| file == at);
+        !self.is_dirty(path) && !path.ancestors().take_while(|at| *at != root).any(loose)
     }
+}
+
+/// Where a directory is synced after what happened at `position`.
+#[track_caller]
+fn synced_after(trace: &[Event], position: usize, directory: &Path) -> usize {
+    let synced = |event: &Event| matches!(event, Event::Sync(path, before) if path == directory && *before > position);
+    trace.iter().position(synced).expect("it is not made durable")
 }
 
 /// The objects of a kind that are in the store now.
@@ -179,7 +191,7 @@ fn a_manifest_comes_after_all_that_it_needs() {
         match event {
             Event::Rename(from, to) if to.starts_with(&store) => {
                 assert!(from.starts_with(store.join("tmp")), "{event:?}");
-                assert!(!disk.dirty.contains(from), "{} is not synced", to.display());
+                assert!(!disk.is_dirty(from), "{} is not synced", to.display());
             }
             Event::Create(path) | Event::Write(path) if path.starts_with(&store) => {
                 assert!(path.starts_with(store.join("tmp")), "{event:?} changes what has a name");
@@ -195,8 +207,6 @@ fn a_manifest_comes_after_all_that_it_needs() {
         }
         disk.apply(event);
     }
-    let last = trace.iter().rposition(|e| *e == Event::Sync(store.join("snapshots"))).unwrap();
-    assert!(last > published, "the name of the manifest is not durable");
     for path in needed.iter().chain([&manifest]) {
         assert!(disk.has(path, &store), "{} would not survive", path.display());
     }
@@ -204,8 +214,7 @@ fn a_manifest_comes_after_all_that_it_needs() {
     let removed = trace
         .iter()
         .position(|e| matches!(e, Event::Remove(p) if p.starts_with(store.join("pending"))));
-    let synced = trace[published..].iter().position(|e| *e == Event::Sync(store.join("snapshots")));
-    assert!(removed.unwrap() > published + synced.unwrap());
+    assert!(removed.unwrap() > synced_after(&trace, published, &store.join("snapshots")));
 }
 
 #[test]
@@ -220,7 +229,7 @@ fn deleting_is_durable() {
     let (trace, _) = trace(&sandbox, &["delete", &id]);
     let manifest = store.join(format!("snapshots/{id}.json"));
     let removed = trace.iter().position(|e| *e == Event::Remove(manifest.clone())).unwrap();
-    assert!(trace[removed..].contains(&Event::Sync(store.join("snapshots"))));
+    synced_after(&trace, removed, &store.join("snapshots"));
 }
 
 #[test]
@@ -257,7 +266,7 @@ fn a_download_is_durable_before_it_gets_its_name() {
         let mut disk = Disk::default();
         for (n, event) in trace.iter().enumerate() {
             if let (true, Event::Rename(from, _)) = (n == named, event) {
-                assert!(!disk.dirty.contains(from), "it is not synced before");
+                assert!(!disk.is_dirty(from), "it is not synced before");
                 assert_eq!(from.parent(), out.parent());
             }
             assert!(!matches!(event, Event::Write(p) | Event::Create(p) if *p == out), "{event:?}");
@@ -286,9 +295,9 @@ fn traces_are_understood() {
     let expected = [
         Event::Create(path("tmp/x")),
         Event::Write(path("tmp/x")),
-        Event::Sync(path("tmp/x")),
+        Event::Sync(path("tmp/x"), 2),
         Event::Rename(path("tmp/x"), path("packs/x")),
-        Event::Sync(path("packs")),
+        Event::Sync(path("packs"), 4),
     ];
     let events = events(log, Path::new("/w"));
     assert_eq!(events, expected);
