@@ -258,8 +258,13 @@ impl SnapshotStore for Repository {
     }
 
     async fn put_block(&self, id: &SnapshotId, index: BlockIndex, block: Block) -> Result<()> {
-        let put = async { self.writer(id).await?.put(index, block).await };
-        put.await.map_err(|e: Error| e.context(format_args!("cannot put block {index} of {id}")))
+        let failed = |e: Error| e.context(format_args!("cannot put block {index} of {id}"));
+        let writer = self.writer(id).await.map_err(failed)?;
+        let put = writer.put(index, block).await;
+        if put.as_ref().is_err_and(|e| e.kind() == ErrorKind::Conflict) {
+            self.forget_ended_writer(id, writer.attempt()).await;
+        }
+        put.map_err(failed)
     }
 
     async fn flush(&self, id: &SnapshotId) -> Result<()> {

@@ -11,7 +11,7 @@ use tokio::sync::{OnceCell, Semaphore};
 use uuid::Uuid;
 
 use super::complete::{SAFE, Sealed};
-use super::describe::not_found;
+use super::describe::{Found, not_found};
 use super::directory::blocking;
 use super::document::read_document;
 use super::gc::found_before;
@@ -105,11 +105,20 @@ impl Repository {
         }
     }
 
+    /// Forgets a writer that was refused, unless its attempt is still pending: as long as it can
+    /// be completed, a flush has to say that blocks are missing.
+    pub(super) async fn forget_ended_writer(&self, id: &SnapshotId, attempt: Uuid) {
+        match self.look(id).await {
+            Ok(Some(Found::Pending(start))) if start.metadata.attempt == attempt => {}
+            Ok(_) => self.forget_writer(id, |of| of == attempt),
+            // Whether it has ended cannot be told.
+            Err(_) => {}
+        }
+    }
+
     /// This process's writer for a pending snapshot.
     pub(super) async fn writer(&self, id: &SnapshotId) -> Result<Arc<Writer>> {
-        let existing = self.existing_writer(id);
-        // One that has failed may be of an attempt that has ended.
-        if let Some(writer) = existing.filter(|writer| writer.state().failed.is_none()) {
+        if let Some(writer) = self.existing_writer(id) {
             return Ok(writer);
         }
         let start = self.start_of(id).await?;
@@ -119,7 +128,6 @@ impl Repository {
             return Err(Error::new(ErrorKind::Conflict, message));
         }
         let start = start.ok_or_else(|| not_found(id))?;
-        self.forget_writer(id, |attempt| attempt != start.metadata.attempt);
         let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || Arc::new(Writer::new(&start, Arc::clone(&self.objects)));
         Ok(Arc::clone(writers.entry(id.clone()).or_insert_with(new)))
@@ -174,6 +182,7 @@ impl Writer {
             let message = format!("the volume has {} only", self.volume_size);
             return Err(Error::new(ErrorKind::Invalid, message));
         }
+        self.state().check_open()?;
         self.who().await?;
         let digest = block.digest();
         let mut frame = None;
