@@ -261,6 +261,28 @@ fn a_second_completion_of_one_attempt_is_a_conflict_or_done() {
     });
 }
 
+/// The first has made the manifest, and has not yet looked whether it was aborted.
+#[test]
+fn a_second_completion_does_not_look_like_an_abort_to_the_first() {
+    run(async {
+        let space = Space::new(1);
+        let (p, q) = (Arc::new(space.process()), space.process());
+        let id = start(&p, chosen("snap-0a")).await;
+        put(&p, &id, &[(0, 1)]).await;
+        p.flush(&id).await.unwrap();
+        let (slow, at) = (Arc::clone(&p), id.clone());
+        p.before(Call::Create, "snapshots/", async move {
+            slow.before(Call::Read, "pending/snap-0a/", async move {
+                q.complete(&at, count(1)).await.unwrap();
+            });
+        });
+        p.complete(&id, count(1)).await.unwrap();
+        assert!(p.hook_ran());
+        assert_eq!(read(&p, &id).await.unwrap(), [(0, 1)]);
+        collect_all(&space).await;
+    });
+}
+
 #[test]
 fn a_process_does_not_complete_what_another_started_under_its_id() {
     run(async {
