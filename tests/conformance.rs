@@ -258,7 +258,7 @@ mod contract {
         store.flush(id).await.unwrap();
         for store in [store, other] {
             assert_eq!(store.describe(id).await.unwrap().state, SnapshotState::Pending);
-            assert_eq!(listed(store).await, [started.clone()]);
+            assert_eq!(listed(store).await, std::slice::from_ref(&started));
             let from = || ListFrom::Index(BlockIndex::ZERO);
             assert_eq!(kind(store.list_blocks(id, from(), 9).await), ErrorKind::NotReady);
             let changed = store.list_changed_blocks(id, id, from(), 9).await;

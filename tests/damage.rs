@@ -152,8 +152,9 @@ impl Damaged {
 }
 
 fn object_id(bytes: &[u8]) -> String {
-    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
-    format!("{}.{}", hex(&bytes[..32]), hex(&bytes[32..]))
+    let (digest, writer) = bytes.split_at(32);
+    let writer = u128::from_be_bytes(writer.try_into().unwrap());
+    format!("{}.{writer:032x}", Digest(digest.try_into().unwrap()))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -240,7 +240,9 @@ fn a_new_repository_is_durable() {
     let sandbox = Sandbox::new();
     let (trace, _) = trace(&sandbox, &["init", "store"]);
     let mut disk = Disk::default();
-    trace.iter().for_each(|event| disk.apply(event));
+    for event in &trace {
+        disk.apply(event);
+    }
     let info = sandbox.join("store/fspfs.json");
     assert!(trace.iter().any(|e| matches!(e, Event::Rename(_, to) if *to == info)), "{trace:?}");
     assert!(disk.has(&info, &sandbox.path), "{disk:?}");
