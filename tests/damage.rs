@@ -212,8 +212,8 @@ fn damage_is_named_and_nothing_else_suffers(
     )]
     damage: Damage,
 ) {
-    // A set of tags does not say whose it is, nor a manifest that there was one.
-    if kind == Kind::Tags && matches!(damage, Damage::Swap | Damage::Delete) {
+    // A manifest does not say that there was a set of tags, which come later.
+    if kind == Kind::Tags && damage == Damage::Delete {
         return;
     }
     let damaged = Damaged::new();

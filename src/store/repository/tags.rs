@@ -2,16 +2,38 @@
 
 use std::collections::HashSet;
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::describe::not_found;
 use super::names::TagsId;
+use super::read::damaged;
 use super::{Repository, document, names};
 use crate::model::{SnapshotId, Tags, check_tags};
 use crate::store::{Error, ErrorKind, Result};
 
 /// How often a set is made again because somebody else made one at the same time.
 const ATTEMPTS: usize = 100;
+
+/// `tags/<snap-id>/<attempt>/<n>.json`: the whole set, and whose it is.
+#[derive(Debug, Serialize, Deserialize)]
+struct TagSet {
+    id: SnapshotId,
+    attempt: Uuid,
+    number: u64,
+    tags: Tags,
+}
+
+impl TagSet {
+    /// The tags, if this is the set of that name.
+    fn of(self, name: &TagsId) -> Result<Tags> {
+        if (&self.id, self.attempt, self.number) == (&name.id, name.attempt, name.number) {
+            return Ok(self.tags);
+        }
+        let why = format!("it is number {} of {}", self.number, self.id);
+        Err(damaged(&name.name(), &why))
+    }
+}
 
 impl Repository {
     /// The valid set of tags of a snapshot, by its name.
@@ -28,8 +50,8 @@ impl Repository {
         for _ in 0..ATTEMPTS {
             let Some(newest) = self.newest_tags(id, attempt).await? else { return Ok(Tags::new()) };
             // A set that is gone was replaced, and then collected: look again.
-            if let Some(tags) = self.read_document(&newest.name()).await? {
-                return Ok(tags);
+            if let Some(set) = self.read_document::<TagSet>(&newest.name()).await? {
+                return set.of(&newest);
             }
         }
         Err(busy(id))
@@ -51,12 +73,12 @@ impl Repository {
 
     /// Makes the next set of tags.
     pub(super) async fn add_tags(&self, id: &SnapshotId, attempt: Uuid, tags: &Tags) -> Result<()> {
-        let data = document::encode(tags);
         for _ in 0..ATTEMPTS {
             let newest = self.newest_tags(id, attempt).await?.map_or(0, |newest| newest.number);
             let number = newest.checked_add(1).ok_or_else(|| busy(id))?;
             let next = TagsId { id: id.clone(), attempt, number };
-            if self.objects.create(&next.name(), data.clone()).await? {
+            let set = TagSet { id: id.clone(), attempt, number, tags: tags.clone() };
+            if self.objects.create(&next.name(), document::encode(&set)).await? {
                 // Deleted meanwhile: then nobody is to see them, and `gc` will not.
                 return match self.attempt_of(id).await? {
                     Some(now) if now == attempt => Ok(()),
