@@ -1,6 +1,6 @@
 //! EBS snapshots as files: the parts that the `fspfs` program is made of.
 //!
-//! The rooms, from the top down: [`cli`] and [`mount`] take the user's words, [`fuse`] translates
+//! The rooms, from the top down: [`cli`] and [`mount`] take the user's words, `fuse` translates
 //! the kernel's requests for the [`tree`], which serves an [`image`] of each snapshot through the
 //! [`cache`] from a [`store`]. [`ops`] are the operations of the command line, [`model`] the words
 //! that all of them use. Nothing calls upwards. `docs/architecture.md` walks through it.

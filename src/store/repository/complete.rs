@@ -83,10 +83,13 @@ impl Sealed {
         let mut writers: Vec<SealedWriter> = Vec::new();
         for RecordId { epoch, writer, number } in ids {
             match writers.last_mut().filter(|last| (last.epoch, last.writer) == (epoch, writer)) {
-                Some(same) => match same.numbers.last_mut().filter(|run| run.1 + 1 == number) {
-                    Some(run) => run.1 = number,
-                    None => same.numbers.push((number, number)),
-                },
+                Some(same) => {
+                    match same.numbers.last_mut().filter(|run| run.1.checked_add(1) == Some(number))
+                    {
+                        Some(run) => run.1 = number,
+                        None => same.numbers.push((number, number)),
+                    }
+                }
                 None => {
                     writers.push(SealedWriter { epoch, writer, numbers: vec![(number, number)] });
                 }
@@ -168,6 +171,7 @@ impl Repository {
         };
         if let Some(writer) = &writer {
             if writer.attempt() != start.metadata.attempt {
+                self.forget_writer(id, |of| of == writer.attempt());
                 let message = "it was aborted, and started again, since this process wrote to it";
                 return Err(Error::new(ErrorKind::Conflict, message));
             }
@@ -179,8 +183,8 @@ impl Repository {
             }
         }
         let made = match self.make_manifest(&start, request).await {
-            // Another completion of this attempt was faster, and is tidying up.
-            Err(error) if error.kind() == ErrorKind::NotFound => match self.manifest(id).await? {
+            // Another completion of this attempt was faster, and its tidying up was in the way.
+            Err(error) if was_tidied(&error) => match self.manifest(id).await? {
                 Some(found) if found.metadata == start.metadata => Ok(Made::ByAnother(found)),
                 _ => Err(error),
             },
@@ -444,6 +448,11 @@ impl Repository {
         }
         Ok(())
     }
+}
+
+/// Whether this may come of records that are vanishing: one is missing, or the count is too low.
+fn was_tidied(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Conflict)
 }
 
 /// Meets another put of the same block. They come from the highest epoch down, writer by writer,

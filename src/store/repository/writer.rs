@@ -300,6 +300,8 @@ impl Writer {
         let table = Table::encode(&entries);
         let mut record = table.to_vec();
         record.extend_from_slice(&Digest::of(&table).0);
+        // Before the record, so that it does not count, and behind it, so that it stays.
+        self.check_not_collected(pack.as_deref(), began).await?;
         let name = RecordId { epoch, writer, number: batch.record }.name(&self.id, self.attempt);
         self.objects.create(&name, record.into()).await?;
         self.check_counts(RecordId { epoch, writer, number: batch.record }).await?;
