@@ -505,7 +505,8 @@ fn missing_programs(programs: &[&str]) -> Vec<String> {
     programs.iter().filter(|p| !found(p)).map(|&p| p.to_owned()).collect()
 }
 
-fn skip(missing: &[String]) -> bool {
+/// Whether nothing is missing; notes it if something is.
+pub fn skip(missing: &[String]) -> bool {
     if missing.is_empty() {
         return true;
     }
