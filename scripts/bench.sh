@@ -200,7 +200,7 @@ touched=$(
     losetup -d "$device"
     "$fspfs" umount "$work/mnt"
     wait "$(cat "$work/pid")" || true
-    sed -n 's/.*READ fh .*offset \([0-9]*\), size \([0-9]*\).*/\1 \2/p' "$work/requests" |
+    sed -n 's/.* READ fh .*offset Ok(\([0-9]*\)), size \([0-9]*\).*/\1 \2/p' "$work/requests" |
         awk '{ for (b = int($1 / 524288); b * 524288 < $1 + $2; b++) if (!seen[b]++) n++ } END { print n + 0 }'
 )
 

@@ -124,6 +124,7 @@ impl Snapshot {
     pub fn image_len(&self) -> u64 {
         self.tags
             .get(LENGTH_TAG)
+            .filter(|length| length.bytes().all(|byte| byte.is_ascii_digit()))
             .and_then(|length| length.parse().ok())
             .filter(|&length| VolumeSize::holding(length) == Ok(self.volume_size))
             .unwrap_or_else(|| self.volume_size.bytes())
@@ -173,7 +174,9 @@ mod tests {
     fn a_length_that_does_not_fit_the_volume_is_ignored() {
         assert_eq!(snapshot(&(GIB + 1).to_string()).image_len(), GIB + 1);
         assert_eq!(snapshot(&(2 * GIB).to_string()).image_len(), 2 * GIB);
-        for bad in ["", "0", "x", "1073741824", "2147483649", "-1", "99999999999999999999"] {
+        for bad in
+            ["", "0", "x", "+2147483648", "1073741824", "2147483649", "-1", "99999999999999999999"]
+        {
             assert_eq!(snapshot(bad).image_len(), 2 * GIB, "{bad:?}");
         }
     }
