@@ -311,7 +311,8 @@ fn make_many(sandbox: &Sandbox) {
         let id = format!("snap-{n:017x}");
         manifest["id"] = id.clone().into();
         manifest["lineage"] = id.clone().into();
-        tags["Name"] = format!("machine {}", n % 5000).into();
+        tags["id"] = id.clone().into();
+        tags["tags"]["Name"] = format!("machine {}", n % 5000).into();
         write(&format!("snapshots/{id}.json"), &manifest);
         write(&tags_of(&id), &tags);
     }

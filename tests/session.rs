@@ -501,3 +501,36 @@ fn an_ordinary_user_without_the_device_is_told_so() {
     wait_for_daemons(&sandbox);
     sandbox.assert_nothing_is_left();
 }
+
+#[test]
+fn what_the_system_lacks_is_named_with_its_cure() {
+    if !can_mount(&["unshare", "mount"]) {
+        return;
+    }
+    let (sandbox, _) = stored();
+    // In a namespace of its own, in which there are no devices.
+    let mut without_device = Command::new("unshare");
+    let hide = "mount -t tmpfs none /dev && exec \"$0\" mount --foreground mnt";
+    let fspfs = sandbox.fspfs();
+    without_device
+        .args(["--mount", "--propagation", "private", "sh", "-c", hide])
+        .arg(fspfs.get_program())
+        .current_dir(&sandbox.path)
+        .envs(fspfs.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    let output = run(&mut without_device);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    let said = text(&output);
+    assert!(said.contains("there is no /dev/fuse") && said.contains("modprobe fuse"), "{said}");
+
+    sandbox.welcome_nobody();
+    let nobody = || {
+        let mut command = sandbox.fspfs_as_nobody();
+        command.env("PATH", sandbox.join("empty"));
+        command
+    };
+    assert!(run(nobody().args(["init", "store"])).status.success());
+    let output = run(nobody().args(["mount", "--foreground", "mnt"]));
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(text(&output).contains("install fuse3"), "{}", text(&output));
+    sandbox.assert_nothing_is_left();
+}

@@ -121,6 +121,9 @@ impl Repository {
     }
 
     pub(super) async fn delete_snapshot(&self, id: &SnapshotId) -> Result<()> {
+        if let Some(writer) = self.existing_writer(id) {
+            writer.abandon().await;
+        }
         self.forget_writer(id, |_| true);
         // Whatever cannot be read is deleted by its name.
         let attempts: HashSet<Uuid> = [

@@ -247,6 +247,12 @@ impl Writer {
         .await
     }
 
+    /// Gives up what is not saved, and waits for what is being saved: nothing is made behind it.
+    pub(super) async fn abandon(&self) {
+        self.state().failed = Some(format!("{} was deleted", self.id));
+        let _permits = self.saving.acquire_many(MAX_SAVING).await.expect("it is never closed");
+    }
+
     /// Refuses blocks from now on.
     pub(super) fn close(&self) {
         self.state().closed = true;
