@@ -29,6 +29,10 @@ const RECENT_BLOCKS: NonZeroUsize = NonZeroUsize::new(65_536).expect("not 0");
 /// Batches that are being saved, or wait for it because it failed, at most. Each holds up to 32 MiB.
 const MAX_SAVING: u32 = 3;
 
+/// How long a deletion waits for what this process is saving: two seconds.
+const ABANDON_STEPS: u32 = 100;
+const ABANDON_STEP: Duration = Duration::from_millis(20);
+
 /// Blocks in one record at most, so that zero blocks, which fill no pack, get one in the end.
 const MAX_RECORD_BLOCKS: usize = PAGE_BLOCKS as usize;
 
@@ -247,10 +251,21 @@ impl Writer {
         .await
     }
 
-    /// Gives up what is not saved, and waits for what is being saved: nothing is made behind it.
+    /// Gives up what is not saved, and waits a while for what is being saved, so that nothing is made
+    /// behind a deletion. What takes longer is left for `gc`.
     pub(super) async fn abandon(&self) {
         self.state().failed = Some(format!("{} was deleted", self.id));
-        let _permits = self.saving.acquire_many(MAX_SAVING).await.expect("it is never closed");
+        for _ in 0..ABANDON_STEPS {
+            if self.saving.try_acquire_many(MAX_SAVING).is_ok() {
+                return;
+            }
+            let step = || {
+                std::thread::sleep(ABANDON_STEP);
+                Ok(())
+            };
+            // It cannot fail, and if it did there would be no wait.
+            let _ = blocking(step).await;
+        }
     }
 
     /// Refuses blocks from now on.
