@@ -25,6 +25,9 @@ pub(super) const FS_TYPE: &str = "fuse.fspfs";
 /// How long a mount point may take to answer before it counts as hung.
 const PROBE: Duration = Duration::from_secs(5);
 
+/// How long `fusermount3` may take to hand over the device.
+const HAND_OVER: Duration = Duration::from_secs(30);
+
 /// Who may use the mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -179,7 +182,12 @@ fn by_fusermount(path: &Path, url: &StoreUrl, access: Access) -> Result<OwnedFd,
         .spawn();
     drop(theirs);
     let mut child = child.map_err(|e| failed(no_fusermount(&e)))?;
+    ours.set_read_timeout(Some(HAND_OVER)).map_err(|e| failed(e.to_string()))?;
     let device = receive_device(&ours);
+    if device.is_none() {
+        // It has said why and ended, or it hangs: it is our child, and was not waited for yet.
+        let _ = child.kill();
+    }
     let mut said = String::new();
     if let Some(mut stderr) = child.stderr.take() {
         // What it says is only to explain a failure, which is there anyway.
