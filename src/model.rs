@@ -11,7 +11,7 @@ pub use block::{
     BLOCK_SIZE, BLOCK_SIZE_U64, Block, BlockIndex, BlockPart, Digest, DigestMismatch, Digester,
     block_parts, zeros,
 };
-pub use buffer::BlockBuffer;
+pub use buffer::{BlockBuffer, DIRECT_ALIGNMENT};
 pub use id::{InvalidSnapshotId, SnapshotId};
 pub use map::{BlockMap, BlockState, Extent};
 pub use snapshot::{

@@ -39,6 +39,22 @@ pub fn zero_block_device(device: BorrowedFd<'_>, offset: u64, len: u64) -> nix::
     Ok(())
 }
 
+/// Reads from a file what of `offset..offset + buffer.len()` is in memory already, without waiting
+/// for a disk; answers how much from the start on (`RWF_NOWAIT`, preadv2(2)).
+///
+/// # Errors
+///
+/// `EAGAIN` if the start is not in memory, `EOPNOTSUPP` if the file system cannot tell.
+pub fn read_cached(file: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> nix::Result<usize> {
+    let part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let offset = i64::try_from(offset).map_err(|_| nix::Error::EINVAL)?;
+    // SAFETY: the descriptor is open for the call, and the kernel writes at most `iov_len` bytes
+    // to the buffer, which is borrowed exclusively.
+    let read =
+        unsafe { libc::preadv2(file.as_raw_fd(), &raw const part, 1, offset, libc::RWF_NOWAIT) };
+    nix::Error::result(read).map(|read| usize::try_from(read).expect("it is not negative"))
+}
+
 /// Lets a child process inherit a descriptor under its own number.
 pub fn keep_over_exec(fd: BorrowedFd<'_>) -> nix::Result<()> {
     use nix::fcntl::{FcntlArg, FdFlag, fcntl};

@@ -17,25 +17,32 @@ const KEPT: usize = 32;
 
 static FREE: Mutex<Vec<Box<[u8]>>> = Mutex::new(Vec::new());
 
-/// What a buffer can hold: a block, or a compressed block, which may be a little larger.
-const CAPACITY: usize = BLOCK_SIZE + 4096;
+/// What direct I/O wants offsets, lengths and memory to be multiples of: more than any disk asks for.
+pub const DIRECT_ALIGNMENT: usize = 4096;
+
+/// What a buffer can hold: a block, or a compressed block, which may be a little larger, read
+/// directly from a disk, which gives whole sectors.
+const CAPACITY: usize = BLOCK_SIZE + 3 * DIRECT_ALIGNMENT;
 
 /// A buffer for one block, raw or compressed, which returns to a pool when it is dropped.
 pub struct BlockBuffer {
     memory: Option<Box<[u8]>>,
+    start: usize,
     len: usize,
 }
 
 impl BlockBuffer {
     /// A buffer of `len` bytes with unspecified content; `None` if that is more than one can hold
-    /// ([`BLOCK_SIZE`] and 4 KiB).
+    /// ([`BLOCK_SIZE`] and 12 KiB). It begins at a multiple of [`DIRECT_ALIGNMENT`] in memory.
     pub fn with_len(len: usize) -> Option<Self> {
         if len > CAPACITY {
             return None;
         }
         let free = FREE.lock().expect("nothing panics under this lock").pop();
-        let memory = free.unwrap_or_else(|| vec![0; CAPACITY].into_boxed_slice());
-        Some(Self { memory: Some(memory), len })
+        let memory =
+            free.unwrap_or_else(|| vec![0; CAPACITY + DIRECT_ALIGNMENT].into_boxed_slice());
+        let start = memory.as_ptr().align_offset(DIRECT_ALIGNMENT);
+        Some(Self { memory: Some(memory), start, len })
     }
 
     /// A buffer for a raw block, with unspecified content.
@@ -58,13 +65,13 @@ impl Deref for BlockBuffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.memory.as_deref().expect("taken in drop only")[..self.len]
+        &self.memory.as_deref().expect("taken in drop only")[self.start..][..self.len]
     }
 }
 
 impl DerefMut for BlockBuffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.memory.as_deref_mut().expect("taken in drop only")[..self.len]
+        &mut self.memory.as_deref_mut().expect("taken in drop only")[self.start..][..self.len]
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::io::{ErrorKind as Io, Read as _, Write as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -10,12 +11,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use fs_err as fs;
 use jiff::Timestamp;
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::fcntl::{AT_FDCWD, FcntlArg, OFlag, RenameFlags, fcntl, renameat2};
 use uuid::Uuid;
 
-use super::objects::Objects;
-use crate::model::BlockBuffer;
+use super::objects::{Decode, Objects};
+use crate::model::{Block, BlockBuffer, DIRECT_ALIGNMENT};
 use crate::store::{Error, ErrorKind, Result};
+use crate::sys;
 
 /// Where objects are written before they get their name.
 const STAGING: &str = "tmp";
@@ -155,10 +157,17 @@ impl Inner {
             Io::UnexpectedEof => Error::new(ErrorKind::Corrupt, format!("{name} is truncated")),
             _ => Error::from_io(format!("cannot read {name}"), e),
         };
-        let mut buffer = BlockBuffer::with_len(len).ok_or_else(|| {
-            Error::new(ErrorKind::Corrupt, format!("{len} bytes of {name} are more than a block"))
-        })?;
         let file = std::fs::File::open(self.root.join(name)).map_err(failed)?;
+        let too_long = || {
+            Error::new(ErrorKind::Corrupt, format!("{len} bytes of {name} are more than a block"))
+        };
+        let mut buffer = BlockBuffer::with_len(len).ok_or_else(too_long)?;
+        if sys::read_cached(file.as_fd(), &mut buffer, offset) == Ok(len) {
+            return Ok(buffer.freeze());
+        }
+        if let Some(read) = read_direct(&file, offset, len).map_err(failed)? {
+            return Ok(read);
+        }
         file.read_exact_at(&mut buffer, offset).map_err(failed)?;
         Ok(buffer.freeze())
     }
@@ -285,6 +294,34 @@ impl Inner {
     }
 }
 
+/// Reads a range past the page cache: what is above keeps what is worth keeping, and a copy here
+/// would only drive out what others keep. `None` if the file system or the range does not allow it.
+fn read_direct(file: &std::fs::File, offset: u64, len: usize) -> std::io::Result<Option<Bytes>> {
+    const ALIGNMENT: u64 = DIRECT_ALIGNMENT as u64;
+    let start = offset / ALIGNMENT * ALIGNMENT;
+    let skip = usize::try_from(offset - start).expect("less than the alignment");
+    let whole = (skip + len).next_multiple_of(DIRECT_ALIGNMENT);
+    let Some(mut buffer) = BlockBuffer::with_len(whole) else { return Ok(None) };
+    if fcntl(file.as_fd(), FcntlArg::F_SETFL(OFlag::O_DIRECT)).is_err() {
+        return Ok(None);
+    }
+    let mut have = 0;
+    while have < skip + len {
+        match file.read_at(&mut buffer[have..], start + have as u64) {
+            Ok(0) => return Err(Io::UnexpectedEof.into()),
+            Ok(read) => have += read,
+            Err(error) if error.kind() == Io::Interrupted => {}
+            // A file system that wants another alignment, or none at all.
+            Err(error) if error.kind() == Io::InvalidInput => {
+                fcntl(file.as_fd(), FcntlArg::F_SETFL(OFlag::empty()))?;
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Some(buffer.freeze().slice(skip..skip + len)))
+}
+
 /// Renames a file to a name that must be free.
 fn rename_exclusive(from: &Path, to: &Path) -> std::io::Result<()> {
     match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
@@ -315,9 +352,15 @@ impl Objects for Directory {
         self.run(move |inner| inner.read(&name)).await
     }
 
-    async fn read_range(&self, name: &str, offset: u64, len: usize) -> Result<Bytes> {
+    async fn read_range(
+        &self,
+        name: &str,
+        offset: u64,
+        len: usize,
+        decode: Decode,
+    ) -> Result<Block> {
         let name = name.to_owned();
-        self.run(move |inner| inner.read_range(&name, offset, len)).await
+        self.run(move |inner| decode(&inner.read_range(&name, offset, len)?)).await
     }
 
     async fn read_tail(&self, name: &str, len: usize) -> Result<Bytes> {
@@ -351,5 +394,38 @@ impl Objects for Directory {
 
     async fn now(&self) -> Result<Timestamp> {
         self.run(Inner::now).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+
+    use super::*;
+
+    #[test]
+    fn a_range_is_the_same_from_the_disk_and_from_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let content: Vec<u8> = (0..1_500_001u32).map(|n| (n % 251) as u8).collect();
+        std::fs::write(dir.path().join("x"), &content).unwrap();
+        let inner = Inner { root: dir.path().to_owned(), made: Mutex::default() };
+        let file = std::fs::File::open(dir.path().join("x")).unwrap();
+        file.sync_all().unwrap();
+        for (offset, len) in [(0, 1), (4095, 2), (511, 524_300), (975_701, 524_300), (4096, 4096)] {
+            for _ in ["from the disk", "from memory"] {
+                let read = inner.read_range("x", offset, len).unwrap();
+                assert_eq!(read, content[usize::try_from(offset).unwrap()..][..len], "{offset}");
+            }
+            posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+            let direct =
+                read_direct(&std::fs::File::open(dir.path().join("x")).unwrap(), offset, len);
+            if let Some(read) = direct.unwrap() {
+                assert_eq!(read, content[usize::try_from(offset).unwrap()..][..len], "{offset}");
+            }
+        }
+        for (offset, len) in [(1_500_000, 2), (1_499_000, 100_000), (2_000_000, 1)] {
+            let cut = inner.read_range("x", offset, len).unwrap_err();
+            assert_eq!(cut.kind(), ErrorKind::Corrupt, "{offset}");
+        }
     }
 }

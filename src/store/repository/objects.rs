@@ -6,7 +6,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
 
+use crate::model::Block;
 use crate::store::Result;
+
+/// Makes a block of its bytes in an object.
+pub(super) type Decode = Box<dyn FnOnce(&[u8]) -> Result<Block> + Send>;
 
 /// A flat space of named, immutable objects: a directory, or a bucket.
 ///
@@ -26,12 +30,19 @@ pub(super) trait Objects: Debug + Send + Sync + 'static {
     /// [`NotFound`](crate::store::ErrorKind::NotFound) if there is none.
     async fn read(&self, name: &str) -> Result<Bytes>;
 
-    /// Reads exactly `len` bytes of an object from `offset` on.
+    /// Reads exactly `len` bytes of an object from `offset` on, and decodes them: both on one
+    /// thread that may wait and compute, since changing threads costs as much as a small block.
     ///
     /// # Errors
     ///
-    /// `NotFound` if there is no such object, `Corrupt` if it ends before.
-    async fn read_range(&self, name: &str, offset: u64, len: usize) -> Result<Bytes>;
+    /// `NotFound` if there is no such object, `Corrupt` if it ends before; those of `decode`.
+    async fn read_range(
+        &self,
+        name: &str,
+        offset: u64,
+        len: usize,
+        decode: Decode,
+    ) -> Result<Block>;
 
     /// Reads the last `len` bytes of an object, or all of it if it is shorter.
     ///

@@ -3,10 +3,12 @@
 //! A pack is one zstd frame a block, then a table of them in a zstd skippable frame, so that
 //! `zstd -d` gives the raw blocks. All numbers are little-endian.
 
+use std::cell::RefCell;
 use std::sync::{Arc, OnceLock};
 
 use bytes::{Bytes, BytesMut};
 use uuid::Uuid;
+use zstd::bulk::{Compressor, Decompressor};
 
 use super::names::ObjectId;
 use super::table::{Location, u32_at};
@@ -36,11 +38,20 @@ const MAX_LEN: usize = PACK_BLOCKS * (BLOCK_SIZE + 64) + MAX_TABLE_LEN;
 pub(super) const MAX_TABLE_LEN: usize =
     8 + TABLE_HEADER_LEN + PACK_BLOCKS * FRAME_LEN + TRAILER_LEN;
 
+thread_local! {
+    /// Making a context costs as much as a good part of using it: each thread keeps its own.
+    static COMPRESSOR: RefCell<Compressor<'static>> =
+        RefCell::new(Compressor::new(ZSTD_LEVEL).expect("there is memory, and the level is valid"));
+    static DECOMPRESSOR: RefCell<Decompressor<'static>> =
+        RefCell::new(Decompressor::new().expect("there is memory"));
+}
+
 /// One block, compressed.
 pub(super) fn compress(raw: &[u8]) -> BlockBuffer {
     let bound = zstd::zstd_safe::compress_bound(raw.len());
     let mut frame = BlockBuffer::with_len(bound).expect("a block may grow by less than 4 KiB");
-    let len = zstd::bulk::compress_to_buffer(raw, &mut frame[..], ZSTD_LEVEL)
+    let len = COMPRESSOR
+        .with_borrow_mut(|zstd| zstd.compress_to_buffer(raw, &mut frame[..]))
         .expect("zstd compresses whatever it is given");
     frame.truncate(len);
     frame
@@ -49,7 +60,7 @@ pub(super) fn compress(raw: &[u8]) -> BlockBuffer {
 /// Decompresses one frame and checks it; what is wrong with it otherwise.
 pub(super) fn decompress(frame: &[u8], digest: Digest) -> Result<Block, String> {
     let mut raw = BlockBuffer::block();
-    match zstd::bulk::decompress_to_buffer(frame, &mut raw[..]) {
+    match DECOMPRESSOR.with_borrow_mut(|zstd| zstd.decompress_to_buffer(frame, &mut raw[..])) {
         Ok(BLOCK_SIZE) => {}
         Ok(len) => return Err(format!("a frame holds {len} bytes, not a block")),
         Err(error) => return Err(format!("a frame cannot be decompressed: {error}")),

@@ -237,14 +237,16 @@ impl Repository {
     pub(super) async fn read_frame(&self, location: Location, digest: Digest) -> Result<Block> {
         let name = location.pack.pack_name();
         let (offset, len) = (u64::from(location.offset), location.length as usize);
-        let frame = match self.objects.read_range(&name, offset, len).await {
-            Ok(frame) => frame,
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                return Err(damaged(&name, "it is missing"));
-            }
-            Err(error) => return Err(error),
+        let decode = {
+            let name = name.clone();
+            move |frame: &[u8]| pack::decompress(frame, digest).map_err(|why| damaged(&name, &why))
         };
-        blocking(move || pack::decompress(&frame, digest).map_err(|why| damaged(&name, &why))).await
+        match self.objects.read_range(&name, offset, len, Box::new(decode)).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                Err(damaged(&name, "it is missing"))
+            }
+            read => read,
+        }
     }
 }
 

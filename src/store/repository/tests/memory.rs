@@ -15,8 +15,9 @@ use futures::future::{BoxFuture, maybe_done};
 use jiff::Timestamp;
 use uuid::Uuid;
 
+use crate::model::Block;
 use crate::store::repository::Repository;
-use crate::store::repository::objects::Objects;
+use crate::store::repository::objects::{Decode, Objects};
 use crate::store::{Error, ErrorKind, Result};
 
 /// The objects of one repository, with their clock.
@@ -317,14 +318,20 @@ impl Objects for Handle {
         self.get(name)
     }
 
-    async fn read_range(&self, name: &str, offset: u64, len: usize) -> Result<Bytes> {
+    async fn read_range(
+        &self,
+        name: &str,
+        offset: u64,
+        len: usize,
+        decode: Decode,
+    ) -> Result<Block> {
         self.begin_read(Call::Read, name).await?;
         let data = self.get(name)?;
         let offset = usize::try_from(offset).unwrap();
         if data.len() < offset + len {
             return Err(Error::new(ErrorKind::Corrupt, format!("{name} is truncated")));
         }
-        Ok(data.slice(offset..offset + len))
+        decode(&data[offset..offset + len])
     }
 
     async fn read_tail(&self, name: &str, len: usize) -> Result<Bytes> {
