@@ -267,6 +267,14 @@ impl Cache {
         self.replies.acquire_many(kib).await.ok()
     }
 
+    /// Takes `bytes` of the budget, though never more than half of it, for something else than what
+    /// is cached, until the loan is dropped.
+    pub(crate) fn lend(self: &Arc<Self>, bytes: usize) -> Loan {
+        let bytes = bytes.min(self.budget / 2);
+        self.state().memory.reserve(bytes);
+        Loan { cache: Arc::clone(self), bytes }
+    }
+
     /// Joins the readers that have blocks fetched ahead of them.
     pub(crate) fn stream(self: &Arc<Self>) -> Stream {
         self.streams.fetch_add(1, Ordering::Relaxed);
@@ -343,6 +351,19 @@ impl Drop for Reserved<'_> {
     fn drop(&mut self) {
         self.cache.state().memory.release(self.bytes);
         self.cache.metrics.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Bytes of the budget that something else takes.
+#[derive(Debug)]
+pub(crate) struct Loan {
+    cache: Arc<Cache>,
+    bytes: usize,
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        self.cache.state().memory.release(self.bytes);
     }
 }
 

@@ -14,6 +14,8 @@ use crate::store::{Error, ErrorKind, ListFrom, ListedBlock, Result, SharedStore}
 
 mod prefetch;
 mod reader;
+pub mod staging;
+pub mod working;
 
 pub use reader::Reader;
 
@@ -133,6 +135,22 @@ impl Image {
         };
         self.cache.count_hit();
         Some(block)
+    }
+
+    /// Whether a block is known to read as zeros, without asking.
+    fn is_known_empty(&self, index: BlockIndex) -> bool {
+        index.offset() >= self.len() || self.map().state(index) == BlockState::Empty
+    }
+
+    /// What the store lists at `index`: nothing, if it is a hole.
+    async fn listed(
+        self: &Arc<Self>,
+        index: BlockIndex,
+    ) -> Result<Option<ListedBlock>, SharedError> {
+        if index >= self.snapshot.volume_size.blocks() {
+            return Ok(None);
+        }
+        Ok(find(&*self.listing(index, Urgency::Reader).await?, index).cloned())
     }
 
     /// The block at `index`, from memory or the store.

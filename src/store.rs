@@ -26,6 +26,7 @@ use bytes::Bytes;
 
 use crate::model::{Block, BlockIndex, Digest, Snapshot, SnapshotId, Tags, VolumeSize};
 
+pub(crate) mod document;
 mod error;
 pub mod repository;
 mod url;

@@ -1,0 +1,372 @@
+//! The staging directory of a mount: what was written to working images, on the local disk.
+//!
+//! Each working image has a directory with one document and two files a generation: the data, at the
+//! offsets of the image, and the map of which blocks are there. `docs/staging-format.md` is the
+//! description for others.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::model::{BLOCK_SIZE_U64, Digest};
+use crate::store::document;
+
+pub(crate) mod files;
+pub(crate) mod map;
+pub(crate) mod record;
+
+/// The format that this version writes, and the newest that it reads.
+const FORMAT: u32 = 1;
+
+/// Mounts of one store at the same time that each have a staging directory of their own.
+const MAX_PLACES: u32 = 16;
+
+/// What is left of the disk for others: a twentieth, and at most a GiB.
+const RESERVE: u64 = 1 << 30;
+
+/// Blocks that may be staged between two looks at how full the disk is.
+const BETWEEN_LOOKS: i64 = 32;
+
+/// `staging.json`: whose it is.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Owner {
+    format: u32,
+    store: String,
+}
+
+/// What can be wrong with a staging directory.
+#[derive(Debug, thiserror::Error)]
+pub enum Unusable {
+    /// The system does not let us use it.
+    #[error(
+        "cannot stage in {path}: {cause}; --staging names another directory, --read-only does without"
+    )]
+    Io {
+        /// The directory.
+        path: String,
+        /// What the system says.
+        cause: io::Error,
+    },
+    /// It is not ours to use.
+    #[error("cannot stage in {path}: {why}")]
+    Taken {
+        /// The directory.
+        path: String,
+        /// By whom it is used, and what to do.
+        why: String,
+    },
+}
+
+/// An open staging directory, locked.
+#[derive(Debug)]
+pub struct Staging {
+    path: PathBuf,
+    limit: u64,
+    staged: AtomicU64,
+    /// Blocks until the next look at how full the disk is.
+    unlooked: AtomicI64,
+    /// Held while it is in use.
+    _lock: Flock<File>,
+}
+
+/// Why nothing more can be staged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoRoom {
+    Limit(u64),
+    Disk,
+}
+
+impl Staging {
+    /// The staging directory of a store in `root`, for one of possibly several mounts of it; what
+    /// mounts that are gone have left in others is moved into it.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be used.
+    pub fn open_default(root: &Path, store: &str, limit: u64) -> Result<Self, Unusable> {
+        let key = &Digest::of(store.as_bytes()).to_hex()[..16];
+        let place = |n: u32| root.join(format!("{key}-{n}"));
+        let mut taken = None;
+        for n in 0..MAX_PLACES {
+            match Self::open(&place(n), store, limit) {
+                Ok(staging) => {
+                    for other in (0..MAX_PLACES).filter(|other| *other != n) {
+                        staging.adopt(&place(other), store);
+                    }
+                    return Ok(staging);
+                }
+                Err(error @ Unusable::Taken { .. }) => taken = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(taken.expect("there was at least one"))
+    }
+
+    /// The staging directory at `path`, which is made if it is not there.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be used, is used by another mount, or is that of another store.
+    pub fn open(path: &Path, store: &str, limit: u64) -> Result<Self, Unusable> {
+        let failed = |cause| Unusable::Io { path: path.display().to_string(), cause };
+        let taken = |why: String| Unusable::Taken { path: path.display().to_string(), why };
+        files::make_directory(&path.join("images")).map_err(failed)?;
+        let lock = lock(&path.join("lock"), failed, taken)?;
+        let document = path.join("staging.json");
+        let owner = Owner { format: FORMAT, store: store.to_owned() };
+        match std::fs::read(&document) {
+            Ok(bytes) => {
+                let found: Owner = document::decode("staging.json", &bytes)
+                    .map_err(|e| taken(format!("{e}; what is staged there is still there")))?;
+                if found.format > FORMAT {
+                    return Err(taken(format!(
+                        "it has the format {}, of a newer fspfs",
+                        found.format
+                    )));
+                }
+                if found.store != owner.store {
+                    return Err(taken(format!(
+                        "it belongs to the store {}; give another --staging",
+                        found.store
+                    )));
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                files::replace(&document, &document::encode(&owner), true).map_err(failed)?;
+            }
+            Err(error) => return Err(failed(error)),
+        }
+        if !files::has_sparse_files(path).map_err(failed)? {
+            return Err(taken(
+                "files there cannot have holes; give a --staging on ext4, xfs, btrfs or tmpfs"
+                    .to_owned(),
+            ));
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            limit,
+            staged: AtomicU64::new(0),
+            unlooked: AtomicI64::new(0),
+            _lock: lock,
+        })
+    }
+
+    /// Takes over the images of a mount that is gone. What cannot be had now is there the next time.
+    fn adopt(&self, other: &Path, store: &str) {
+        if !other.join("staging.json").exists() {
+            return;
+        }
+        let Ok(left) = Self::open(other, store, 0) else { return };
+        for image in left.images().unwrap_or_default() {
+            let Some(name) = image.file_name() else { continue };
+            match std::fs::rename(&image, self.path.join("images").join(name)) {
+                Ok(()) => tracing::info!("took over what was staged in {}", image.display()),
+                Err(error) => tracing::warn!("{} stays where it is: {error}", image.display()),
+            }
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The directories of the images that are there.
+    pub(crate) fn images(&self) -> io::Result<Vec<PathBuf>> {
+        let mut images = Vec::new();
+        for entry in std::fs::read_dir(self.path.join("images"))? {
+            let entry = entry?;
+            let ours = entry.file_name().to_str().is_some_and(|n| Uuid::try_parse(n).is_ok());
+            if ours && entry.file_type()?.is_dir() {
+                images.push(entry.path());
+            }
+        }
+        Ok(images)
+    }
+
+    /// A new directory for an image.
+    pub(crate) fn new_image(&self) -> io::Result<PathBuf> {
+        let path = self.path.join("images").join(Uuid::new_v4().to_string());
+        files::make_directory(&path)?;
+        Ok(path)
+    }
+
+    /// Makes the directory of an image durable.
+    pub(crate) fn sync_image(&self, image: &Path) -> io::Result<()> {
+        files::sync_directory(image)?;
+        files::sync_directory(&self.path.join("images"))
+    }
+
+    /// Takes room for `blocks` more blocks, to be given back with [`give_back`](Self::give_back).
+    pub(crate) fn take(&self, blocks: u64) -> Result<(), NoRoom> {
+        let bytes = blocks * BLOCK_SIZE_U64;
+        if self.staged.fetch_add(bytes, Ordering::Relaxed) + bytes > self.limit {
+            self.give_back(blocks);
+            return Err(NoRoom::Limit(self.limit));
+        }
+        let blocks_signed = i64::try_from(blocks).unwrap_or(i64::MAX);
+        if self.unlooked.fetch_sub(blocks_signed, Ordering::Relaxed) <= blocks_signed {
+            match self.spare() {
+                Some(spare) if spare < bytes => {
+                    self.give_back(blocks);
+                    self.unlooked.store(0, Ordering::Relaxed);
+                    return Err(NoRoom::Disk);
+                }
+                // Close to the end every block is looked at.
+                Some(spare) => {
+                    let safe = i64::try_from(spare / BLOCK_SIZE_U64 / 8).unwrap_or(i64::MAX);
+                    self.unlooked.store(safe.min(BETWEEN_LOOKS), Ordering::Relaxed);
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts blocks that were staged before this mount, whatever the limit.
+    pub(crate) fn count(&self, blocks: u64) {
+        self.staged.fetch_add(blocks * BLOCK_SIZE_U64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn give_back(&self, blocks: u64) {
+        self.staged.fetch_sub(blocks * BLOCK_SIZE_U64, Ordering::Relaxed);
+    }
+
+    /// Bytes that are staged.
+    pub(crate) fn staged(&self) -> u64 {
+        self.staged.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that may still be staged; `None` if the file system does not tell.
+    pub(crate) fn spare(&self) -> Option<u64> {
+        let disk = nix::sys::statvfs::statvfs(&self.path).ok()?;
+        let unit = disk.fragment_size();
+        let reserve = (disk.blocks() * unit / 20).min(RESERVE);
+        let spare = (disk.blocks_available() * unit).saturating_sub(reserve);
+        Some(spare.min(self.limit.saturating_sub(self.staged())))
+    }
+}
+
+fn lock(
+    path: &Path,
+    failed: impl Fn(io::Error) -> Unusable,
+    taken: impl Fn(String) -> Unusable,
+) -> Result<Flock<File>, Unusable> {
+    let mut options = File::options();
+    let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+    match Flock::lock(file.map_err(&failed)?, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err((_, Errno::EWOULDBLOCK)) => {
+            Err(taken("another mount uses it; unmount that, or give another --staging".to_owned()))
+        }
+        Err((_, error)) => Err(failed(error.into())),
+    }
+}
+
+/// The files of one generation.
+#[derive(Debug)]
+pub(crate) struct Files {
+    pub(crate) id: Uuid,
+    pub(crate) data: File,
+    pub(crate) map: std::sync::Mutex<map::MapFile>,
+    /// 32 bytes a block: the SHA-256 of those whose content is settled.
+    sums: File,
+    paths: [PathBuf; 3],
+}
+
+impl Files {
+    /// New files, for an image of `len` bytes.
+    pub(crate) fn create(image: &Path, len: u64) -> io::Result<Arc<Self>> {
+        let id = Uuid::new_v4();
+        let paths = paths(image, id);
+        let [data_path, map_path, sums_path] = &paths;
+        let mut options = File::options();
+        options.read(true).write(true).create_new(true).mode(0o600);
+        let data = options.open(data_path)?;
+        data.set_len(len)?;
+        let sums = options.open(sums_path)?;
+        let map = map::MapFile::create(map_path, id)?;
+        Ok(Arc::new(Self { id, data, map: map.into(), sums, paths }))
+    }
+
+    /// The files of a generation from an earlier mount, and what its map says.
+    pub(crate) fn open(image: &Path, id: Uuid) -> Result<(Arc<Self>, map::Marks), map::Unusable> {
+        let paths = paths(image, id);
+        let [data_path, map_path, sums_path] = &paths;
+        let (map, marks, data_len) = map::MapFile::open(map_path, id)?;
+        let data = File::options().read(true).write(true).open(data_path)?;
+        let sums = File::options().read(true).write(true).open(sums_path)?;
+        if data.metadata()?.len() < data_len {
+            return Err(map::Unusable::Damaged("its data was cut off"));
+        }
+        // A crash may have left bytes that no record speaks of; what is written next to them would
+        // bring them to light.
+        let mut at = 0;
+        while let Some(found) = files::next_data(&data, at)? {
+            if found >= data.metadata()?.len() {
+                break;
+            }
+            let index = u32::try_from(found / BLOCK_SIZE_U64).unwrap_or(u32::MAX);
+            let (mark, end) = marks.run(index, u32::MAX);
+            let end = u64::from(end) * BLOCK_SIZE_U64;
+            if mark != Some(map::Mark::Staged) {
+                files::punch(&data, u64::from(index) * BLOCK_SIZE_U64, end)?;
+            }
+            at = end;
+        }
+        Ok((Arc::new(Self { id, data, map: map.into(), sums, paths }), marks))
+    }
+
+    pub(crate) fn append(&self, records: &[map::Record]) -> io::Result<()> {
+        self.map.lock().unwrap_or_else(std::sync::PoisonError::into_inner).append(records)
+    }
+
+    /// Notes the SHA-256 of a block, to be vouched for by a record of the map.
+    pub(crate) fn write_sum(&self, index: u32, sum: Digest) -> io::Result<()> {
+        self.sums.write_all_at(&sum.0, u64::from(index) * 32)
+    }
+
+    pub(crate) fn read_sum(&self, index: u32) -> io::Result<Digest> {
+        let mut sum = [0; 32];
+        self.sums.read_exact_at(&mut sum, u64::from(index) * 32)?;
+        Ok(Digest(sum))
+    }
+
+    /// Makes data, sums and map durable.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        self.data.sync_data()?;
+        self.sums.sync_data()?;
+        let len = self.data.metadata()?.len();
+        self.map.lock().unwrap_or_else(std::sync::PoisonError::into_inner).sync(len)
+    }
+
+    /// Changes the length of the data.
+    pub(crate) fn set_len(&self, len: u64) -> io::Result<()> {
+        if len < self.data.metadata()?.len() {
+            // First the map, which vouches for a length.
+            self.map.lock().unwrap_or_else(std::sync::PoisonError::into_inner).sync(len)?;
+        }
+        self.data.set_len(len)
+    }
+
+    /// Removes the files.
+    pub(crate) fn remove(&self) {
+        for path in &self.paths {
+            if let Err(error) = std::fs::remove_file(path) {
+                tracing::warn!("{} is of no use any more, and stays: {error}", path.display());
+            }
+        }
+    }
+}
+
+fn paths(image: &Path, id: Uuid) -> [PathBuf; 3] {
+    ["data", "map", "sums"].map(|kind| image.join(format!("{id}.{kind}")))
+}

@@ -1,0 +1,409 @@
+//! One file under `new/`: a base, and what was written over it.
+//!
+//! What is written goes to a generation of staging. A commit freezes it; what is written then goes
+//! to a new generation over it. When the store calls the snapshot completed, that becomes the base
+//! and its generation goes.
+//!
+//! Locks, in the order in which they are taken: `gate`, a copy-up lock, `recording`, `state`. The
+//! last two are held for moments, and never over an `await`.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use tokio::sync::{RwLock, Semaphore, watch};
+
+use self::layer::{Layer, Source};
+use super::staging::record::{Attempt, GenerationRecord, ImageRecord, Trouble, Wishes, boot};
+use super::staging::{Files, NoRoom, Staging};
+use super::{Image, Reader};
+use crate::cache::{Cache, SharedError};
+use crate::model::{BLOCK_SIZE_U64, BlockIndex, SnapshotId, Tags};
+use crate::store::SharedStore;
+
+mod attributes;
+mod change;
+mod commit;
+mod error;
+mod layer;
+mod load;
+mod opened;
+mod put;
+mod read;
+
+pub use attributes::{State, Status};
+pub use error::{Error, Result};
+pub use opened::{Closed, Opened};
+
+/// Commits that put blocks at the same time; each takes [`COMMIT_MEMORY`] of the budget.
+const MAX_COMMITS: usize = 2;
+
+/// Locks that keep two writers from copying up one block at the same time.
+const COPY_UPS: usize = 64;
+
+/// What the mount wants of all its working images.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Closing commits; else only asking for it does.
+    pub commit_at_close: bool,
+    /// Commits run in the background, since the kernel would end a request that takes long.
+    pub in_background: bool,
+    /// Put blocks of zeros too.
+    pub full_copy: bool,
+    /// Put the holes of an encrypted snapshot.
+    pub encrypted_holes: bool,
+    /// The description, unless an image has its own.
+    pub description: Option<String>,
+    /// Tags, unless an image has its own of the same key.
+    pub tags: Tags,
+    /// Ask for an encrypted snapshot.
+    pub encrypted: bool,
+    /// The key to encrypt it with.
+    pub kms_key: Option<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            commit_at_close: true,
+            in_background: false,
+            full_copy: false,
+            encrypted_holes: true,
+            description: None,
+            tags: Tags::new(),
+            encrypted: false,
+            kms_key: None,
+        }
+    }
+}
+
+/// What all working images of a mount share.
+#[derive(Debug)]
+pub struct Workshop {
+    store: SharedStore,
+    cache: Arc<Cache>,
+    staging: Staging,
+    settings: Settings,
+    commits: Semaphore,
+}
+
+impl Workshop {
+    /// Working images over `store`, with their data in `staging`.
+    pub fn new(
+        store: SharedStore,
+        cache: Arc<Cache>,
+        staging: Staging,
+        settings: Settings,
+    ) -> Arc<Self> {
+        Arc::new(Self { store, cache, staging, settings, commits: Semaphore::new(MAX_COMMITS) })
+    }
+
+    /// Where the data is.
+    pub fn staging(&self) -> &Staging {
+        &self.staging
+    }
+
+    /// Bytes that may still be staged.
+    pub fn spare(&self) -> u64 {
+        self.staging.spare().unwrap_or(0)
+    }
+
+    fn image(&self, snapshot: crate::model::Snapshot) -> Arc<Image> {
+        Image::new(Arc::new(snapshot), Arc::clone(&self.store), Arc::clone(&self.cache))
+    }
+}
+
+/// A working image.
+pub struct WorkingImage {
+    shop: Arc<Workshop>,
+    directory: PathBuf,
+    number: u64,
+    /// Held for reading by whoever writes, for writing by whoever changes length or generation.
+    gate: RwLock<()>,
+    copy_ups: [tokio::sync::Mutex<()>; COPY_UPS],
+    /// Held by whoever writes the document.
+    recording: Mutex<()>,
+    state: Mutex<Inner>,
+}
+
+struct Inner {
+    name: String,
+    /// It was unlinked, or another one was renamed over it.
+    removed: bool,
+    mode: u16,
+    uid: u32,
+    gid: u32,
+    modified: Timestamp,
+    len: u64,
+    base: Option<Arc<Reader>>,
+    /// From the bottom up. All but the last one are frozen.
+    layers: Vec<Layer>,
+    trouble: Option<Trouble>,
+    /// Why closing it made no snapshot, where nothing is wrong.
+    notice: Option<String>,
+    wishes: Wishes,
+    snapshot: Option<SnapshotId>,
+    writers: HashMap<u64, opened::Writer>,
+    /// Open for reading or writing.
+    open: usize,
+    /// Somebody puts, or waits for the store.
+    running: bool,
+    /// The document, or a name of it, may not be durable.
+    unsynced: bool,
+}
+
+impl fmt::Debug for WorkingImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkingImage").field("number", &self.number).finish_non_exhaustive()
+    }
+}
+
+/// Who makes a file, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Maker {
+    /// The owner.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+    /// Permission bits.
+    pub mode: u16,
+}
+
+impl WorkingImage {
+    /// A new, empty image.
+    ///
+    /// # Errors
+    ///
+    /// If nothing can be staged.
+    pub async fn create(shop: &Arc<Workshop>, name: &str, maker: Maker) -> Result<Arc<Self>> {
+        Self::create_over(shop, name, maker, None).await
+    }
+
+    /// An image that begins as a snapshot is. Copies nothing.
+    pub async fn create_over(
+        shop: &Arc<Workshop>,
+        name: &str,
+        maker: Maker,
+        base: Option<Arc<Image>>,
+    ) -> Result<Arc<Self>> {
+        let (shop, name) = (Arc::clone(shop), name.to_owned());
+        blocking(move || {
+            let directory = shop
+                .staging
+                .new_image()
+                .map_err(|e| Error::io("make a file in", shop.staging.path(), e))?;
+            let inner = Inner {
+                name,
+                removed: false,
+                mode: maker.mode,
+                uid: maker.uid,
+                gid: maker.gid,
+                modified: Timestamp::now(),
+                len: base.as_ref().map_or(0, |base| base.len()),
+                base: base.map(|base| Arc::new(Reader::new(base))),
+                layers: Vec::new(),
+                trouble: None,
+                notice: None,
+                wishes: Wishes::default(),
+                snapshot: None,
+                writers: HashMap::new(),
+                open: 0,
+                running: false,
+                unsynced: true,
+            };
+            let image = Self::with(shop, directory, inner);
+            image.record(false)?;
+            Ok(image)
+        })
+        .await
+    }
+
+    fn with(shop: Arc<Workshop>, directory: PathBuf, inner: Inner) -> Arc<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Arc::new(Self {
+            shop,
+            directory,
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
+            gate: RwLock::new(()),
+            copy_ups: std::array::from_fn(|_| tokio::sync::Mutex::new(())),
+            recording: Mutex::new(()),
+            state: Mutex::new(inner),
+        })
+    }
+
+    /// A number that no other working image of this process has.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    fn state(&self) -> MutexGuard<'_, Inner> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes the document; durably if `sync`, with the names of all files.
+    fn record(&self, sync: bool) -> Result<()> {
+        let _alone = self.recording.lock().unwrap_or_else(PoisonError::into_inner);
+        let record = {
+            let state = self.state();
+            if state.removed {
+                return Ok(());
+            }
+            state.record()
+        };
+        let failed = |e| Error::io("stage in", &self.directory, e);
+        record.write(&self.directory, sync).map_err(failed)?;
+        if sync {
+            self.shop.staging.sync_image(&self.directory).map_err(failed)?;
+        }
+        self.state().unsynced = !sync;
+        Ok(())
+    }
+
+    async fn recorded(self: &Arc<Self>, sync: bool) -> Result<()> {
+        let image = Arc::clone(self);
+        blocking(move || image.record(sync)).await
+    }
+
+    /// Makes everything that was written durable on the local disk.
+    pub async fn sync(self: &Arc<Self>) -> Result<()> {
+        let _writing = self.gate.read().await;
+        let image = Arc::clone(self);
+        blocking(move || {
+            let (files, unsynced) = {
+                let state = image.state();
+                let files: Vec<_> = state.layers.iter().map(|l| Arc::clone(&l.files)).collect();
+                (files, state.unsynced)
+            };
+            for files in files {
+                files.sync().map_err(|e| Error::io("stage in", &image.directory, e))?;
+            }
+            if unsynced { image.record(true) } else { Ok(()) }
+        })
+        .await
+    }
+
+    /// Takes it out of `new/`: what is staged goes once nobody has it open and no commit runs.
+    pub async fn remove(self: &Arc<Self>) {
+        let abort = {
+            let mut state = self.state();
+            state.removed = true;
+            if state.running { None } else { state.layers.first().and_then(Layer::pending) }
+        };
+        if let Some(id) = abort {
+            self.abort(&id).await;
+        }
+        self.tidy();
+    }
+
+    /// Removes what is staged, if it is of no use any more.
+    fn tidy(&self) {
+        let layers = {
+            let mut state = self.state();
+            if !state.removed || state.open > 0 || state.running {
+                return;
+            }
+            std::mem::take(&mut state.layers)
+        };
+        for layer in layers {
+            self.shop.staging.give_back(layer.marks.staged.len());
+        }
+        if let Err(error) = std::fs::remove_dir_all(&self.directory)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(
+                "{} is of no use any more, and stays: {error}",
+                self.directory.display()
+            );
+        }
+    }
+
+    /// Ends it with the mount: a clean image goes, what is staged stays.
+    pub fn leave(&self) {
+        {
+            let mut state = self.state();
+            if !state.layers.is_empty() || state.running || state.trouble.is_some() {
+                return;
+            }
+            state.removed = true;
+            state.open = 0;
+        }
+        self.tidy();
+    }
+
+    async fn abort(&self, id: &SnapshotId) {
+        if let Err(error) = self.shop.store.delete(id).await {
+            tracing::warn!("{id} stays pending: {error}");
+        }
+    }
+}
+
+impl Inner {
+    fn record(&self) -> ImageRecord {
+        let generation = |layer: &Layer| GenerationRecord {
+            id: layer.files.id,
+            frozen: layer.frozen,
+            durable: layer.durable,
+            attempt: layer.attempt.clone(),
+        };
+        ImageRecord {
+            name: self.name.clone(),
+            mode: self.mode,
+            uid: self.uid,
+            gid: self.gid,
+            modified: self.modified,
+            base: self.base.as_ref().map(|base| base.image().snapshot().id.clone()),
+            trouble: self.trouble.clone(),
+            wishes: self.wishes.clone(),
+            boot: boot(),
+            generations: self.layers.iter().map(generation).collect(),
+        }
+    }
+
+    /// Where the content of a block is, as the lowest `layers` have it.
+    fn source(&self, index: BlockIndex, layers: usize) -> Source {
+        for layer in self.layers[..layers].iter().rev() {
+            if layer.marks.staged.contains(index.0) {
+                return Source::Staged(Arc::clone(&layer.files));
+            }
+            if layer.marks.holes.contains(index.0) || layer.marks.cut_off {
+                return Source::Zeros;
+            }
+        }
+        match &self.base {
+            Some(base) if !base.image().is_known_empty(index) => Source::Base(Arc::clone(base)),
+            _ => Source::Zeros,
+        }
+    }
+
+    /// Whether a block may have data below the uppermost generation.
+    fn is_over_data(&self, index: BlockIndex) -> bool {
+        let top = self.layers.len().saturating_sub(1);
+        let cut_off = self.layers.last().is_some_and(|layer| layer.marks.cut_off);
+        !cut_off && !matches!(self.source(index, top), Source::Zeros)
+    }
+
+    /// The generation that takes what is written, if there is one.
+    fn active(&mut self) -> Option<&mut Layer> {
+        self.layers.last_mut().filter(|layer| !layer.frozen)
+    }
+
+    fn is_dirty(&self) -> bool {
+        self.layers.last().is_some_and(|layer| !layer.frozen)
+    }
+}
+
+/// One past the last block of so many bytes.
+fn end_block(len: u64) -> u32 {
+    BlockIndex::containing(len.next_multiple_of(BLOCK_SIZE_U64)).0
+}
+
+/// Runs `work`, which waits for a disk or computes, on a thread where that is allowed.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}

@@ -1,0 +1,224 @@
+//! What is told of a working image, and what can be asked of it.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::{Error, Inner, Result, Trouble, WorkingImage};
+use crate::model::{BLOCK_SIZE_U64, MAX_DESCRIPTION_CHARS, SnapshotId, Tags, check_tags};
+
+/// Where a working image is between two snapshots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Nothing was written since the last snapshot.
+    Clean,
+    /// It holds what no snapshot has.
+    Dirty,
+    /// A snapshot is being made of it, or the store is still busy with that.
+    Committing,
+    /// It will be committed when the store is done with the snapshot before.
+    Queued,
+    /// The last commit failed; it is tried again at the next mount.
+    Failed,
+    /// A program that wrote to it was killed, or met an error: it waits.
+    Interrupted,
+}
+
+impl State {
+    /// The state in words.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Clean => "clean",
+            Self::Dirty => "dirty",
+            Self::Committing => "committing",
+            Self::Queued => "queued",
+            Self::Failed => "failed",
+            Self::Interrupted => "interrupted",
+        }
+    }
+}
+
+/// What `stat` and the extended attributes tell.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// Where it is between two snapshots.
+    pub state: State,
+    /// What went wrong, or why there is no snapshot.
+    pub error: Option<String>,
+    /// The last snapshot that was made of it.
+    pub snapshot: Option<SnapshotId>,
+    /// The snapshot that it is over.
+    pub base: Option<SnapshotId>,
+    /// Length in bytes.
+    pub len: u64,
+    /// Bytes that are staged.
+    pub staged: u64,
+    /// Bytes that hold data, about.
+    pub allocated: u64,
+    /// When it was changed.
+    pub modified: Timestamp,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Permission bits.
+    pub mode: u16,
+    /// Names in `new/`: 1, or 0 if it was removed.
+    pub links: u32,
+    /// Blocks that a commit under way has done, and all.
+    pub progress: Option<(u64, u64)>,
+}
+
+impl Inner {
+    pub(super) fn status(&self) -> State {
+        match &self.trouble {
+            Some(Trouble::Failed(_)) if !self.running => return State::Failed,
+            Some(Trouble::Interrupted(_)) if !self.running => return State::Interrupted,
+            _ => {}
+        }
+        let frozen = self.layers.iter().filter(|layer| layer.frozen).count();
+        match (frozen, self.is_dirty()) {
+            (0, false) => State::Clean,
+            (0, true) => State::Dirty,
+            (1, _) => State::Committing,
+            _ => State::Queued,
+        }
+    }
+}
+
+impl WorkingImage {
+    /// What is known of it; never waits.
+    pub fn status(&self) -> Status {
+        let state = self.state();
+        let staged: u64 = state.layers.iter().map(|layer| layer.marks.staged.len()).sum();
+        let cut_off = state.layers.iter().any(|layer| layer.marks.cut_off);
+        let beneath = match &state.base {
+            Some(base) if !cut_off => base.image().allocated(),
+            _ => 0,
+        };
+        let error = match &state.trouble {
+            Some(Trouble::Failed(why) | Trouble::Interrupted(why)) => Some(why.clone()),
+            None => state.notice.clone(),
+        };
+        Status {
+            state: state.status(),
+            error,
+            snapshot: state.snapshot.clone(),
+            base: state.base.as_ref().map(|base| base.image().snapshot().id.clone()),
+            len: state.len,
+            staged: staged * BLOCK_SIZE_U64,
+            allocated: (staged * BLOCK_SIZE_U64 + beneath).min(state.len),
+            modified: state.modified,
+            uid: state.uid,
+            gid: state.gid,
+            mode: state.mode,
+            links: u32::from(!state.removed),
+            progress: state
+                .running
+                .then(|| state.layers.first().map(|l| l.commit.progress()))
+                .flatten(),
+        }
+    }
+
+    /// Its name in `new/`.
+    pub fn name(&self) -> String {
+        self.state().name.clone()
+    }
+
+    /// Changes owner, permissions or time, as far as they are given.
+    pub async fn set_attributes(
+        self: &Arc<Self>,
+        mode: Option<u16>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        modified: Option<Timestamp>,
+    ) -> Result<()> {
+        {
+            let mut state = self.state();
+            state.mode = mode.unwrap_or(state.mode);
+            state.uid = uid.unwrap_or(state.uid);
+            state.gid = gid.unwrap_or(state.gid);
+            state.modified = modified.unwrap_or(state.modified);
+        }
+        self.recorded(false).await
+    }
+
+    /// What was asked for its next snapshot, by the names of the attributes.
+    pub fn wishes(&self) -> Vec<(String, String)> {
+        let state = self.state();
+        let wishes = &state.wishes;
+        let mut list = Vec::new();
+        let mut add = |name: &str, value: Option<String>| {
+            list.extend(value.map(|value| (name.to_owned(), value)));
+        };
+        add("description", wishes.description.clone());
+        add("parent", wishes.parent.as_ref().map(ToString::to_string));
+        add("encrypted", wishes.encrypted.then(|| "true".to_owned()));
+        add("kms-key", wishes.kms_key.clone());
+        for (key, value) in &wishes.tags {
+            add(&format!("tag.{key}"), Some(value.clone()));
+        }
+        list
+    }
+
+    /// Asks something of its next snapshot; `None` takes it back.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] if there is no such attribute, if the value cannot be, or if it is too late.
+    pub async fn wish(self: &Arc<Self>, name: &str, value: Option<&str>) -> Result<()> {
+        {
+            let mut state = self.state();
+            let refuse = |why: String| Err(Error::Refused(why));
+            let late = state.base.is_some() || state.layers.iter().any(|layer| layer.frozen);
+            let mut wishes = state.wishes.clone();
+            match name {
+                "description" => {
+                    if value.is_some_and(|text| text.chars().count() > MAX_DESCRIPTION_CHARS) {
+                        return refuse(format!(
+                            "a description has at most {MAX_DESCRIPTION_CHARS} characters"
+                        ));
+                    }
+                    wishes.description = value.map(str::to_owned);
+                }
+                "parent" | "encrypted" | "kms-key" if late => {
+                    return refuse(format!(
+                        "{name} is too late: a snapshot was made of it, or is being made"
+                    ));
+                }
+                "parent" => {
+                    wishes.parent = value.map(str::parse).transpose().map_err(
+                        |e: crate::model::InvalidSnapshotId| Error::Refused(e.to_string()),
+                    )?;
+                }
+                "encrypted" => {
+                    wishes.encrypted = match value {
+                        None | Some("false" | "0") => false,
+                        Some("true" | "1") => true,
+                        Some(other) => {
+                            return refuse(format!("encrypted is true or false, not {other:?}"));
+                        }
+                    };
+                }
+                "kms-key" => wishes.kms_key = value.map(str::to_owned),
+                _ => match name.strip_prefix("tag.") {
+                    Some(key) => set_tag(&mut wishes.tags, key, value)?,
+                    None => return refuse(format!("there is no attribute {name:?} to set")),
+                },
+            }
+            state.wishes = wishes;
+        }
+        self.recorded(false).await
+    }
+}
+
+fn set_tag(tags: &mut Tags, key: &str, value: Option<&str>) -> Result<()> {
+    if key.starts_with("fspfs:") {
+        return Err(Error::Refused("tags that begin with fspfs: are our own".to_owned()));
+    }
+    match value {
+        Some(value) => tags.insert(key.to_owned(), value.to_owned()),
+        None => tags.remove(key),
+    };
+    check_tags(tags).map_err(|e| Error::Refused(e.to_string()))
+}

@@ -1,0 +1,468 @@
+//! Committing: from a dirty image to a snapshot, one generation after the other.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::layer::{Commit, Layer};
+use super::put::Put;
+use super::{Error, Reader, Result, Trouble, WorkingImage, blocking};
+use crate::image::staging::files::read_padded;
+use crate::image::staging::map::Mark;
+use crate::image::staging::record::Attempt;
+use crate::model::{
+    Block, BlockBuffer, BlockIndex, Snapshot, SnapshotId, SnapshotState, VolumeSize,
+};
+use crate::store::ErrorKind;
+
+/// How long the store is asked anew whether it has completed a snapshot: at first, and at most.
+const ASK_FIRST: Duration = Duration::from_millis(100);
+const ASK_AT_MOST: Duration = Duration::from_secs(10);
+
+/// What asking for a commit led to.
+#[derive(Debug)]
+pub(super) enum Begun {
+    /// There is nothing to commit.
+    Nothing,
+    /// It is under way.
+    Running(Arc<Commit>),
+    /// It is durable on the local disk, and has to wait for the one before.
+    Queued(Arc<Commit>),
+}
+
+impl WorkingImage {
+    /// Commits what closing it calls for, and waits until the store has accepted it. A commit that
+    /// has to wait for another one only makes what is staged durable.
+    ///
+    /// # Errors
+    ///
+    /// If the snapshot could not be made: what is staged stays.
+    pub async fn commit_closed(self: &Arc<Self>) -> Result<Option<SnapshotId>> {
+        self.commit_if_wanted(!self.shop.settings.in_background).await
+    }
+
+    async fn commit_if_wanted(self: &Arc<Self>, waits: bool) -> Result<Option<SnapshotId>> {
+        if self.is_temporary() || !self.shop.settings.commit_at_close {
+            return Ok(None);
+        }
+        if let Some(notice) = self.reason_against().await? {
+            tracing::info!("{}: {notice}", self.name());
+            self.state().notice = Some(notice);
+            return Ok(None);
+        }
+        match self.begin_commit(!waits).await? {
+            Begun::Running(commit) if waits => commit.wait().await.map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Commits whatever there is to commit, and waits until the store has accepted it. Answers the
+    /// newest snapshot of the image.
+    ///
+    /// # Errors
+    ///
+    /// As [`commit_closed`](Self::commit_closed); [`Error::Empty`] for an image without a byte.
+    pub async fn commit(self: &Arc<Self>) -> Result<SnapshotId> {
+        if self.is_empty() {
+            return Err(Error::Empty);
+        }
+        let begun = match self.begin_commit(false).await? {
+            // A file of zeros, or none at all, is an image too, when somebody asks.
+            Begun::Nothing if self.state().snapshot.is_none() => {
+                self.touch().await?;
+                self.begin_commit(false).await?
+            }
+            begun => begun,
+        };
+        match begun {
+            Begun::Nothing => {
+                let snapshot = self.state().snapshot.clone();
+                snapshot.ok_or(Error::Empty)
+            }
+            Begun::Running(commit) | Begun::Queued(commit) => commit.wait().await,
+        }
+    }
+
+    /// Begins to commit in the background, as [`commit_closed`](Self::commit_closed) does; what is
+    /// staged is made durable first.
+    pub fn commit_in_background(self: &Arc<Self>) {
+        let image = Arc::clone(self);
+        tokio::spawn(async move {
+            // A failure of the commit itself is logged where it happens.
+            if let Err(error) = image.commit_if_wanted(false).await {
+                tracing::debug!("the commit of {} failed: {error}", image.name());
+            }
+        });
+    }
+
+    /// Ends the commit that is under way.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] if there is none.
+    pub fn cancel(&self) -> Result<()> {
+        let state = self.state();
+        match state
+            .layers
+            .first()
+            .filter(|layer| state.running && layer.commit.outcome.borrow().is_none())
+        {
+            Some(layer) => {
+                layer.commit.cancel.notify_one();
+                Ok(())
+            }
+            None => Err(Error::Refused("no commit of it is under way".to_owned())),
+        }
+    }
+
+    /// Waits until the store calls the snapshots of all commits completed, or one of them failed.
+    pub async fn settled(&self) -> Result<()> {
+        let mut pause = ASK_FIRST;
+        loop {
+            {
+                let state = self.state();
+                if !state.running {
+                    return match &state.trouble {
+                        Some(Trouble::Failed(why) | Trouble::Interrupted(why)) => {
+                            Err(Error::Interrupted(why.clone()))
+                        }
+                        None => Ok(()),
+                    };
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(1));
+        }
+    }
+
+    /// The commit that is putting blocks, if one is.
+    pub fn is_putting(&self) -> bool {
+        let state = self.state();
+        state.running
+            && state.layers.iter().any(|l| l.frozen && l.commit.outcome.borrow().is_none())
+    }
+
+    /// Waits until no commit is putting blocks.
+    pub async fn put_down(&self) {
+        loop {
+            let commit = {
+                let state = self.state();
+                if !state.running {
+                    return;
+                }
+                state
+                    .layers
+                    .iter()
+                    .find(|l| l.frozen && l.commit.outcome.borrow().is_none())
+                    .map(|l| Arc::clone(&l.commit))
+            };
+            let Some(commit) = commit else { return };
+            // How it ended is told elsewhere.
+            let _ = commit.wait().await;
+        }
+    }
+
+    /// Names that programs use for what is not whole yet.
+    fn is_temporary(&self) -> bool {
+        is_temporary(&self.state().name)
+    }
+
+    /// Why closing it makes no snapshot: nobody would want one of it.
+    async fn reason_against(self: &Arc<Self>) -> Result<Option<String>> {
+        let (files, staged, len) = {
+            let state = self.state();
+            if state.len == 0 && state.is_dirty() {
+                return Ok(Some("it is empty: no snapshot was made".to_owned()));
+            }
+            if state.base.is_some()
+                || state.layers.len() != 1
+                || state.layers[0].frozen
+                || state.trouble.is_some()
+            {
+                return Ok(None);
+            }
+            let layer = &state.layers[0];
+            (Arc::clone(&layer.files), layer.marks.staged.clone(), state.len)
+        };
+        let directory = self.directory.clone();
+        let only_zeros = blocking(move || {
+            let mut buffer = BlockBuffer::block();
+            for index in staged {
+                let start = BlockIndex(index).offset();
+                if start >= len {
+                    break;
+                }
+                read_padded(&files.data, &mut buffer, start)?;
+                if buffer[..] != crate::model::zeros()[..] {
+                    return Ok(false);
+                }
+            }
+            Ok::<_, std::io::Error>(true)
+        })
+        .await
+        .map_err(|e| Error::io("read", &directory, e))?;
+        let notice = "it holds nothing but zeros: no snapshot was made; `fspfs commit` makes one";
+        Ok(only_zeros.then(|| notice.to_owned()))
+    }
+
+    /// Makes a generation, so that there is something to commit.
+    async fn touch(self: &Arc<Self>) -> Result<()> {
+        let _alone = self.gate.write().await;
+        self.ensure_active().await.map(drop)
+    }
+
+    /// Freezes what was written, and starts to commit it.
+    ///
+    /// `durable` makes what is staged durable first: where nobody waits for the snapshot.
+    pub(super) async fn begin_commit(self: &Arc<Self>, durable: bool) -> Result<Begun> {
+        let _alone = self.gate.write().await;
+        let (commit, queued, changed) = {
+            let mut state = self.state();
+            if state.removed {
+                return Ok(Begun::Nothing);
+            }
+            let (len, name, wishes) = (state.len, state.name.clone(), state.wishes.clone());
+            let running = state.running;
+            let behind = state.layers.len() > 1 && running;
+            let Some(layer) = state.layers.last_mut() else { return Ok(Begun::Nothing) };
+            let changed = !layer.frozen;
+            if changed {
+                layer.freeze(len, name, wishes);
+            } else if !running {
+                layer.commit = Arc::default();
+            }
+            (Arc::clone(&layer.commit), behind, changed)
+        };
+        if changed {
+            let image = Arc::clone(self);
+            let prepared = blocking(move || {
+                if queued || durable {
+                    // Nothing of it is anywhere else for a while.
+                    let files = image.state().layers.last().map(|layer| Arc::clone(&layer.files));
+                    if let Some(files) = files {
+                        files.sync().map_err(|e| Error::io("stage in", &image.directory, e))?;
+                        image.state().layers.last_mut().expect("it is frozen").durable = true;
+                    }
+                }
+                image.record(true)
+            })
+            .await;
+            if let Err(error) = prepared {
+                if let Some(layer) = self.state().layers.last_mut() {
+                    layer.frozen = false;
+                }
+                return Err(error);
+            }
+        }
+        let start = {
+            let mut state = self.state();
+            state.trouble = None;
+            state.notice = None;
+            !std::mem::replace(&mut state.running, true)
+        };
+        if start {
+            let image = Arc::clone(self);
+            tokio::spawn(async move { image.commit_all().await });
+        }
+        Ok(if queued { Begun::Queued(commit) } else { Begun::Running(commit) })
+    }
+
+    /// Commits all frozen generations, from the bottom up.
+    async fn commit_all(self: Arc<Self>) {
+        loop {
+            let commit = {
+                let mut state = self.state();
+                match state.layers.first().filter(|layer| layer.frozen) {
+                    Some(layer) => Arc::clone(&layer.commit),
+                    None => {
+                        state.running = false;
+                        break;
+                    }
+                }
+            };
+            let result = self.commit_lowest(&commit).await;
+            match result {
+                Ok(snapshot) => self.rebase(snapshot).await,
+                Err(error) => {
+                    self.fail(error).await;
+                    break;
+                }
+            }
+        }
+        self.tidy();
+    }
+
+    /// Commits the lowest generation, and waits until the store is done with it.
+    async fn commit_lowest(self: &Arc<Self>, commit: &Arc<Commit>) -> Result<Snapshot> {
+        let mut put = Put::new(Arc::clone(self), Arc::clone(commit));
+        let snapshot = tokio::select! {
+            biased;
+            () = commit.cancel.notified() => return Err(Error::Cancelled),
+            snapshot = put.run() => snapshot?,
+        };
+        let name = self.name();
+        tracing::info!("{name} is {}", snapshot.id);
+        self.state().snapshot = Some(snapshot.id.clone());
+        commit.end(Ok(snapshot.id.clone()));
+        self.completed(snapshot).await
+    }
+
+    async fn completed(&self, snapshot: Snapshot) -> Result<Snapshot> {
+        let (id, mut snapshot, mut pause) = (snapshot.id.clone(), snapshot, ASK_FIRST);
+        loop {
+            match snapshot.state {
+                SnapshotState::Completed => return Ok(snapshot),
+                SnapshotState::Error => {
+                    let why =
+                        snapshot.state_message.unwrap_or_else(|| "it does not say why".to_owned());
+                    let message = format!("the store could not complete {id}: {why}");
+                    return Err(crate::store::Error::new(ErrorKind::Unavailable, message).into());
+                }
+                SnapshotState::Pending => {}
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(ASK_AT_MOST);
+            match self.shop.store.describe(&id).await {
+                Ok(now) => snapshot = now,
+                // Somebody deleted it before it was done.
+                Err(error) if error.kind() == ErrorKind::NotFound => return Err(error.into()),
+                Err(error) => tracing::warn!("cannot tell whether {id} is completed: {error}"),
+            }
+        }
+    }
+
+    /// Makes the snapshot the base, and lets go of the generation that it was made of.
+    async fn rebase(self: &Arc<Self>, snapshot: Snapshot) {
+        let base = Arc::new(Reader::new(self.shop.image(snapshot)));
+        let layer = {
+            let mut state = self.state();
+            state.base = Some(base);
+            // Its parent was for the first snapshot.
+            state.wishes.parent = None;
+            state.layers.remove(0)
+        };
+        let image = Arc::clone(self);
+        blocking(move || {
+            // The document first: it must not speak of files that are gone.
+            match image.record(true) {
+                Ok(()) => layer.files.remove(),
+                Err(error) => tracing::error!("{error}"),
+            }
+            image.shop.staging.give_back(layer.marks.staged.len());
+        })
+        .await;
+    }
+
+    /// Keeps what could not be committed.
+    async fn fail(self: &Arc<Self>, error: Error) {
+        let name = self.name();
+        let cancelled = matches!(error, Error::Cancelled);
+        tracing::error!("{name} could not be committed: {error}");
+        let abort = {
+            let mut state = self.state();
+            let layer = &mut state.layers[0];
+            let abort = cancelled.then(|| layer.pending()).flatten();
+            if cancelled {
+                layer.restart();
+            }
+            abort
+        };
+        if let Some(id) = abort {
+            self.abort(&id).await;
+        }
+        let image = Arc::clone(self);
+        let kept = blocking(move || {
+            let (files, hash) = {
+                let state = image.state();
+                let layer = &state.layers[0];
+                let hash = &layer.marks.staged - &layer.marks.hashed;
+                (Arc::clone(&layer.files), hash)
+            };
+            for index in hash {
+                image.vouch(&files, index)?;
+            }
+            files.sync().map_err(|e| Error::io("stage in", &image.directory, e))
+        })
+        .await;
+        if let Err(error) = &kept {
+            tracing::error!("what is staged of {name} may not survive a power cut: {error}");
+        }
+        let commits: Vec<_> = {
+            let mut state = self.state();
+            state.trouble = Some(if cancelled {
+                Trouble::Interrupted(error.to_string())
+            } else {
+                Trouble::Failed(error.to_string())
+            });
+            state.running = false;
+            // With another one over it, it stays what that one is over.
+            state.layers[0].frozen = state.layers.len() > 1;
+            state.layers[0].durable = kept.is_ok();
+            let commits = state.layers.iter_mut().map(|layer| std::mem::take(&mut layer.commit));
+            commits.collect()
+        };
+        if let Err(error) = self.recorded(true).await {
+            tracing::error!("{error}");
+        }
+        for commit in commits {
+            if commit.outcome.borrow().is_none() {
+                commit.end(Err(error.clone()));
+            }
+        }
+    }
+
+    /// Notes the SHA-256 of a staged block, as it is.
+    fn vouch(&self, files: &crate::image::staging::Files, index: u32) -> Result<()> {
+        let failed = |e| Error::io("stage in", &self.directory, e);
+        let mut buffer = BlockBuffer::block();
+        read_padded(&files.data, &mut buffer, BlockIndex(index).offset()).map_err(failed)?;
+        files.write_sum(index, Block::new(buffer.freeze()).digest()).map_err(failed)?;
+        let mut state = self.state();
+        state.layers[0].mark(Mark::Hashed, index..index + 1).map_err(failed)
+    }
+}
+
+impl Layer {
+    /// Takes no more writes, and settles what its snapshot will be.
+    fn freeze(&mut self, len: u64, name: String, wishes: crate::image::staging::record::Wishes) {
+        self.frozen = true;
+        self.durable = false;
+        self.commit = Arc::default();
+        let same = self.attempt.as_ref().is_some_and(|attempt| {
+            VolumeSize::holding(attempt.len) == VolumeSize::holding(len)
+                && attempt.len == len
+                && attempt.name == name
+                && attempt.wishes == wishes
+                && attempt.cut_off == self.marks.cut_off
+        });
+        if !same {
+            let forsaken = self.pending();
+            if self.attempt.is_some() {
+                self.restart();
+            }
+            self.attempt = Some(Attempt {
+                client_token: uuid::Uuid::new_v4().simple().to_string(),
+                len,
+                name,
+                wishes,
+                cut_off: self.marks.cut_off,
+                snapshot: None,
+                forsaken,
+            });
+        }
+    }
+
+    /// Forgets the snapshot that was begun: the next attempt is another one.
+    pub(super) fn restart(&mut self) {
+        self.attempt = None;
+        if let Err(error) = self.mark(Mark::Restarted, 0..0) {
+            tracing::warn!("cannot note that a snapshot is begun anew: {error}");
+            self.marks.put.clear();
+        }
+    }
+}
+
+/// Whether a name says that the file is not whole yet: hidden ones (`rsync`), and those of browsers.
+pub(super) fn is_temporary(name: &str) -> bool {
+    name.starts_with('.')
+        || [".part", ".partial", ".tmp"].iter().any(|suffix| name.ends_with(suffix))
+}

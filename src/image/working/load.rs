@@ -1,0 +1,121 @@
+//! Working images that an earlier mount has left.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::layer::Layer;
+use super::{Error, Inner, Reader, Result, Trouble, WorkingImage, Workshop, blocking};
+use crate::image::staging::Files;
+use crate::image::staging::record::{ImageRecord, boot};
+
+impl WorkingImage {
+    /// All images that are staged; those that were being committed, or failed, are to be committed
+    /// again.
+    ///
+    /// What cannot be read stays where it is, and is logged.
+    pub async fn load_all(shop: &Arc<Workshop>) -> Vec<Arc<Self>> {
+        let directories = match shop.staging.images() {
+            Ok(directories) => directories,
+            Err(error) => {
+                tracing::error!(
+                    "cannot see what is staged in {}: {error}",
+                    shop.staging.path().display()
+                );
+                return Vec::new();
+            }
+        };
+        let mut images = Vec::new();
+        for directory in directories {
+            match Self::load(shop, &directory).await {
+                Ok(Some(image)) => images.push(image),
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::error!(
+                        "what is staged in {} cannot be used: {error}",
+                        directory.display()
+                    );
+                }
+            }
+        }
+        images
+    }
+
+    async fn load(shop: &Arc<Workshop>, directory: &Path) -> Result<Option<Arc<Self>>> {
+        let damaged = |why: String| Error::Damaged { path: directory.display().to_string(), why };
+        let record = ImageRecord::read(directory).map_err(damaged)?;
+        if record.generations.is_empty() && record.trouble.is_none() {
+            // It was clean when the mount ended.
+            let left = std::fs::remove_dir_all(directory);
+            left.map_err(|e| Error::io("remove", directory, e))?;
+            return Ok(None);
+        }
+        let base = match &record.base {
+            Some(id) => Some(shop.image(shop.store.describe(id).await?)),
+            None => None,
+        };
+        let mut layers = Vec::new();
+        let mut len = base.as_ref().map_or(0, |base| base.len());
+        for generation in &record.generations {
+            let (place, id) = (directory.to_owned(), generation.id);
+            let opened = blocking(move || Files::open(&place, id)).await;
+            let (files, marks) = opened.map_err(|e| damaged(e.to_string()))?;
+            len = files.data.metadata().map_err(|e| Error::io("read", directory, e))?.len();
+            shop.staging.count(marks.staged.len());
+            let mut layer = Layer::new(files);
+            layer.marks = marks;
+            layer.frozen = generation.frozen;
+            layer.durable = generation.durable;
+            layer.attempt.clone_from(&generation.attempt);
+            layers.push(layer);
+        }
+        let mut trouble = record.trouble;
+        if record.boot != boot() && layers.iter().any(|layer| layer.frozen && !layer.durable) {
+            // Nobody was told that it is safe.
+            let why =
+                "the machine stopped while it was being committed, and some of it may be missing";
+            trouble = Some(Trouble::Interrupted(why.to_owned()));
+            layers.last_mut().expect("there is one").frozen = false;
+        }
+        let inner = Inner {
+            name: record.name,
+            removed: false,
+            mode: record.mode,
+            uid: record.uid,
+            gid: record.gid,
+            modified: record.modified,
+            len,
+            base: base.map(|base| Arc::new(Reader::new(base))),
+            layers,
+            trouble,
+            notice: None,
+            wishes: record.wishes,
+            snapshot: record.base,
+            writers: HashMap::new(),
+            open: 0,
+            running: false,
+            unsynced: true,
+        };
+        Ok(Some(Self::with(Arc::clone(shop), directory.to_owned(), inner)))
+    }
+
+    /// Goes on with a commit that was under way when its mount ended, or that failed.
+    pub fn resume(self: &Arc<Self>) {
+        let resumes = {
+            let state = self.state();
+            match state.trouble {
+                Some(Trouble::Failed(_)) => true,
+                Some(Trouble::Interrupted(_)) => false,
+                None => state.layers.iter().any(|layer| layer.frozen),
+            }
+        };
+        if resumes {
+            let image = Arc::clone(self);
+            tokio::spawn(async move {
+                if let Err(error) = image.begin_commit(true).await {
+                    tracing::error!("{} cannot be committed: {error}", image.name());
+                }
+            });
+        }
+    }
+}

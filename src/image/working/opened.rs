@@ -1,0 +1,149 @@
+//! Who has a working image open, and when it counts as closed.
+//!
+//! A handle counts as closed from the flush of its opener if it has written, until it writes again;
+//! else from its release. `docs/semantics.md` says why.
+
+use std::sync::Arc;
+
+use super::{Error, Result, Trouble, WorkingImage};
+
+/// An open handle that can write.
+#[derive(Debug)]
+pub(super) struct Writer {
+    /// The thread group that opened it; 0 is nobody's.
+    opener: u32,
+    written: bool,
+    closed: bool,
+    /// A write through it was answered with this error.
+    failed: Option<Error>,
+    /// It was open when something went wrong: its end is no clean close.
+    spoiled: bool,
+}
+
+/// A handle on a working image.
+#[derive(Debug)]
+pub struct Opened {
+    image: Arc<WorkingImage>,
+    /// Its number among the writers, if it can write.
+    writer: Option<u64>,
+}
+
+/// What closing a handle leads to.
+#[derive(Debug)]
+pub enum Closed {
+    /// Nothing: others have it open, or there is nothing to commit.
+    Nothing,
+    /// The image is to be committed.
+    Commit,
+}
+
+impl Opened {
+    /// Opens an image; `opener` is the thread group, 0 if it is not known.
+    pub fn new(image: Arc<WorkingImage>, writable: bool, opener: u32) -> Self {
+        let writer = {
+            let mut state = image.state();
+            state.open += 1;
+            writable.then(|| {
+                let number = state.writers.keys().max().map_or(1, |last| last + 1);
+                let writer =
+                    Writer { opener, written: false, closed: false, failed: None, spoiled: false };
+                state.writers.insert(number, writer);
+                number
+            })
+        };
+        Self { image, writer }
+    }
+
+    /// What is open.
+    pub fn image(&self) -> &Arc<WorkingImage> {
+        &self.image
+    }
+
+    /// Whether it can write.
+    pub fn is_writable(&self) -> bool {
+        self.writer.is_some()
+    }
+
+    /// Notes that a change through this handle begins.
+    pub fn begin_change(&self) {
+        self.with_writer(|writer| {
+            writer.written = true;
+            writer.closed = false;
+        });
+    }
+
+    /// Notes how a change through this handle ended.
+    pub fn end_change<T>(&self, result: &Result<T>) {
+        if let Err(error) = result {
+            self.with_writer(|writer| writer.failed = Some(error.clone()));
+        }
+    }
+
+    fn with_writer(&self, change: impl FnOnce(&mut Writer)) {
+        let mut state = self.image.state();
+        if let Some(writer) = self.writer.and_then(|number| state.writers.get_mut(&number)) {
+            change(writer);
+        }
+    }
+
+    /// A program closes a descriptor of this handle; `dying` says why, if a signal kills it.
+    ///
+    /// # Errors
+    ///
+    /// That of a write that failed before: the image is not committed then.
+    pub fn flush(&self, closer: u32, dying: Option<String>) -> Result<Closed> {
+        let mut state = self.image.state();
+        let Some(writer) = self.writer.and_then(|number| state.writers.get_mut(&number)) else {
+            return Ok(Closed::Nothing);
+        };
+        if !writer.written {
+            return Ok(Closed::Nothing);
+        }
+        if let Some(why) = dying {
+            state.interrupt(why);
+            return Ok(Closed::Nothing);
+        }
+        if writer.opener == 0 || writer.opener != closer {
+            return Ok(Closed::Nothing);
+        }
+        writer.closed = true;
+        if let Some(error) = writer.failed.take() {
+            state.interrupt(format!("a write failed: {error}"));
+            return Err(error);
+        }
+        let spoiled = writer.spoiled;
+        Ok(state.closed(spoiled))
+    }
+
+    /// The last descriptor of this handle is gone.
+    pub fn release(&self) -> Closed {
+        let mut state = self.image.state();
+        state.open = state.open.saturating_sub(1);
+        let Some(writer) = self.writer.and_then(|number| state.writers.remove(&number)) else {
+            return Closed::Nothing;
+        };
+        if let Some(error) = writer.failed {
+            state.interrupt(format!("a write failed: {error}"));
+            return Closed::Nothing;
+        }
+        // What was closed by its opener was committed then, or waits for others.
+        state.closed(writer.spoiled)
+    }
+}
+
+impl super::Inner {
+    /// What the end of one writer means for the image.
+    fn closed(&self, spoiled: bool) -> Closed {
+        let open = self.writers.values().any(|writer| !writer.closed);
+        let wanted = self.is_dirty() || self.trouble.is_some();
+        if spoiled || open || !wanted || self.removed { Closed::Nothing } else { Closed::Commit }
+    }
+
+    /// Remembers that the image may not be whole.
+    pub(super) fn interrupt(&mut self, why: String) {
+        for writer in self.writers.values_mut() {
+            writer.spoiled = true;
+        }
+        self.trouble = Some(Trouble::Interrupted(why));
+    }
+}

@@ -1,0 +1,353 @@
+//! Making the snapshot of one frozen generation.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use roaring::RoaringBitmap;
+
+use super::layer::Commit;
+use super::{Error, Result, WorkingImage, blocking, end_block};
+use crate::image::Image;
+use crate::image::staging::Files;
+use crate::image::staging::files::read_padded;
+use crate::image::staging::map::{Mark, Marks};
+use crate::image::staging::record::{Attempt, Wishes};
+use crate::model::{
+    Block, BlockBuffer, BlockIndex, Digester, LENGTH_TAG, MAX_DESCRIPTION_CHARS, NAME_TAG,
+    Snapshot, SnapshotState, VolumeSize,
+};
+use crate::store::{CompleteRequest, ErrorKind, StartRequest};
+
+/// How long a commit goes on without a block being acknowledged.
+const STALL: Duration = Duration::from_secs(60);
+
+/// Memory that a commit takes of the budget of the mount: blocks on their way, and what a store
+/// gathers before it writes.
+const COMMIT_MEMORY: usize = 160 << 20;
+
+/// Blocks that are put between two notes that they are durable in the store: 512 MiB.
+const BETWEEN_FLUSHES: u64 = 1024;
+
+/// Holes that are put without being asked for, at most.
+const MAX_HOLES: u64 = 100_000;
+
+/// What a million puts cost in dollars (EBS direct pricing).
+const PRICE_OF_A_MILLION: f64 = 6.0;
+
+/// The blocks of a child, its parent, and what was put before.
+struct Plan {
+    files: Arc<Files>,
+    marks: Marks,
+    parent: Option<Arc<Image>>,
+    len: u64,
+    /// All zeros are put, since the store keeps what was not put in the clear.
+    all_zeros: bool,
+    full_copy: bool,
+}
+
+/// One attempt after the other to commit the lowest generation.
+pub(super) struct Put {
+    image: Arc<WorkingImage>,
+    commit: Arc<Commit>,
+}
+
+impl Put {
+    pub(super) fn new(image: Arc<WorkingImage>, commit: Arc<Commit>) -> Self {
+        Self { image, commit }
+    }
+
+    /// Makes the snapshot; when this returns the store has accepted it whole.
+    pub(super) async fn run(&mut self) -> Result<Snapshot> {
+        let shop = Arc::clone(&self.image.shop);
+        let _turn = shop.commits.acquire().await.expect("it is never closed");
+        let _memory = shop.cache.lend(COMMIT_MEMORY);
+        let resumed = self.attempt().snapshot.is_some();
+        match self.once().await {
+            // What was begun before is gone, or takes nothing more.
+            Err(Error::Store(error))
+                if resumed && matches!(error.kind(), ErrorKind::Conflict | ErrorKind::NotFound) =>
+            {
+                tracing::info!("beginning anew: {error}");
+                self.begin_anew().await?;
+                self.once().await
+            }
+            result => result,
+        }
+    }
+
+    fn attempt(&self) -> Attempt {
+        let state = self.image.state();
+        state.layers[0].attempt.clone().expect("a frozen generation has one")
+    }
+
+    async fn begin_anew(&self) -> Result<()> {
+        {
+            let mut state = self.image.state();
+            let layer = &mut state.layers[0];
+            let attempt = layer.attempt.take();
+            layer.restart();
+            layer.attempt = attempt.map(|old| Attempt {
+                client_token: uuid::Uuid::new_v4().simple().to_string(),
+                forsaken: old.snapshot,
+                snapshot: None,
+                ..old
+            });
+        }
+        self.image.recorded(true).await
+    }
+
+    async fn once(&self) -> Result<Snapshot> {
+        let shop = &self.image.shop;
+        let attempt = self.attempt();
+        if let Some(forsaken) = &attempt.forsaken {
+            self.image.abort(forsaken).await;
+        }
+        let parent = self.parent(&attempt).await?;
+        let request = request(&attempt, parent.as_deref(), &shop.settings)?;
+        let asked_to_encrypt = request.encrypted;
+        let snapshot = in_time(shop.store.start(request)).await?;
+        match snapshot.state {
+            // The completion was accepted before, and the answer was lost.
+            SnapshotState::Completed => return Ok(snapshot),
+            SnapshotState::Error => {
+                let message = format!("{} failed before it was complete", snapshot.id);
+                return Err(crate::store::Error::new(ErrorKind::Conflict, message).into());
+            }
+            SnapshotState::Pending => {}
+        }
+        {
+            let mut state = self.image.state();
+            let attempt = state.layers[0].attempt.as_mut().expect("a frozen generation has one");
+            attempt.snapshot = Some(snapshot.id.clone());
+            attempt.forsaken = None;
+        }
+        self.image.recorded(true).await?;
+        let plan = {
+            let state = self.image.state();
+            let layer = &state.layers[0];
+            Arc::new(Plan {
+                files: Arc::clone(&layer.files),
+                marks: layer.marks.clone(),
+                parent,
+                len: attempt.len,
+                all_zeros: (asked_to_encrypt || snapshot.encrypted)
+                    && shop.settings.encrypted_holes,
+                full_copy: shop.settings.full_copy,
+            })
+        };
+        let complete = self.put_all(&snapshot, &plan).await?;
+        in_time(shop.store.complete(&snapshot.id, complete)).await
+    }
+
+    /// What the snapshot is a child of.
+    async fn parent(&self, attempt: &Attempt) -> Result<Option<Arc<Image>>> {
+        let base = self.image.state().base.as_ref().map(|base| Arc::clone(base.image()));
+        match (base, &attempt.wishes.parent) {
+            (Some(base), _) if !attempt.cut_off => Ok(Some(base)),
+            (None, Some(parent)) => {
+                let snapshot = in_time(self.image.shop.store.describe(parent)).await?;
+                Ok(Some(self.image.shop.image(snapshot)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    async fn put_all(&self, snapshot: &Snapshot, plan: &Arc<Plan>) -> Result<CompleteRequest> {
+        let indexes = self.candidates(plan).await?;
+        self.commit.total.store(indexes.len(), Ordering::Relaxed);
+        self.commit.done.store(0, Ordering::Relaxed);
+        let (id, store) = (&snapshot.id, &self.image.shop.store);
+        let mut checksum = Digester::default();
+        let mut changed_blocks = 0;
+        let at_once = std::thread::available_parallelism().map_or(2, usize::from) * 3;
+        let read = futures::stream::iter(indexes.into_iter().map(BlockIndex))
+            .map(|index| self.read(plan, index))
+            .buffered(at_once);
+        let needed = read.try_filter_map(|(index, block, needed)| {
+            if needed {
+                checksum.update(block.digest().0);
+                changed_blocks += 1;
+            }
+            let put = needed && !plan.marks.put.contains(index.0);
+            if !put {
+                self.commit.done.fetch_add(1, Ordering::Relaxed);
+            }
+            futures::future::ready(Ok(put.then_some((index, block))))
+        });
+        let puts = needed
+            .map_ok(|(index, block)| async move {
+                store.put_block(id, index, block).await?;
+                Ok(index)
+            })
+            .try_buffer_unordered(at_once);
+        {
+            let mut puts = std::pin::pin!(puts);
+            let mut acknowledged = RoaringBitmap::new();
+            loop {
+                let next = tokio::time::timeout(STALL, puts.try_next()).await;
+                let Some(index) = next.map_err(|_| Error::Stalled(STALL))?? else { break };
+                self.commit.done.fetch_add(1, Ordering::Relaxed);
+                self.image.state().layers[0].marks.put.insert(index.0);
+                acknowledged.insert(index.0);
+                if acknowledged.len() >= BETWEEN_FLUSHES {
+                    in_time(store.flush(id)).await?;
+                    self.note_put(&std::mem::take(&mut acknowledged))?;
+                }
+            }
+        }
+        Ok(CompleteRequest { changed_blocks, checksum: Some(checksum.finish()) })
+    }
+
+    /// Notes in the map what is durable in the store.
+    fn note_put(&self, blocks: &RoaringBitmap) -> Result<()> {
+        let mut state = self.image.state();
+        let layer = &mut state.layers[0];
+        let mut rest = blocks.iter().peekable();
+        while let Some(start) = rest.next() {
+            let mut end = start + 1;
+            while rest.next_if_eq(&end).is_some() {
+                end += 1;
+            }
+            layer
+                .mark(Mark::Put, start..end)
+                .map_err(|e| Error::io("stage in", &self.image.directory, e))?;
+        }
+        Ok(())
+    }
+
+    /// The blocks that may have to be put.
+    async fn candidates(&self, plan: &Plan) -> Result<RoaringBitmap> {
+        let end = end_block(plan.len);
+        let mut candidates = &plan.marks.staged | &plan.marks.holes;
+        let volume = VolumeSize::holding(plan.len).map_err(|_| Error::Empty)?.blocks().0;
+        let base = self.image.state().base.is_some();
+        if let Some(parent) = plan.parent.as_ref().filter(|_| !base) {
+            // A parent that was wished for: what it has and the image has not must become zeros.
+            let mut at = 0;
+            while let Some(start) = parent.seek_data(at).await? {
+                let stop = parent.seek_hole(start).await?.unwrap_or(parent.len()).max(start + 1);
+                candidates.insert_range(BlockIndex::containing(start).0..end_block(stop));
+                at = stop;
+            }
+        }
+        if plan.all_zeros {
+            let begin = plan.parent.as_ref().map_or(0, |p| p.snapshot().volume_size.blocks().0);
+            let mut holes = RoaringBitmap::new();
+            holes.insert_range(begin.min(volume)..volume);
+            let holes = holes - &plan.marks.staged;
+            if holes.len() > MAX_HOLES {
+                #[expect(clippy::cast_precision_loss, reason = "it is a price")]
+                let price = holes.len() as f64 * PRICE_OF_A_MILLION / 1e6;
+                return Err(Error::Refused(format!(
+                    "{} holes of an encrypted snapshot would have to be put, for about ${price:.2}; --encrypted-holes skip leaves them out",
+                    holes.len()
+                )));
+            }
+            candidates |= holes;
+        }
+        // What is behind the end of the image is not in it; holes there are those of the parent.
+        candidates.remove_range(volume..);
+        debug_assert!(plan.marks.staged.max().is_none_or(|last| last < end));
+        Ok(candidates)
+    }
+
+    /// One block, and whether it has to be put.
+    async fn read(&self, plan: &Arc<Plan>, index: BlockIndex) -> Result<(BlockIndex, Block, bool)> {
+        let block = if plan.marks.staged.contains(index.0) {
+            let (plan, image) = (Arc::clone(plan), Arc::clone(&self.image));
+            let directory = self.image.directory.clone();
+            blocking(move || {
+                let mut buffer = BlockBuffer::block();
+                read_padded(&plan.files.data, &mut buffer, index.offset())
+                    .map_err(|e| Error::io("read", &directory, e))?;
+                let block = Block::new(buffer.freeze());
+                image.check_or_note(&plan, index, &block)?;
+                Ok::<_, Error>(block)
+            })
+            .await?
+        } else {
+            Block::Zero
+        };
+        let theirs = match &plan.parent {
+            Some(parent) => parent.listed(index).await?,
+            None => None,
+        };
+        let needed = match theirs {
+            // What the parent has is put where it differs; zeros too, or the parent shows through.
+            Some(theirs) => theirs.digest != Some(block.digest()),
+            None => {
+                let staged = plan.marks.staged.contains(index.0);
+                !block.is_zero() || plan.all_zeros || (plan.full_copy && staged)
+            }
+        };
+        Ok((index, block, needed))
+    }
+}
+
+impl WorkingImage {
+    /// Checks a staged block against what is vouched for, or notes what it is.
+    fn check_or_note(&self, plan: &Plan, index: BlockIndex, block: &Block) -> Result<()> {
+        let failed = |e| Error::io("read", &self.directory, e);
+        if !plan.marks.hashed.contains(index.0) {
+            return plan.files.write_sum(index.0, block.digest()).map_err(failed).and_then(|()| {
+                let mut state = self.state();
+                state.layers[0].mark(Mark::Hashed, index.0..index.0 + 1).map_err(failed)
+            });
+        }
+        if plan.files.read_sum(index.0).map_err(failed)? == block.digest() {
+            return Ok(());
+        }
+        let why = format!("block {index} is not what was written");
+        Err(Error::Damaged { path: self.directory.display().to_string(), why })
+    }
+}
+
+fn request(
+    attempt: &Attempt,
+    parent: Option<&Image>,
+    settings: &super::Settings,
+) -> Result<StartRequest> {
+    let volume_size = VolumeSize::holding(attempt.len).map_err(|_| Error::Empty)?;
+    let Wishes { description, tags: own, encrypted, kms_key, .. } = &attempt.wishes;
+    let mut tags = settings.tags.clone();
+    tags.entry(NAME_TAG.to_owned()).or_insert_with(|| stem(&attempt.name).to_owned());
+    tags.extend(own.clone());
+    tags.remove(LENGTH_TAG);
+    if attempt.len != volume_size.bytes() {
+        tags.insert(LENGTH_TAG.to_owned(), attempt.len.to_string());
+    }
+    let by_default = || {
+        let text = format!("Written to new/{}", attempt.name);
+        text.chars().take(MAX_DESCRIPTION_CHARS).collect()
+    };
+    let description =
+        description.clone().or_else(|| settings.description.clone()).unwrap_or_else(by_default);
+    // A child is encrypted as its parent is, and must not be asked for it.
+    let encrypt = parent.is_none();
+    Ok(StartRequest {
+        parent: parent.map(|parent| parent.snapshot().id.clone()),
+        tags,
+        description,
+        client_token: Some(attempt.client_token.clone()),
+        encrypted: encrypt && (*encrypted || settings.encrypted),
+        kms_key: kms_key.clone().or_else(|| settings.kms_key.clone()).filter(|_| encrypt),
+        ..StartRequest::new(volume_size)
+    })
+}
+
+/// The name of a snapshot: that of its file, without what says which kind of file it is.
+pub(super) fn stem(name: &str) -> &str {
+    match name.rsplit_once('.') {
+        Some((stem, _)) if !stem.is_empty() => stem,
+        _ => name,
+    }
+}
+
+async fn in_time<T>(call: impl Future<Output = crate::store::Result<T>>) -> Result<T> {
+    match tokio::time::timeout(STALL, call).await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(Error::Stalled(STALL)),
+    }
+}
