@@ -134,9 +134,65 @@ struct MountArgs {
     /// Permissions of the images, in octal
     #[arg(long, value_name = "M", value_parser = values::mode, help_heading = "Who may read")]
     file_mode: Option<u16>,
+    #[command(flatten)]
+    writing: WritingArgs,
     /// This is the process in the background
     #[arg(long, hide = true)]
     daemon: bool,
+}
+
+/// What `mount` does with files that are written under `new/`.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Writing under new/")]
+struct WritingArgs {
+    /// Nothing can be written
+    #[arg(long, visible_alias = "ro", env = "FSPFS_READ_ONLY")]
+    read_only: bool,
+    /// Where what is written is kept until it is a snapshot
+    #[arg(long, value_name = "DIR", env = "FSPFS_STAGING")]
+    staging: Option<PathBuf>,
+    /// How much may be kept there
+    #[arg(long, value_name = "SIZE", env = "FSPFS_STAGING_LIMIT", value_parser = values::bytes)]
+    staging_limit: Option<u64>,
+    /// When a snapshot is made: when a file is closed, or only by `fspfs commit`
+    #[arg(long, value_name = "WHEN", env = "FSPFS_COMMIT", default_value = "close")]
+    commit: CommitWhen,
+    /// Store blocks of zeros too
+    #[arg(long, env = "FSPFS_FULL_COPY")]
+    full_copy: bool,
+    /// What becomes of the holes of an encrypted snapshot
+    #[arg(long, value_name = "HOW", env = "FSPFS_ENCRYPTED_HOLES", default_value = "write")]
+    encrypted_holes: EncryptedHoles,
+    /// The description of snapshots
+    #[arg(long, value_name = "TEXT", env = "FSPFS_DESCRIPTION")]
+    description: Option<String>,
+    /// A tag of snapshots; can be given several times
+    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = values::tag)]
+    tags: Vec<(String, String)>,
+    /// Ask the store to encrypt snapshots
+    #[arg(long, env = "FSPFS_ENCRYPTED")]
+    encrypted: bool,
+    /// The key to encrypt them with
+    #[arg(long, value_name = "KEY", env = "FSPFS_KMS_KEY_ID")]
+    kms_key_id: Option<String>,
+}
+
+/// `--commit`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum CommitWhen {
+    /// When the last program that wrote to a file closes it
+    Close,
+    /// When `fspfs commit` or `control/commit` asks for it
+    Manual,
+}
+
+/// `--encrypted-holes`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum EncryptedHoles {
+    /// They are stored, as encrypted zeros
+    Write,
+    /// They are left out
+    Skip,
 }
 
 #[derive(Args, Debug)]

@@ -9,17 +9,25 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use fuser::{
-    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek,
-    ReplyOpen, ReplyStatfs, ReplyXattr, Request, TimeOrNow,
+    BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
+use self::translate::{
+    allocation, errno, file_attr, file_type, name_only, open_flags, open_mode, skipped, timestamp,
+};
+use crate::image::working::Maker;
 use crate::model::BLOCK_SIZE;
 use crate::store::ErrorKind;
-use crate::tree::{Attributes, Caching, Error, Kind, PREFERRED_READ, Tree};
+use crate::tree::{Changes, Error, PREFERRED_READ, Tree, dying_of, thread_group};
+
+mod translate;
 
 /// Longest time that any request waits. A program that waits for one cannot be killed, since fuser
 /// does not take interrupts; so no request may wait for ever.
@@ -33,16 +41,57 @@ const MAX_BACKGROUND: u16 = 256;
 /// cuts from a larger one is answered from one block, without copying.
 pub(crate) const MAX_READ: usize = BLOCK_SIZE;
 
+/// Bytes of writes on their way to staging, beside the thread that receives them. Beyond them that
+/// thread waits, and with it the kernel.
+const MAX_WRITES: usize = 16 << 20;
+
 /// The tree as a FUSE file system.
 #[derive(Debug)]
 pub(crate) struct Adapter {
     tree: Arc<Tree>,
     runtime: Handle,
+    /// One permit a KiB of writes.
+    writes: Arc<Semaphore>,
 }
 
 impl Adapter {
     pub(crate) fn new(tree: Arc<Tree>, runtime: Handle) -> Self {
-        Self { tree, runtime }
+        Self { tree, runtime, writes: Arc::new(Semaphore::new(MAX_WRITES >> 10)) }
+    }
+
+    /// Runs `work` on the runtime, however long it takes: it has deadlines of its own.
+    fn spawn_patiently<F>(
+        &self,
+        operation: &'static str,
+        ino: INodeNo,
+        reply: ReplyEmpty,
+        work: impl FnOnce(Arc<Tree>) -> F,
+    ) where
+        F: Future<Output = Result<(), Error>> + Send + 'static,
+    {
+        let work = work(Arc::clone(&self.tree));
+        self.runtime.spawn(async move {
+            match work.await {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(log(operation, ino, &error)),
+            }
+        });
+    }
+
+    /// Runs `work`, which has nothing to tell, on the runtime, within the deadline.
+    fn spawn_empty<F>(
+        &self,
+        operation: &'static str,
+        ino: INodeNo,
+        reply: ReplyEmpty,
+        work: impl FnOnce(Arc<Tree>) -> F,
+    ) where
+        F: Future<Output = Result<(), Error>> + Send + 'static,
+    {
+        self.spawn(operation, ino, work, |result| match result {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        });
     }
 
     /// Runs `work` on the runtime and hands its result to `answer`, within the deadline.
@@ -82,62 +131,6 @@ fn log(operation: &'static str, ino: INodeNo, error: &Error) -> Errno {
     errno
 }
 
-/// The one table from errors to errno; `docs/semantics.md` has it for users.
-fn errno(error: &Error) -> Errno {
-    match error {
-        Error::NotFound => Errno::ENOENT,
-        Error::NotADirectory => Errno::ENOTDIR,
-        Error::IsADirectory => Errno::EISDIR,
-        Error::NotPermitted => Errno::EPERM,
-        Error::Denied => Errno::EACCES,
-        Error::NoSuchOffset => Errno::ENXIO,
-        Error::NoSuchAttribute => Errno::ENODATA,
-        Error::BadHandle => Errno::EBADF,
-        Error::NotReady(..) => Errno::EAGAIN,
-        Error::Store(error) => match error.kind() {
-            ErrorKind::NotFound => Errno::ENOENT,
-            ErrorKind::Denied => Errno::EACCES,
-            ErrorKind::Throttled | ErrorKind::NotReady => Errno::EAGAIN,
-            ErrorKind::Timeout => Errno::ETIMEDOUT,
-            ErrorKind::Quota => Errno::EDQUOT,
-            ErrorKind::Conflict => Errno::EBUSY,
-            ErrorKind::Unsupported => Errno::EOPNOTSUPP,
-            ErrorKind::Invalid => Errno::EINVAL,
-            // Doubt is an error, never zeros.
-            ErrorKind::Corrupt | ErrorKind::ExpiredToken | ErrorKind::Unavailable => Errno::EIO,
-        },
-    }
-}
-
-fn file_type(kind: Kind) -> FileType {
-    match kind {
-        Kind::Directory => FileType::Directory,
-        Kind::File => FileType::RegularFile,
-        Kind::Link => FileType::Symlink,
-    }
-}
-
-fn file_attr(attributes: &Attributes) -> FileAttr {
-    let time = SystemTime::from(attributes.time);
-    FileAttr {
-        ino: INodeNo(attributes.ino),
-        size: attributes.size,
-        blocks: attributes.allocated.div_ceil(512),
-        atime: time,
-        mtime: time,
-        ctime: time,
-        crtime: time,
-        kind: file_type(attributes.kind),
-        perm: attributes.mode,
-        nlink: attributes.links,
-        uid: attributes.uid,
-        gid: attributes.gid,
-        rdev: 0,
-        blksize: u32::try_from(PREFERRED_READ).expect("a block is small"),
-        flags: 0,
-    }
-}
-
 /// No inode number is used for another object while the kernel knows it.
 const GENERATION: Generation = Generation(0);
 
@@ -151,6 +144,8 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_CACHE_SYMLINKS,
+            // A file that somebody only writes is open past the page cache, for all.
+            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
         ] {
             if config.add_capabilities(wanted).is_err() {
                 tracing::debug!("the kernel does not offer {wanted:?}");
@@ -189,18 +184,92 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let for_writing = flags.acc_mode() != OpenAccMode::O_RDONLY || flags.0 & libc::O_TRUNC != 0;
-        match self.tree.open(ino.0, for_writing) {
-            Ok((handle, caching)) => {
-                let flags = match caching {
-                    Caching::Keep => FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
-                    Caching::Never => FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH,
-                };
-                reply.opened(FileHandle(handle), flags);
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let mode = open_mode(flags, request.pid());
+        let work = move |tree: Arc<Tree>| async move { tree.open(ino.0, mode).await };
+        self.spawn("open", ino, work, |opened| match opened {
+            Ok((handle, caching)) => reply.opened(FileHandle(handle), open_flags(caching)),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let name = name.to_owned();
+        let mode = u16::try_from(mode & !umask & 0o777).expect("nine bits");
+        let maker = Maker { uid: request.uid(), gid: request.gid(), mode };
+        let how = open_mode(OpenFlags(flags), request.pid());
+        let work =
+            move |tree: Arc<Tree>| async move { tree.create(parent.0, &name, maker, how).await };
+        self.spawn("create", parent, work, |created| match created {
+            Ok((found, handle, caching)) => reply.created(
+                &found.ttl,
+                &file_attr(&found),
+                GENERATION,
+                FileHandle(handle),
+                open_flags(caching),
+            ),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let len = u32::try_from(data.len()).expect("the kernel cuts writes");
+        let kib = (len >> 10).max(1);
+        let data = Bytes::copy_from_slice(data);
+        let work = |tree: Arc<Tree>| async move { tree.write(handle.0, offset, data).await };
+        let Ok(room) = Arc::clone(&self.writes).try_acquire_many_owned(kib) else {
+            let written = tokio::time::timeout(DEADLINE, work(Arc::clone(&self.tree)));
+            let written = self.runtime.block_on(async { written.await });
+            return match written {
+                Ok(Ok(())) => reply.written(len),
+                Ok(Err(error)) => reply.error(log("write", ino, &error)),
+                Err(_) => reply.error(Errno::ETIMEDOUT),
+            };
+        };
+        self.spawn("write", ino, work, move |written| {
+            drop(room);
+            match written {
+                Ok(()) => reply.written(len),
+                Err(errno) => reply.error(errno),
             }
-            Err(error) => reply.error(log("open", ino, &error)),
-        }
+        });
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let Some(what) = allocation(mode) else { return reply.error(Errno::EOPNOTSUPP) };
+        let work = move |tree: Arc<Tree>| async move {
+            tree.fallocate(handle.0, offset, length, what).await
+        };
+        self.spawn_empty("fallocate", ino, reply, work);
     }
 
     fn read(
@@ -254,12 +323,27 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        reply.ok();
+    fn flush(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        _: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        let thread = request.pid();
+        self.spawn_patiently("flush", ino, reply, move |tree| async move {
+            tree.flush(handle.0, thread_group(thread), dying_of(thread)).await
+        });
     }
 
-    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        reply.ok();
+    fn fsync(&self, _: &Request, ino: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.spawn_patiently(
+            "fsync",
+            ino,
+            reply,
+            move |tree| async move { tree.fsync(handle.0).await },
+        );
     }
 
     fn release(
@@ -272,6 +356,7 @@ impl Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
+        let _runtime = self.runtime.enter();
         self.tree.release(handle.0);
         reply.ok();
     }
@@ -354,7 +439,9 @@ impl Filesystem for Adapter {
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
         let (bytes, files) = self.tree.totals();
         let size = u32::try_from(PREFERRED_READ).expect("a block is small");
-        reply.statfs(bytes.div_ceil(PREFERRED_READ), 0, 0, files, 0, size, 255, size);
+        let spare = self.tree.spare() / PREFERRED_READ;
+        let blocks = bytes.div_ceil(PREFERRED_READ) + spare;
+        reply.statfs(blocks, spare, spare, files, 0, size, 255, size);
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -374,38 +461,91 @@ impl Filesystem for Adapter {
         }
     }
 
-    // What follows would change something, and nothing here can be changed.
-
     fn setattr(
         &self,
         _: &Request,
-        _: INodeNo,
-        _: Option<u32>,
-        _: Option<u32>,
-        _: Option<u32>,
-        _: Option<u64>,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
         _: Option<TimeOrNow>,
-        _: Option<TimeOrNow>,
+        modified: Option<TimeOrNow>,
         _: Option<SystemTime>,
-        _: Option<FileHandle>,
+        handle: Option<FileHandle>,
         _: Option<SystemTime>,
         _: Option<SystemTime>,
         _: Option<SystemTime>,
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        reply.error(Errno::EPERM);
+        let mode = mode.map(|mode| u16::try_from(mode & 0o7777).expect("twelve bits"));
+        let changes = Changes { size, mode, uid, gid, modified: modified.map(timestamp) };
+        let handle = handle.map(|handle| handle.0);
+        let work = move |tree: Arc<Tree>| async move { tree.setattr(ino.0, handle, changes).await };
+        self.spawn("setattr", ino, work, |changed| match changed {
+            Ok(found) => reply.attr(&found.ttl, &file_attr(&found)),
+            Err(errno) => reply.error(errno),
+        });
     }
+
+    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = name.to_owned();
+        self.spawn_empty("unlink", parent, reply, move |tree| async move {
+            tree.unlink(parent.0, &name).await
+        });
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        if !RenameFlags::RENAME_NOREPLACE.contains(flags) {
+            return reply.error(Errno::EINVAL);
+        }
+        let (name, new_name) = (name.to_owned(), new_name.to_owned());
+        let no_replace = flags.contains(RenameFlags::RENAME_NOREPLACE);
+        self.spawn_patiently("rename", parent, reply, move |tree| async move {
+            tree.rename(parent.0, &name, new_parent.0, &new_name, no_replace).await
+        });
+    }
+
+    fn setxattr(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        _: i32,
+        _: u32,
+        reply: ReplyEmpty,
+    ) {
+        let (name, value) = (name.to_owned(), value.to_vec());
+        self.spawn_empty("setxattr", ino, reply, move |tree| async move {
+            tree.set_xattr(ino.0, &name, Some(&value)).await
+        });
+    }
+
+    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = name.to_owned();
+        self.spawn_empty("removexattr", ino, reply, move |tree| async move {
+            tree.set_xattr(ino.0, &name, None).await
+        });
+    }
+
+    // What follows would make something that no directory here can hold.
 
     fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
         reply.error(Errno::EPERM);
     }
 
     fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
-        reply.error(Errno::EPERM);
-    }
-
-    fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
         reply.error(Errno::EPERM);
     }
 
@@ -417,77 +557,8 @@ impl Filesystem for Adapter {
         reply.error(Errno::EPERM);
     }
 
-    fn rename(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: &OsStr,
-        _: INodeNo,
-        _: &OsStr,
-        _: RenameFlags,
-        reply: ReplyEmpty,
-    ) {
-        reply.error(Errno::EPERM);
-    }
-
     fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
         reply.error(Errno::EPERM);
-    }
-
-    fn create(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: &OsStr,
-        _: u32,
-        _: u32,
-        _: i32,
-        reply: ReplyCreate,
-    ) {
-        reply.error(Errno::EPERM);
-    }
-
-    fn setxattr(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: &OsStr,
-        _: &[u8],
-        _: i32,
-        _: u32,
-        reply: ReplyEmpty,
-    ) {
-        reply.error(Errno::EPERM);
-    }
-
-    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::EPERM);
-    }
-}
-
-/// Entries to leave out when a directory is read from `offset` on: the number of the last one.
-fn skipped(offset: u64) -> usize {
-    usize::try_from(offset).unwrap_or(usize::MAX)
-}
-
-/// What is told of an entry that was not looked at: its number and its kind.
-fn name_only(ino: u64, kind: Kind) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(ino),
-        size: 0,
-        blocks: 0,
-        atime: SystemTime::UNIX_EPOCH,
-        mtime: SystemTime::UNIX_EPOCH,
-        ctime: SystemTime::UNIX_EPOCH,
-        crtime: SystemTime::UNIX_EPOCH,
-        kind: file_type(kind),
-        perm: 0,
-        nlink: 1,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 512,
-        flags: 0,
     }
 }
 
@@ -497,21 +568,5 @@ fn sized(value: &[u8], size: u32, reply: ReplyXattr) {
         Ok(len) if size == 0 => reply.size(len),
         Ok(len) if len <= size => reply.data(value),
         _ => reply.error(Errno::ERANGE),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store;
-
-    #[test]
-    fn doubt_is_an_input_output_error() {
-        for kind in [ErrorKind::Corrupt, ErrorKind::Unavailable, ErrorKind::ExpiredToken] {
-            let error = Error::from(store::Error::new(kind, "x"));
-            assert_eq!(errno(&error), Errno::EIO);
-        }
-        assert_eq!(errno(&Error::Denied), Errno::EACCES);
-        assert_eq!(errno(&Error::NotPermitted), Errno::EPERM);
     }
 }

@@ -11,6 +11,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cache::Cache;
 use crate::fuse::Adapter;
+use crate::image::staging::Staging;
+use crate::image::working::{Settings, Workshop};
 use crate::store::wrap::Count;
 use crate::store::{SharedStore, StoreUrl};
 use crate::tree::{Ownership, Tree};
@@ -99,6 +101,19 @@ pub struct Options {
     pub memory: usize,
     /// How often the snapshots are listed anew.
     pub refresh: Duration,
+    /// What can be written, and how; `None` for a mount that is only read.
+    pub writing: Option<Writing>,
+}
+
+/// How working images are kept and committed.
+#[derive(Clone, Debug)]
+pub struct Writing {
+    /// Where they are staged; by default, a directory of our own.
+    pub staging: Option<PathBuf>,
+    /// Bytes that may be staged.
+    pub limit: u64,
+    /// What their snapshots are like.
+    pub settings: Settings,
 }
 
 /// Mounts `store` and serves it until it is unmounted. `ready` runs as soon as the mount is there.
@@ -119,7 +134,19 @@ pub fn serve(
     let count = Count::new(store);
     let counters = count.counters();
     let cache = Cache::new(options.memory);
-    let tree = Arc::new(Tree::new(Arc::new(count), Some(counters), cache, options.ownership));
+    let store: SharedStore = Arc::new(count);
+    let tree = Tree::new(Arc::clone(&store), Some(counters), Arc::clone(&cache), options.ownership);
+    let tree = match &options.writing {
+        Some(writing) => match staging(url, writing)? {
+            Some(staging) => {
+                let shop = Workshop::new(store, cache, staging, patient(&writing.settings));
+                runtime.block_on(tree.with_new(shop))
+            }
+            None => tree,
+        },
+        None => tree,
+    };
+    let tree = Arc::new(tree);
     runtime.block_on(async {
         match tokio::time::timeout(FIRST_LIST, tree.refresh()).await {
             Ok(listed) => listed.map_err(anyhow::Error::from),
@@ -145,7 +172,7 @@ pub fn serve(
     table::set_read_ahead(&options.mount_point, READ_AHEAD_KIB);
     tracing::info!("{url} is mounted at {}", options.mount_point.display());
     ready();
-    runtime.block_on(attend(tree, options, end))?;
+    runtime.block_on(attend(Arc::clone(&tree), options, end))?;
     if session.is_finished() {
         match session.join() {
             Ok(result) => {
@@ -156,6 +183,37 @@ pub fn serve(
     }
     tracing::info!("{} is unmounted", options.mount_point.display());
     Ok(())
+}
+
+/// The staging directory. One that nobody asked for is done without, if it cannot be had.
+fn staging(url: &StoreUrl, writing: &Writing) -> anyhow::Result<Option<Staging>> {
+    let store = url.to_string();
+    if let Some(path) = &writing.staging {
+        return Ok(Some(Staging::open(path, &store, writing.limit)?));
+    }
+    let root = log::state_directory().join("staging");
+    match Staging::open_default(&root, &store, writing.limit) {
+        Ok(staging) => Ok(Some(staging)),
+        Err(error) => {
+            tracing::warn!("nothing can be written under new/: {error}");
+            Ok(None)
+        }
+    }
+}
+
+/// Where the kernel ends requests that take long, commits run in the background.
+fn patient(settings: &Settings) -> Settings {
+    let limit = |name: &str| {
+        let value = std::fs::read_to_string(format!("/proc/sys/fs/fuse/{name}"));
+        value.ok().and_then(|value| value.trim().parse::<u64>().ok()).unwrap_or(0)
+    };
+    let in_background = ["default_request_timeout", "max_request_timeout"].map(limit) != [0, 0];
+    if in_background {
+        tracing::warn!(
+            "the kernel ends requests that take long: close() does not wait for commits"
+        );
+    }
+    Settings { in_background, ..settings.clone() }
 }
 
 fn handshake(
@@ -192,7 +250,7 @@ async fn attend(
     let mut asked = false;
     loop {
         let signalled = tokio::select! {
-            _ = &mut end => return Ok(()),
+            _ = &mut end => break,
             _ = interrupt.recv() => "SIGINT",
             _ = terminate.recv() => "SIGTERM",
             _ = hangup.recv() => { refresh(&tree); continue }
@@ -204,8 +262,35 @@ async fn attend(
         }
         asked = true;
         tracing::info!("{signalled}: unmounting");
-        leave(&options.mount_point);
+        tell_commits(&tree);
+        tokio::select! {
+            () = tree.commits_done() => leave(&options.mount_point),
+            _ = &mut end => break,
+            _ = interrupt.recv() => return given_up(),
+            _ = terminate.recv() => return given_up(),
+        }
     }
+    // What programs closed while it was unmounted is committed now.
+    tell_commits(&tree);
+    tokio::select! {
+        () = tree.commits_done() => {}
+        _ = interrupt.recv() => return given_up(),
+        _ = terminate.recv() => return given_up(),
+    }
+    tree.leave_new();
+    Ok(())
+}
+
+fn tell_commits(tree: &Tree) {
+    for name in tree.commits_under_way() {
+        tracing::info!("waiting for the commit of new/{name}");
+    }
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "it ends `attend`, which can fail")]
+fn given_up() -> Result<(), Error> {
+    tracing::warn!("a second signal: commits go on at the next mount");
+    Ok(())
 }
 
 fn refresh(tree: &Arc<Tree>) {

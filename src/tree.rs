@@ -15,20 +15,24 @@ use self::children::{children, find_child, fixed_directories, link_target};
 use self::node::{Node, Nodes};
 use self::refresh::Listing;
 use crate::cache::{Cache, SharedError};
-use crate::image::{self, Image, Reader};
+use crate::image::{self, Image, Reader, working};
 use crate::model::{BLOCK_SIZE_U64, Snapshot, SnapshotId, SnapshotState};
 use crate::store::{Error as StoreError, SharedStore, wrap::Counters};
 
+mod caller;
 mod catalog;
 mod children;
 mod control;
 mod escape;
+mod new;
 mod node;
 mod refresh;
 #[cfg(test)]
 mod tests;
 mod xattr;
 
+pub use caller::{dying_of, thread_group};
+pub use new::{Allocation, Changes, OpenMode};
 pub use node::ROOT;
 
 /// Images that were closed, and are kept with what is known of their blocks.
@@ -65,6 +69,27 @@ pub enum Error {
     /// A handle that is not open, or not of this kind.
     #[error("the handle is not open")]
     BadHandle,
+    /// Nothing can be written: the mount is read-only.
+    #[error("the mount is read-only")]
+    ReadOnly,
+    /// There is a file of this name.
+    #[error("there is a file of this name")]
+    Exists,
+    /// A name of more than 255 bytes.
+    #[error("the name is too long")]
+    NameTooLong,
+    /// Files leave `new/` as snapshots, and not by being renamed.
+    #[error("a file of new/ can only be renamed within it")]
+    CrossDevice,
+    /// Something that no file of the mount can do.
+    #[error("it cannot do this")]
+    Unsupported,
+    /// A request that makes no sense.
+    #[error("{0}")]
+    Refused(String),
+    /// What a file of `new/` says.
+    #[error("{0}")]
+    Working(working::Error),
     /// A snapshot that is not completed.
     #[error("{0} is {1}: it can be read once it is completed")]
     NotReady(SnapshotId, &'static str),
@@ -153,6 +178,7 @@ pub struct Ownership {
 #[derive(Clone, Debug)]
 enum Handle {
     Image(Arc<Reader>),
+    Working(Arc<working::Opened>),
     Text(Bytes),
     Directory(Arc<Vec<DirectoryEntry>>),
 }
@@ -174,6 +200,8 @@ pub struct Tree {
     images: Mutex<LruCache<u64, Arc<Image>>>,
     handles: Mutex<HashMap<u64, Handle>>,
     next_handle: AtomicU64,
+    /// `None` if nothing can be written.
+    new: Option<new::New>,
 }
 
 impl Tree {
@@ -195,6 +223,7 @@ impl Tree {
             images: Mutex::new(LruCache::new(CLOSED_IMAGES)),
             handles: Mutex::default(),
             next_handle: AtomicU64::new(1),
+            new: None,
         }
     }
 
@@ -217,7 +246,13 @@ impl Tree {
         let name = name.to_str().ok_or(Error::NotFound)?;
         let node = match parent {
             Node::Root => self.lookup_in_root(name).await?,
-            Node::Image(_) | Node::Link(_) | Node::File(_) => return Err(Error::NotADirectory),
+            Node::New => {
+                let image = self.new.as_ref().and_then(|new| new.find(name));
+                image.map(Node::Working).ok_or(Error::NotFound)?
+            }
+            Node::Image(_) | Node::Working(_) | Node::Link(_) | Node::File(_) => {
+                return Err(Error::NotADirectory);
+            }
             _ => self.lookup_in_catalog(&parent, name).await.ok_or(Error::NotFound)?,
         };
         Ok(self.tell(node))
@@ -287,6 +322,7 @@ impl Tree {
                     ..base
                 }
             }
+            Node::Working(image) => Self::working_attributes(image, base),
             Node::Link(link) => Attributes {
                 kind: Kind::Link,
                 mode: 0o777,
@@ -321,24 +357,29 @@ impl Tree {
     /// Opens a directory, and notes what is in it now.
     pub async fn opendir(&self, ino: u64) -> Result<u64> {
         let node = self.node(ino)?;
-        if matches!(node, Node::Image(_) | Node::Link(_) | Node::File(_)) {
+        if matches!(node, Node::Image(_) | Node::Working(_) | Node::Link(_) | Node::File(_)) {
             return Err(Error::NotADirectory);
         }
         let catalog = match node {
-            Node::Control => Arc::default(),
+            Node::Control | Node::New => Arc::default(),
             _ => self.listing.freshen().await,
         };
+        let images = self.new.as_ref().filter(|_| matches!(node, Node::New)).map(new::New::all);
+        let images = images.unwrap_or_default().into_iter();
+        let images = images.map(|(name, image)| (name, Node::Working(image)));
         let dots = [".", ".."].map(|name| DirectoryEntry {
             name: name.to_owned(),
             ino,
             kind: Kind::Directory,
             node: None,
         });
-        let children = children(&node, &catalog).into_iter().map(|(name, node)| DirectoryEntry {
-            name,
-            ino: node.ino(),
-            kind: self.attributes(&node).kind,
-            node: Some(node),
+        let children = children(&node, &catalog).into_iter().chain(images).map(|(name, node)| {
+            DirectoryEntry {
+                name,
+                ino: node.ino(),
+                kind: self.attributes(&node).kind,
+                node: Some(node),
+            }
         });
         Ok(self.add_handle(Handle::Directory(Arc::new(dots.into_iter().chain(children).collect()))))
     }
@@ -361,9 +402,11 @@ impl Tree {
     }
 
     /// Opens a file. Answers its handle, and whether the kernel may keep its content.
-    pub fn open(&self, ino: u64, for_writing: bool) -> Result<(u64, Caching)> {
+    pub async fn open(&self, ino: u64, mode: OpenMode) -> Result<(u64, Caching)> {
         let node = self.node(ino)?;
+        let for_writing = mode.write || mode.truncate;
         match node {
+            Node::Working(image) => self.open_working(&image, mode).await,
             Node::Image(_) | Node::File(_) if for_writing => Err(Error::Denied),
             Node::Image(snapshot) => {
                 if !snapshot.is_readable() {
@@ -404,13 +447,17 @@ impl Tree {
 
     /// Closes a file or directory.
     pub fn release(&self, number: u64) {
-        self.handles.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
+        let handle = self.handles.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
+        if let Some(Handle::Working(opened)) = handle {
+            Self::release_working(&opened);
+        }
     }
 
     /// Up to `len` bytes of an open file from `offset` on, if that needs no waiting.
     pub fn read_cached(&self, handle: u64, offset: u64, len: usize) -> Result<Option<Bytes>> {
         match self.handle(handle)? {
             Handle::Image(reader) => Ok(reader.read_cached(offset, len)),
+            Handle::Working(_) => Ok(None),
             Handle::Text(text) => {
                 let start = usize::try_from(offset).map_or(text.len(), |at| at.min(text.len()));
                 let end = start.saturating_add(len).min(text.len());
@@ -427,6 +474,15 @@ impl Tree {
         }
         match self.handle(handle)? {
             Handle::Image(reader) => Ok(reader.read(offset, len).await?),
+            Handle::Working(opened) => Ok(opened.image().read(offset, len).await?),
+            _ => Err(Error::BadHandle),
+        }
+    }
+
+    /// Writes to an open file.
+    pub async fn write(&self, handle: u64, offset: u64, data: Bytes) -> Result<()> {
+        match self.handle(handle)? {
+            Handle::Working(_) => self.write_working(handle, offset, data).await,
             _ => Err(Error::BadHandle),
         }
     }
@@ -436,6 +492,9 @@ impl Tree {
         match self.handle(handle)? {
             Handle::Image(reader) => {
                 reader.image().seek_data(offset).await?.ok_or(Error::NoSuchOffset)
+            }
+            Handle::Working(opened) => {
+                opened.image().seek_data(offset).await?.ok_or(Error::NoSuchOffset)
             }
             Handle::Text(text) if offset < text.len() as u64 => Ok(offset),
             _ => Err(Error::NoSuchOffset),
@@ -447,6 +506,9 @@ impl Tree {
         match self.handle(handle)? {
             Handle::Image(reader) => {
                 reader.image().seek_hole(offset).await?.ok_or(Error::NoSuchOffset)
+            }
+            Handle::Working(opened) => {
+                opened.image().seek_hole(offset).await?.ok_or(Error::NoSuchOffset)
             }
             Handle::Text(text) if offset < text.len() as u64 => Ok(text.len() as u64),
             _ => Err(Error::NoSuchOffset),
@@ -462,6 +524,7 @@ impl Tree {
                 let same = latest.filter(|latest| latest.start_time == snapshot.start_time);
                 Ok(xattr::attributes(&same.unwrap_or(snapshot)))
             }
+            Node::Working(image) => Ok(xattr::of_working(&image)),
             _ => Ok(Vec::new()),
         }
     }
@@ -471,6 +534,11 @@ impl Tree {
         let attributes = self.xattrs(ino)?.into_iter();
         let found = attributes.into_iter().find(|(key, _)| name == key.as_str());
         found.map(|(_, value)| value).ok_or(Error::NoSuchAttribute)
+    }
+
+    /// Bytes that can still be written, for `df`.
+    pub fn spare(&self) -> u64 {
+        self.new.as_ref().map_or(0, |new| new.shop.spare())
     }
 
     /// Bytes of all images, and their number, for `df`.
@@ -487,6 +555,10 @@ impl Tree {
 pub enum Caching {
     /// For ever: the content never changes.
     Keep,
+    /// Until it is opened again.
+    Until,
+    /// Not at all, and a program that closes it has to be told of.
+    Direct,
     /// Not at all: every read comes to the tree.
     Never,
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use super::output::tell;
 use super::run::{Exit, log_level, store_url};
-use super::{Global, MountArgs, UmountArgs};
+use super::{CommitWhen, EncryptedHoles, Global, MountArgs, UmountArgs, WritingArgs};
+use crate::image::working::Settings;
 use crate::mount::{self, Access, Options};
 use crate::store;
 use crate::tree::Ownership;
@@ -59,7 +60,36 @@ fn daemon_arguments(
     if let Some(mode) = args.file_mode {
         add("file-mode", format!("{mode:o}"));
     }
-    let flags = [(args.allow_other, "--allow-other"), (args.allow_root, "--allow-root")];
+    let writing = &args.writing;
+    // From here on it has another working directory.
+    if let Some(staging) = &writing.staging {
+        add(
+            "staging",
+            std::path::absolute(staging).unwrap_or_else(|_| staging.clone()).display().to_string(),
+        );
+    }
+    if let Some(limit) = writing.staging_limit {
+        add("staging-limit", limit.to_string());
+    }
+    add("commit", if writing.commit == CommitWhen::Close { "close" } else { "manual" }.to_owned());
+    let write = writing.encrypted_holes == EncryptedHoles::Write;
+    add("encrypted-holes", if write { "write" } else { "skip" }.to_owned());
+    if let Some(description) = &writing.description {
+        add("description", description.clone());
+    }
+    for (key, value) in &writing.tags {
+        add("tag", format!("{key}={value}"));
+    }
+    if let Some(key) = &writing.kms_key_id {
+        add("kms-key-id", key.clone());
+    }
+    let flags = [
+        (args.allow_other, "--allow-other"),
+        (args.allow_root, "--allow-root"),
+        (writing.read_only, "--read-only"),
+        (writing.full_copy, "--full-copy"),
+        (writing.encrypted, "--encrypted"),
+    ];
     line.extend(flags.into_iter().filter(|(given, _)| *given).map(|(_, flag)| flag.into()));
     line.extend((0..global.verbose).map(|_| "-v".into()));
     line.push("--".into());
@@ -138,6 +168,24 @@ fn options(args: &MountArgs, mount_point: PathBuf) -> Options {
         },
         memory: args.memory.0,
         refresh: Duration::from_secs(args.refresh.into()),
+        writing: (!args.writing.read_only).then(|| writing(&args.writing)),
+    }
+}
+
+fn writing(args: &WritingArgs) -> mount::Writing {
+    mount::Writing {
+        staging: args.staging.clone(),
+        limit: args.staging_limit.unwrap_or(u64::MAX),
+        settings: Settings {
+            commit_at_close: args.commit == CommitWhen::Close,
+            full_copy: args.full_copy,
+            encrypted_holes: args.encrypted_holes == EncryptedHoles::Write,
+            description: args.description.clone(),
+            tags: args.tags.iter().cloned().collect(),
+            encrypted: args.encrypted,
+            kms_key: args.kms_key_id.clone(),
+            ..Settings::default()
+        },
     }
 }
 

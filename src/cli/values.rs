@@ -31,6 +31,11 @@ pub(super) fn memory(text: &str) -> Result<Size, String> {
     Ok(Size(bytes))
 }
 
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
+    let size = ByteSize::from_str(text);
+    size.map(|size| size.as_u64()).map_err(|_| "give a number with a unit, as 20GiB".to_owned())
+}
+
 pub(super) fn mode(text: &str) -> Result<u16, String> {
     match u16::from_str_radix(text, 8) {
         Ok(mode) if mode <= 0o777 => Ok(mode),

@@ -14,13 +14,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
-use tokio::sync::{RwLock, Semaphore, watch};
+use tokio::sync::{RwLock, Semaphore};
 
 use self::layer::{Layer, Source};
-use super::staging::record::{Attempt, GenerationRecord, ImageRecord, Trouble, Wishes, boot};
-use super::staging::{Files, NoRoom, Staging};
+use super::staging::Staging;
+use super::staging::record::{GenerationRecord, ImageRecord, Trouble, Wishes, boot};
 use super::{Image, Reader};
-use crate::cache::{Cache, SharedError};
+use crate::cache::Cache;
 use crate::model::{BLOCK_SIZE_U64, BlockIndex, SnapshotId, Tags};
 use crate::store::SharedStore;
 
@@ -149,6 +149,8 @@ struct Inner {
     writers: HashMap<u64, opened::Writer>,
     /// Open for reading or writing.
     open: usize,
+    /// Open past the page cache of the kernel.
+    direct: usize,
     /// Somebody puts, or waits for the store.
     running: bool,
     /// The document, or a name of it, may not be durable.
@@ -211,6 +213,7 @@ impl WorkingImage {
                 snapshot: None,
                 writers: HashMap::new(),
                 open: 0,
+                direct: 0,
                 running: false,
                 unsynced: true,
             };
@@ -285,6 +288,34 @@ impl WorkingImage {
         .await
     }
 
+    /// Gives it another name. A name that says that it is whole now, after one that did not, commits
+    /// it in the background. Answers the snapshot that may have to be renamed too.
+    ///
+    /// # Errors
+    ///
+    /// If the new name cannot be kept on the local disk.
+    pub async fn rename(self: &Arc<Self>, name: &str) -> Result<Option<SnapshotId>> {
+        let (old, snapshot) = {
+            let mut state = self.state();
+            let old = std::mem::replace(&mut state.name, name.to_owned());
+            (old, state.snapshot.clone())
+        };
+        let ready = commit::is_temporary(&old) && !commit::is_temporary(name);
+        if ready {
+            self.sync().await?;
+        }
+        self.recorded(ready).await?;
+        if ready {
+            self.commit_if_closed();
+        }
+        Ok(snapshot)
+    }
+
+    /// The name that the snapshot of a file gets.
+    pub fn stem(name: &str) -> &str {
+        put::stem(name)
+    }
+
     /// Takes it out of `new/`: what is staged goes once nobody has it open and no commit runs.
     pub async fn remove(self: &Arc<Self>) {
         let abort = {
@@ -299,7 +330,7 @@ impl WorkingImage {
     }
 
     /// Removes what is staged, if it is of no use any more.
-    fn tidy(&self) {
+    pub fn tidy(&self) {
         let layers = {
             let mut state = self.state();
             if !state.removed || state.open > 0 || state.running {

@@ -7,12 +7,13 @@ use super::control::ControlFile;
 use super::node::{Link, Node};
 use crate::model::SnapshotId;
 
-pub(super) fn fixed_directories() -> [(&'static str, Node); 4] {
+pub(super) fn fixed_directories() -> [(&'static str, Node); 5] {
     [
         ("by-name", Node::ByName),
         ("by-tag", Node::ByTag),
         ("by-volume", Node::ByVolume),
         ("control", Node::Control),
+        ("new", Node::New),
     ]
 }
 
@@ -51,6 +52,8 @@ pub(super) fn children(node: &Node, catalog: &Catalog) -> Vec<(String, Node)> {
             let files = ControlFile::ALL.into_iter();
             files.map(|file| (file.name().to_owned(), Node::File(file))).collect()
         }
+        // What is new changes without the catalog.
+        Node::New | Node::Working(_) => Vec::new(),
         Node::Image(_) | Node::Link(_) | Node::File(_) => Vec::new(),
     }
 }
@@ -76,7 +79,8 @@ pub(super) fn find_child(node: &Node, catalog: &Catalog, name: &str) -> Option<N
         Node::Control => {
             ControlFile::ALL.into_iter().find(|file| file.name() == name).map(Node::File)
         }
-        Node::Root | Node::Image(_) | Node::Link(_) | Node::File(_) => None,
+        Node::Root | Node::New | Node::Working(_) => None,
+        Node::Image(_) | Node::Link(_) | Node::File(_) => None,
     }
 }
 

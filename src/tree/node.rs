@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::control::ControlFile;
+use crate::image::working::WorkingImage;
 use crate::model::{Digest, Snapshot, SnapshotId};
 
 /// The inode number of the root directory (`FUSE_ROOT_ID`).
@@ -24,6 +25,9 @@ pub(super) enum Node {
     /// `by-tag/<key>/<value>`
     TagValue(String, String),
     Image(Arc<Snapshot>),
+    New,
+    /// `new/<name>`
+    Working(Arc<WorkingImage>),
     Link(Link),
     File(ControlFile),
 }
@@ -49,6 +53,8 @@ impl Node {
             Self::ByVolume => "by-volume".to_owned(),
             Self::ByTag => "by-tag".to_owned(),
             Self::Control => "control".to_owned(),
+            Self::New => "new".to_owned(),
+            Self::Working(image) => format!("new/{}", image.number()),
             Self::Volume(name) => format!("by-volume/{name}"),
             Self::TagKey(key) => format!("by-tag/{key}"),
             Self::TagValue(key, value) => format!("by-tag/{key}/{value}"),
@@ -71,6 +77,7 @@ impl Node {
                 | Self::ByVolume
                 | Self::ByTag
                 | Self::Control
+                | Self::New
                 | Self::File(_)
         )
     }

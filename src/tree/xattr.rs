@@ -1,9 +1,10 @@
 //! Extended attributes: what a store knows of a snapshot.
 
+use crate::image::working::WorkingImage;
 use crate::model::{Digest, Snapshot};
 
 /// What all our attributes begin with.
-const PREFIX: &str = "user.fspfs.";
+pub(super) const PREFIX: &str = "user.fspfs.";
 
 /// Longest name of an attribute in bytes (`XATTR_NAME_MAX`).
 const MAX_NAME: usize = 255;
@@ -38,5 +39,26 @@ pub(super) fn attributes(snapshot: &Snapshot) -> Vec<(String, String)> {
     }
     let tags = serde_json::to_string(&snapshot.tags).expect("keys and values are strings");
     add("tags", Some(tags));
+    attributes
+}
+
+/// The attributes of a file of `new/`, by name.
+pub(super) fn of_working(image: &WorkingImage) -> Vec<(String, String)> {
+    let status = image.status();
+    let mut attributes = Vec::new();
+    let mut add = |name: &str, value: Option<String>| {
+        attributes.extend(value.map(|value| (format!("{PREFIX}{name}"), value)));
+    };
+    add("state", Some(status.state.as_str().to_owned()));
+    add("error", status.error);
+    add("snapshot", status.snapshot.map(|id| id.to_string()));
+    add("base", status.base.map(|id| id.to_string()));
+    add("staged-bytes", Some(status.staged.to_string()));
+    if let Some((done, total)) = status.progress {
+        add("progress", Some(format!("{done}/{total}")));
+    }
+    for (name, value) in image.wishes() {
+        add(&name, Some(value));
+    }
     attributes
 }

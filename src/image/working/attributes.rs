@@ -113,10 +113,7 @@ impl WorkingImage {
             gid: state.gid,
             mode: state.mode,
             links: u32::from(!state.removed),
-            progress: state
-                .running
-                .then(|| state.layers.first().map(|l| l.commit.progress()))
-                .flatten(),
+            progress: state.putting().map(|commit| commit.progress()),
         }
     }
 

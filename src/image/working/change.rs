@@ -245,6 +245,11 @@ impl WorkingImage {
         .await
     }
 
+    /// Makes the image at least `len` bytes long.
+    pub async fn grow(self: &Arc<Self>, len: u64) -> Result<()> {
+        if len > self.len() { self.truncate(len).await } else { Ok(()) }
+    }
+
     /// Makes a range read as zeros, and gives its space back. It may reach beyond the end, which
     /// does not move.
     pub async fn punch(self: &Arc<Self>, offset: u64, len: u64) -> Result<()> {

@@ -134,27 +134,15 @@ impl WorkingImage {
         }
     }
 
-    /// The commit that is putting blocks, if one is.
+    /// Whether a commit is putting blocks.
     pub fn is_putting(&self) -> bool {
-        let state = self.state();
-        state.running
-            && state.layers.iter().any(|l| l.frozen && l.commit.outcome.borrow().is_none())
+        self.state().putting().is_some()
     }
 
     /// Waits until no commit is putting blocks.
     pub async fn put_down(&self) {
         loop {
-            let commit = {
-                let state = self.state();
-                if !state.running {
-                    return;
-                }
-                state
-                    .layers
-                    .iter()
-                    .find(|l| l.frozen && l.commit.outcome.borrow().is_none())
-                    .map(|l| Arc::clone(&l.commit))
-            };
+            let commit = self.state().putting().map(Arc::clone);
             let Some(commit) = commit else { return };
             // How it ended is told elsewhere.
             let _ = commit.wait().await;
@@ -418,6 +406,14 @@ impl WorkingImage {
         files.write_sum(index, Block::new(buffer.freeze()).digest()).map_err(failed)?;
         let mut state = self.state();
         state.layers[0].mark(Mark::Hashed, index..index + 1).map_err(failed)
+    }
+}
+
+impl super::Inner {
+    /// The commit that puts blocks, if there is one.
+    pub(super) fn putting(&self) -> Option<&Arc<Commit>> {
+        let frozen = self.layers.iter().filter(|layer| self.running && layer.frozen);
+        frozen.map(|layer| &layer.commit).find(|commit| commit.outcome.borrow().is_none())
     }
 }
 

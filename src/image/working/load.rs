@@ -93,6 +93,7 @@ impl WorkingImage {
             snapshot: record.base,
             writers: HashMap::new(),
             open: 0,
+            direct: 0,
             running: false,
             unsynced: true,
         };

@@ -26,6 +26,7 @@ pub struct Opened {
     image: Arc<WorkingImage>,
     /// Its number among the writers, if it can write.
     writer: Option<u64>,
+    direct: bool,
 }
 
 /// What closing a handle leads to.
@@ -39,19 +40,29 @@ pub enum Closed {
 
 impl Opened {
     /// Opens an image; `opener` is the thread group, 0 if it is not known.
-    pub fn new(image: Arc<WorkingImage>, writable: bool, opener: u32) -> Self {
-        let writer = {
+    pub fn new(image: Arc<WorkingImage>, readable: bool, writable: bool, opener: u32) -> Self {
+        let (writer, direct) = {
             let mut state = image.state();
+            // A program that only writes gains nothing from the page cache, which would cost it a
+            // copy. As long as it writes past the cache, nobody else may read from there.
+            let direct = state.direct > 0 || (writable && !readable && state.open == 0);
             state.open += 1;
-            writable.then(|| {
+            state.direct += usize::from(direct);
+            let writer = writable.then(|| {
                 let number = state.writers.keys().max().map_or(1, |last| last + 1);
                 let writer =
                     Writer { opener, written: false, closed: false, failed: None, spoiled: false };
                 state.writers.insert(number, writer);
                 number
-            })
+            });
+            (writer, direct)
         };
-        Self { image, writer }
+        Self { image, writer, direct }
+    }
+
+    /// Whether reads and writes go past the page cache of the kernel.
+    pub fn is_direct(&self) -> bool {
+        self.direct
     }
 
     /// What is open.
@@ -119,6 +130,7 @@ impl Opened {
     pub fn release(&self) -> Closed {
         let mut state = self.image.state();
         state.open = state.open.saturating_sub(1);
+        state.direct = state.direct.saturating_sub(usize::from(self.direct));
         let Some(writer) = self.writer.and_then(|number| state.writers.remove(&number)) else {
             return Closed::Nothing;
         };
@@ -128,6 +140,16 @@ impl Opened {
         }
         // What was closed by its opener was committed then, or waits for others.
         state.closed(writer.spoiled)
+    }
+}
+
+impl WorkingImage {
+    /// Commits in the background what was changed without opening it, if nobody has it open.
+    pub fn commit_if_closed(self: &Arc<Self>) {
+        let closed = self.state().closed(false);
+        if let Closed::Commit = closed {
+            self.commit_in_background();
+        }
     }
 }
 

@@ -1,0 +1,491 @@
+//! `new/`: the files that become snapshots.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+
+use super::node::Node;
+use super::{Attributes, Caching, Error, Handle, Kind, Result, Tree};
+use crate::image::working::{Closed, Maker, Opened, WorkingImage, Workshop};
+use crate::model::{NAME_TAG, Snapshot, SnapshotId};
+use crate::store::{Error as StoreError, ErrorKind};
+
+/// Longest name of a file in bytes (`NAME_MAX`).
+const MAX_NAME: usize = 255;
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenMode {
+    /// It can be read.
+    pub read: bool,
+    /// It can be written.
+    pub write: bool,
+    /// It is made empty.
+    pub truncate: bool,
+    /// The thread group that opens it; 0 if that cannot be told.
+    pub opener: u32,
+}
+
+/// What `setattr` changes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Changes {
+    /// Length in bytes.
+    pub size: Option<u64>,
+    /// Permission bits.
+    pub mode: Option<u16>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Time of the last change.
+    pub modified: Option<Timestamp>,
+}
+
+/// What `fallocate` is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allocation {
+    /// Room, and the length that goes with it unless that is to stay.
+    Room {
+        /// The length does not change.
+        keep_size: bool,
+    },
+    /// A hole.
+    Punch,
+    /// Zeros, and the length that goes with them unless that is to stay.
+    Zeros {
+        /// The length does not change.
+        keep_size: bool,
+    },
+}
+
+/// The working images of a mount, by name.
+#[derive(Debug)]
+pub(super) struct New {
+    pub(super) shop: Arc<Workshop>,
+    images: Mutex<BTreeMap<String, Arc<WorkingImage>>>,
+}
+
+impl New {
+    fn images(&self) -> MutexGuard<'_, BTreeMap<String, Arc<WorkingImage>>> {
+        self.images.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn find(&self, name: &str) -> Option<Arc<WorkingImage>> {
+        self.images().get(name).cloned()
+    }
+
+    pub(super) fn all(&self) -> Vec<(String, Arc<WorkingImage>)> {
+        self.images().iter().map(|(name, image)| (name.clone(), Arc::clone(image))).collect()
+    }
+}
+
+impl Tree {
+    /// The same tree, with what can be written under `new/`; what an earlier mount has left there
+    /// comes back, and commits that were under way go on.
+    #[must_use]
+    pub async fn with_new(mut self, shop: Arc<Workshop>) -> Self {
+        let mut images = BTreeMap::new();
+        for image in WorkingImage::load_all(&shop).await {
+            let mut name = image.name();
+            for n in 1.. {
+                if !images.contains_key(&name) {
+                    break;
+                }
+                name = format!("{}.{n}", image.name());
+            }
+            if name != image.name() && image.rename(&name).await.is_err() {
+                tracing::error!("two images are named {name:?}");
+            }
+            tracing::info!("new/{name} is back: {}", image.status().state.as_str());
+            image.resume();
+            images.insert(name, image);
+        }
+        self.new = Some(New { shop, images: Mutex::new(images) });
+        self
+    }
+
+    pub(super) fn new_dir(&self) -> Result<&New> {
+        self.new.as_ref().ok_or(Error::ReadOnly)
+    }
+
+    /// The working image of this name.
+    pub(super) fn working(&self, name: &str) -> Result<Arc<WorkingImage>> {
+        self.new_dir()?.find(name).ok_or(Error::NotFound)
+    }
+
+    /// Makes a file in `new/`, and opens it.
+    pub async fn create(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        maker: Maker,
+        mode: OpenMode,
+    ) -> Result<(Attributes, u64, Caching)> {
+        self.check_is_new(parent)?;
+        let name = check_name(name)?;
+        let new = self.new_dir()?;
+        let (image, made) = match new.find(name) {
+            // Somebody else was faster.
+            Some(image) => (image, false),
+            None => (WorkingImage::create(&new.shop, name, maker).await?, true),
+        };
+        if made {
+            let taken = {
+                let mut images = new.images();
+                let taken = images.contains_key(name);
+                if !taken {
+                    images.insert(name.to_owned(), Arc::clone(&image));
+                }
+                taken
+            };
+            if taken {
+                image.remove().await;
+                return Err(Error::Exists);
+            }
+        }
+        let (handle, caching) = self.open_working(&image, mode).await?;
+        Ok((self.tell(Node::Working(image)), handle, caching))
+    }
+
+    pub(super) async fn open_working(
+        &self,
+        image: &Arc<WorkingImage>,
+        mode: OpenMode,
+    ) -> Result<(u64, Caching)> {
+        let opened = Opened::new(Arc::clone(image), mode.read, mode.write, mode.opener);
+        if mode.truncate && mode.write {
+            opened.begin_change();
+            let result = image.truncate(0).await;
+            opened.end_change(&result);
+            if let Err(error) = result {
+                opened.release();
+                return Err(error.into());
+            }
+        }
+        let caching = if opened.is_direct() { Caching::Direct } else { Caching::Until };
+        Ok((self.add_handle(Handle::Working(Arc::new(opened))), caching))
+    }
+
+    fn opened(&self, handle: u64) -> Result<Arc<Opened>> {
+        match self.handle(handle)? {
+            Handle::Working(opened) => Ok(opened),
+            _ => Err(Error::BadHandle),
+        }
+    }
+
+    /// Writes to an open file of `new/`.
+    pub async fn write_working(&self, handle: u64, offset: u64, data: Bytes) -> Result<()> {
+        let opened = self.opened(handle)?;
+        opened.begin_change();
+        let result = opened.image().write(offset, data).await;
+        opened.end_change(&result);
+        Ok(result?)
+    }
+
+    /// Changes what is allocated of an open file of `new/`.
+    pub async fn fallocate(
+        &self,
+        handle: u64,
+        offset: u64,
+        len: u64,
+        what: Allocation,
+    ) -> Result<()> {
+        let opened = self.opened(handle)?;
+        opened.begin_change();
+        let image = opened.image();
+        let result = match what {
+            Allocation::Room { keep_size } => image.allocate(offset, len, keep_size).await,
+            Allocation::Punch | Allocation::Zeros { keep_size: true } => {
+                image.punch(offset, len).await
+            }
+            Allocation::Zeros { keep_size: false } => match image.punch(offset, len).await {
+                Ok(()) => image.grow(offset.saturating_add(len)).await,
+                failed => failed,
+            },
+        };
+        opened.end_change(&result);
+        Ok(result?)
+    }
+
+    /// Changes attributes of a file.
+    pub async fn setattr(
+        &self,
+        ino: u64,
+        handle: Option<u64>,
+        changes: Changes,
+    ) -> Result<Attributes> {
+        let Node::Working(image) = self.node(ino)? else { return Err(Error::NotPermitted) };
+        if let Some(size) = changes.size {
+            let opened = handle.and_then(|handle| self.opened(handle).ok());
+            match opened {
+                Some(opened) => {
+                    opened.begin_change();
+                    let result = image.truncate(size).await;
+                    opened.end_change(&result);
+                    result?;
+                }
+                // `truncate()` without opening: like an open and a close.
+                None => {
+                    image.truncate(size).await?;
+                    image.commit_if_closed();
+                }
+            }
+        }
+        let Changes { mode, uid, gid, modified, .. } = changes;
+        if mode.is_some() || uid.is_some() || gid.is_some() || modified.is_some() {
+            image.set_attributes(mode, uid, gid, modified).await?;
+        }
+        self.getattr(ino)
+    }
+
+    /// Makes what was written to an open file durable on the local disk.
+    pub async fn fsync(&self, handle: u64) -> Result<()> {
+        match self.handle(handle)? {
+            Handle::Working(opened) => Ok(opened.image().sync().await?),
+            _ => Ok(()),
+        }
+    }
+
+    /// A descriptor of an open file is closed, by the thread group `closer`, which is `dying` of
+    /// something. Waits for the commit that this may call for.
+    pub async fn flush(&self, handle: u64, closer: u32, dying: Option<String>) -> Result<()> {
+        let Handle::Working(opened) = self.handle(handle)? else { return Ok(()) };
+        match opened.flush(closer, dying)? {
+            Closed::Commit => {
+                opened.image().commit_closed().await?;
+            }
+            Closed::Nothing => {}
+        }
+        Ok(())
+    }
+
+    pub(super) fn release_working(opened: &Opened) {
+        match opened.release() {
+            Closed::Commit => opened.image().commit_in_background(),
+            Closed::Nothing => opened.image().tidy(),
+        }
+    }
+
+    /// Removes a file of `new/`.
+    pub async fn unlink(&self, parent: u64, name: &OsStr) -> Result<()> {
+        self.check_is_new(parent)?;
+        let name = name.to_str().ok_or(Error::NotFound)?;
+        let image = self.new_dir()?.images().remove(name).ok_or(Error::NotFound)?;
+        image.remove().await;
+        Ok(())
+    }
+
+    /// Renames a file within `new/`.
+    pub async fn rename(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        new_parent: u64,
+        new_name: &OsStr,
+        no_replace: bool,
+    ) -> Result<()> {
+        self.check_is_new(parent)?;
+        if !matches!(self.node(new_parent)?, Node::New) {
+            return Err(Error::CrossDevice);
+        }
+        let (name, new_name) = (name.to_str().ok_or(Error::NotFound)?, check_name(new_name)?);
+        let new = self.new_dir()?;
+        let image = self.working(name)?;
+        if name == new_name {
+            return Ok(());
+        }
+        let replaced = {
+            let mut images = new.images();
+            if no_replace && images.contains_key(new_name) {
+                return Err(Error::Exists);
+            }
+            images.remove(name);
+            images.insert(new_name.to_owned(), Arc::clone(&image))
+        };
+        if let Some(replaced) = replaced {
+            replaced.remove().await;
+        }
+        if let Some(snapshot) = image.rename(new_name).await? {
+            self.rename_snapshot(snapshot, name.to_owned(), new_name.to_owned());
+        }
+        Ok(())
+    }
+
+    /// Gives the snapshot of a file its new name, in the background.
+    fn rename_snapshot(&self, id: SnapshotId, old: String, new: String) {
+        let store = Arc::clone(&self.store);
+        tokio::spawn(async move {
+            let renamed = async {
+                let Snapshot { mut tags, .. } = store.describe(&id).await?;
+                let (old, new) = (WorkingImage::stem(&old), WorkingImage::stem(&new));
+                // Somebody may have named it otherwise.
+                if tags.get(NAME_TAG).is_some_and(|name| name == old) {
+                    tags.insert(NAME_TAG.to_owned(), new.to_owned());
+                    store.set_tags(&id, tags).await?;
+                }
+                Ok::<_, StoreError>(())
+            };
+            if let Err(error) = renamed.await {
+                tracing::warn!("{id} keeps its old name: {error}");
+            }
+        });
+    }
+
+    /// Sets an extended attribute, or removes it.
+    pub async fn set_xattr(&self, ino: u64, name: &OsStr, value: Option<&[u8]>) -> Result<()> {
+        let Node::Working(image) = self.node(ino)? else { return Err(Error::NotPermitted) };
+        let name = name.to_str().and_then(|name| name.strip_prefix(super::xattr::PREFIX));
+        let name = name.ok_or(Error::Unsupported)?;
+        let value = value.map(std::str::from_utf8).transpose();
+        let value = value.map_err(|_| Error::Refused("a value has to be UTF-8".to_owned()))?;
+        Ok(image.wish(name, value).await?)
+    }
+
+    fn check_is_new(&self, ino: u64) -> Result<()> {
+        match self.node(ino)? {
+            Node::New => self.new_dir().map(drop),
+            _ => Err(Error::NotPermitted),
+        }
+    }
+
+    pub(super) fn working_attributes(image: &WorkingImage, base: Attributes) -> Attributes {
+        let status = image.status();
+        Attributes {
+            kind: Kind::File,
+            mode: status.mode,
+            uid: status.uid,
+            gid: status.gid,
+            size: status.len,
+            allocated: status.allocated,
+            time: status.modified,
+            links: status.links,
+            ..base
+        }
+    }
+
+    /// Commits a file, as asked for; waits until the store has accepted the snapshot, or, if
+    /// `completed`, until it calls it completed.
+    pub(crate) async fn commit_working(
+        &self,
+        name: &str,
+        completed: bool,
+        report: Arc<dyn Fn(u64, u64) + Send + Sync>,
+    ) -> Result<SnapshotId> {
+        let image = self.working(name)?;
+        let progress = {
+            let image = Arc::clone(&image);
+            async move {
+                loop {
+                    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+                    if let Some((done, total)) = image.status().progress {
+                        report(done, total);
+                    }
+                }
+            }
+        };
+        let commit = async {
+            let id = image.commit().await?;
+            if completed {
+                image.settled().await?;
+            }
+            Ok(id)
+        };
+        tokio::select! {
+            result = commit => result,
+            () = progress => unreachable!("it goes on until it is dropped"),
+        }
+    }
+
+    /// Ends the commit of a file that is under way.
+    pub(crate) async fn cancel_commit(&self, name: &str) -> Result<()> {
+        Ok(self.working(name)?.cancel()?)
+    }
+
+    /// Makes a file in `new/` that begins as a snapshot is. Copies nothing.
+    pub(crate) async fn clone_working(&self, snapshot: &SnapshotId, name: &str) -> Result<()> {
+        let new = self.new_dir()?;
+        let name = check_name(OsStr::new(name))?;
+        let found = self.store.describe(snapshot).await?;
+        if !found.is_readable() {
+            return Err(Error::NotReady(found.id, found.state.as_str()));
+        }
+        if new.find(name).is_some() {
+            return Err(Error::Exists);
+        }
+        let base = crate::image::Image::new(
+            Arc::new(found),
+            Arc::clone(&self.store),
+            Arc::clone(&self.cache),
+        );
+        let owner = self.ownership;
+        let maker = Maker { uid: owner.uid, gid: owner.gid, mode: 0o600 };
+        let image = WorkingImage::create_over(&new.shop, name, maker, Some(base)).await?;
+        let taken = {
+            let mut images = new.images();
+            let taken = images.contains_key(name);
+            if !taken {
+                images.insert(name.to_owned(), Arc::clone(&image));
+            }
+            taken
+        };
+        if taken {
+            image.remove().await;
+            return Err(Error::Exists);
+        }
+        Ok(())
+    }
+
+    /// The files whose commits put blocks.
+    pub fn commits_under_way(&self) -> Vec<String> {
+        let Some(new) = &self.new else { return Vec::new() };
+        let images = new.all().into_iter();
+        images.filter(|(_, image)| image.is_putting()).map(|(name, _)| name).collect()
+    }
+
+    /// Waits until no commit puts blocks.
+    pub async fn commits_done(&self) {
+        for (_, image) in self.new.as_ref().map(New::all).unwrap_or_default() {
+            image.put_down().await;
+        }
+    }
+
+    /// The end of the mount: clean images go, the others stay for the next one.
+    pub fn leave_new(&self) {
+        for (_, image) in self.new.as_ref().map(New::all).unwrap_or_default() {
+            image.leave();
+        }
+    }
+}
+
+fn check_name(name: &OsStr) -> Result<&str> {
+    let invalid =
+        |why: &str| Err(Error::Refused(format!("{name:?} cannot be the name of an image: {why}")));
+    if name.len() > MAX_NAME {
+        return Err(Error::NameTooLong);
+    }
+    match name.to_str() {
+        None => invalid("it is not UTF-8"),
+        Some("" | "." | "..") => invalid("it means something else"),
+        Some(text) if text.chars().any(|c| c == '/' || c.is_control()) => {
+            invalid("it has a slash, a newline or the like in it")
+        }
+        Some(text) => Ok(text),
+    }
+}
+
+impl From<crate::image::working::Error> for Error {
+    fn from(error: crate::image::working::Error) -> Self {
+        use crate::image::working::Error as Working;
+        match error {
+            Working::Store(error) => Self::Store(error),
+            Working::Refused(why) => Self::Refused(why),
+            Working::Stalled(_) => {
+                Self::Store(Arc::new(StoreError::new(ErrorKind::Timeout, error.to_string())))
+            }
+            error => Self::Working(error),
+        }
+    }
+}
