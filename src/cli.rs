@@ -5,15 +5,19 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
+use crate::arguments::{CloneArgs, CommitArgs};
 use crate::cache::DEFAULT_BUDGET;
 use crate::model::SnapshotId;
 use crate::store::StoreUrl;
 use crate::store::repository::DEFAULT_GRACE;
 
+mod control;
+mod jobs;
 mod mount;
 mod output;
 mod run;
 mod values;
+mod working;
 
 pub use output::tell;
 pub use run::{Exit, run};
@@ -69,6 +73,14 @@ enum Command {
     /// Unmount what `mount` has mounted
     #[command(visible_alias = "unmount")]
     Umount(UmountArgs),
+    /// Make a snapshot of a working image, or try again
+    Commit(CommitArgs),
+    /// Make a working image that begins as a snapshot
+    Clone(CloneArgs),
+    /// List the working images of a mount
+    Staged(StagedArgs),
+    /// List the jobs of a mount, or wait for one
+    Jobs(JobsArgs),
     /// List the snapshots, or say how large one is
     List(ListArgs),
     /// Make a snapshot of a file or a block device
@@ -206,6 +218,35 @@ struct UmountArgs {
 }
 
 #[derive(Args, Debug)]
+#[command(after_help = "\
+A working image is clean, dirty, committing, queued, failed or interrupted. `fspfs commit` makes a
+snapshot of one that is not clean.
+
+Example:
+  fspfs staged /mnt/fsp")]
+struct StagedArgs {
+    /// Where it is mounted
+    #[arg(value_name = "MOUNTPOINT")]
+    mount_point: PathBuf,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+A job goes on when nobody waits for it. Removing control/jobs/N cancels and forgets it.
+
+Examples:
+  fspfs jobs /mnt/fsp
+  fspfs jobs /mnt/fsp --wait 3")]
+struct JobsArgs {
+    /// Where it is mounted
+    #[arg(value_name = "MOUNTPOINT")]
+    mount_point: PathBuf,
+    /// Wait until this job ends, print what it has to say, and exit as it did
+    #[arg(short, long, value_name = "N")]
+    wait: Option<u64>,
+}
+
+#[derive(Args, Debug)]
 struct ListArgs {
     /// Say how many blocks this snapshot has
     #[arg(value_name = "SNAP")]
@@ -333,6 +374,27 @@ mod tests {
         ] {
             let cli = Cli::try_parse_from(line.split(' ')).unwrap();
             assert_eq!(cli.global.store, Some(StoreUrl::Directory("/x".into())), "{line}");
+        }
+    }
+
+    #[test]
+    fn working_images_have_commands() {
+        let command = |line: &str| Cli::try_parse_from(line.split(' ')).map(|cli| cli.command);
+        let Ok(Command::Commit(args)) = command("fspfs commit --wait /mnt/new/a") else { panic!() };
+        assert_eq!((args.file, args.wait, args.cancel), ("/mnt/new/a".into(), true, false));
+        let Ok(Command::Clone(args)) = command("fspfs clone snap-0a /mnt/new/a") else { panic!() };
+        assert_eq!((args.snapshot.as_str(), args.file), ("snap-0a", "/mnt/new/a".into()));
+        let Ok(Command::Jobs(args)) = command("fspfs jobs /mnt --wait 3") else { panic!() };
+        assert_eq!((args.mount_point, args.wait), ("/mnt".into(), Some(3)));
+        assert!(matches!(command("fspfs staged --json /mnt"), Ok(Command::Staged(_))));
+        for bad in [
+            "fspfs commit",
+            "fspfs commit --wait --cancel a",
+            "fspfs clone a b",
+            "fspfs staged",
+            "fspfs jobs /mnt --wait last",
+        ] {
+            assert!(command(bad).is_err(), "{bad}");
         }
     }
 

@@ -496,6 +496,13 @@ impl Filesystem for Adapter {
         });
     }
 
+    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = name.to_owned();
+        self.spawn_empty("rmdir", parent, reply, move |tree| async move {
+            tree.rmdir(parent.0, &name).await
+        });
+    }
+
     fn rename(
         &self,
         _: &Request,
@@ -546,10 +553,6 @@ impl Filesystem for Adapter {
     }
 
     fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
-        reply.error(Errno::EPERM);
-    }
-
-    fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
         reply.error(Errno::EPERM);
     }
 

@@ -5,10 +5,12 @@
 //! [`cache`] from a [`store`]. [`ops`] are the operations of the command line, [`model`] the words
 //! that all of them use. Nothing calls upwards. `docs/architecture.md` walks through it.
 
+pub(crate) mod arguments;
 pub mod cache;
 pub mod cli;
 pub(crate) mod fuse;
 pub mod image;
+pub(crate) mod jobs;
 pub mod model;
 pub mod mount;
 pub mod ops;

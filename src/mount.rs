@@ -27,7 +27,7 @@ pub use attach::{Access, unmount};
 pub use background::{READY, start};
 pub use holders::Holder;
 pub use log::{log_file, log_to_file, log_to_stderr, stderr_to_file};
-pub use table::{MountEntry, our_mounts};
+pub use table::{MountEntry, our_mount, our_mounts};
 
 /// Longest time that the first list of snapshots is waited for. After it the mount is made all the
 /// same, and shows what is listed by and by.
@@ -52,6 +52,14 @@ pub enum Error {
     /// Nothing of ours is mounted there.
     #[error("{0} is not the mount point of an fspfs mount{1}", path.display(), others(mounts))]
     NotMounted {
+        /// What was given.
+        path: PathBuf,
+        /// Where fspfs is mounted.
+        mounts: Vec<PathBuf>,
+    },
+    /// A file is in no mount of ours.
+    #[error("{} is not in a mount of fspfs{}", path.display(), others(mounts))]
+    NotInside {
         /// What was given.
         path: PathBuf,
         /// Where fspfs is mounted.

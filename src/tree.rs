@@ -10,22 +10,28 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use lru::LruCache;
 
-use self::catalog::IMAGE_SUFFIX;
+use self::catalog::{Catalog, IMAGE_SUFFIX};
 use self::children::{children, find_child, fixed_directories, link_target};
+use self::command::{Control, Conversation};
 use self::node::{Node, Nodes};
 use self::refresh::Listing;
 use crate::cache::{Cache, SharedError};
 use crate::image::{self, Image, Reader, working};
+use crate::jobs::Job;
 use crate::model::{BLOCK_SIZE_U64, Snapshot, SnapshotId, SnapshotState};
 use crate::store::{Error as StoreError, SharedStore, wrap::Counters};
 
 mod caller;
 mod catalog;
+mod change;
 mod children;
+mod command;
 mod control;
 mod escape;
+mod job;
 mod new;
 mod node;
+mod operations;
 mod refresh;
 #[cfg(test)]
 mod tests;
@@ -180,6 +186,8 @@ enum Handle {
     Image(Arc<Reader>),
     Working(Arc<working::Opened>),
     Text(Bytes),
+    Command(Arc<Conversation>),
+    Cancel(Arc<Job>),
     Directory(Arc<Vec<DirectoryEntry>>),
 }
 
@@ -202,6 +210,7 @@ pub struct Tree {
     next_handle: AtomicU64,
     /// `None` if nothing can be written.
     new: Option<new::New>,
+    control: Control,
 }
 
 impl Tree {
@@ -224,6 +233,7 @@ impl Tree {
             handles: Mutex::default(),
             next_handle: AtomicU64::new(1),
             new: None,
+            control: Control::default(),
         }
     }
 
@@ -237,7 +247,8 @@ impl Tree {
     }
 
     fn node(&self, ino: u64) -> Result<Node> {
-        self.nodes().get(ino).ok_or(Error::NotFound)
+        let node = self.nodes().get(ino).filter(|node| self.control.has(node));
+        node.ok_or(Error::NotFound)
     }
 
     /// Finds a name in a directory. The kernel is told of what is found, and has to forget it.
@@ -250,9 +261,10 @@ impl Tree {
                 let image = self.new.as_ref().and_then(|new| new.find(name));
                 image.map(Node::Working).ok_or(Error::NotFound)?
             }
-            Node::Image(_) | Node::Working(_) | Node::Link(_) | Node::File(_) => {
-                return Err(Error::NotADirectory);
+            Node::Jobs | Node::Job(_) => {
+                self.control.find_child(&parent, name).ok_or(Error::NotFound)?
             }
+            _ if parent.kind() != Kind::Directory => return Err(Error::NotADirectory),
             _ => self.lookup_in_catalog(&parent, name).await.ok_or(Error::NotFound)?,
         };
         Ok(self.tell(node))
@@ -330,14 +342,15 @@ impl Tree {
                 ..base
             },
             Node::File(_) => Attributes { mode: 0o400, uid: daemon_uid, gid: daemon_gid, ..base },
-            Node::Control => Attributes {
-                kind: Kind::Directory,
-                mode: 0o700,
-                uid: daemon_uid,
-                gid: daemon_gid,
-                links: 2,
-                ..base
-            },
+            Node::Control
+            | Node::Operation(_)
+            | Node::Jobs
+            | Node::Job(_)
+            | Node::JobFile(..)
+            | Node::LastJob(_) => {
+                let base = Attributes { uid: daemon_uid, gid: daemon_gid, ..base };
+                self.control.attributes(node, base)
+            }
             _ => {
                 // Whoever may read the images may look for them.
                 let mode = 0o700 | (file_mode & 0o044) | ((file_mode & 0o044) >> 2);
@@ -350,6 +363,7 @@ impl Tree {
     pub fn readlink(&self, ino: u64) -> Result<String> {
         match self.node(ino)? {
             Node::Link(link) => Ok(link_target(&link)),
+            Node::LastJob(number) => Ok(number.to_string()),
             _ => Err(Error::NotFound),
         }
     }
@@ -357,29 +371,26 @@ impl Tree {
     /// Opens a directory, and notes what is in it now.
     pub async fn opendir(&self, ino: u64) -> Result<u64> {
         let node = self.node(ino)?;
-        if matches!(node, Node::Image(_) | Node::Working(_) | Node::Link(_) | Node::File(_)) {
+        if node.kind() != Kind::Directory {
             return Err(Error::NotADirectory);
         }
-        let catalog = match node {
-            Node::Control | Node::New => Arc::default(),
-            _ => self.listing.freshen().await,
+        let children = match node {
+            Node::Jobs | Node::Job(_) => self.control.children(&node),
+            Node::Control => children(&node, &Catalog::default()),
+            Node::New => self.new.as_ref().map(new::New::children).unwrap_or_default(),
+            _ => children(&node, self.listing.freshen().await.as_ref()),
         };
-        let images = self.new.as_ref().filter(|_| matches!(node, Node::New)).map(new::New::all);
-        let images = images.unwrap_or_default().into_iter();
-        let images = images.map(|(name, image)| (name, Node::Working(image)));
         let dots = [".", ".."].map(|name| DirectoryEntry {
             name: name.to_owned(),
             ino,
             kind: Kind::Directory,
             node: None,
         });
-        let children = children(&node, &catalog).into_iter().chain(images).map(|(name, node)| {
-            DirectoryEntry {
-                name,
-                ino: node.ino(),
-                kind: self.attributes(&node).kind,
-                node: Some(node),
-            }
+        let children = children.into_iter().map(|(name, node)| DirectoryEntry {
+            name,
+            ino: node.ino(),
+            kind: node.kind(),
+            node: Some(node),
         });
         Ok(self.add_handle(Handle::Directory(Arc::new(dots.into_iter().chain(children).collect()))))
     }
@@ -419,7 +430,11 @@ impl Tree {
                 let text = file.content(&self.cache, self.counters.as_deref());
                 Ok((self.add_handle(Handle::Text(text.into())), Caching::Never))
             }
-            Node::Link(_) => Err(Error::NotPermitted),
+            Node::Operation(_) | Node::JobFile(..) => {
+                let handle = self.control.open(&node, for_writing)?;
+                Ok((self.add_handle(handle), Caching::Never))
+            }
+            Node::Link(_) | Node::LastJob(_) => Err(Error::NotPermitted),
             _ => Err(Error::IsADirectory),
         }
     }
@@ -458,11 +473,9 @@ impl Tree {
         match self.handle(handle)? {
             Handle::Image(reader) => Ok(reader.read_cached(offset, len)),
             Handle::Working(_) => Ok(None),
-            Handle::Text(text) => {
-                let start = usize::try_from(offset).map_or(text.len(), |at| at.min(text.len()));
-                let end = start.saturating_add(len).min(text.len());
-                Ok(Some(text.slice(start..end)))
-            }
+            Handle::Text(text) => Ok(Some(part(&text, offset, len))),
+            Handle::Command(conversation) => Ok(Some(conversation.read(offset, len))),
+            Handle::Cancel(_) => Ok(Some(Bytes::new())),
             Handle::Directory(_) => Err(Error::IsADirectory),
         }
     }
@@ -475,14 +488,6 @@ impl Tree {
         match self.handle(handle)? {
             Handle::Image(reader) => Ok(reader.read(offset, len).await?),
             Handle::Working(opened) => Ok(opened.image().read(offset, len).await?),
-            _ => Err(Error::BadHandle),
-        }
-    }
-
-    /// Writes to an open file.
-    pub async fn write(&self, handle: u64, offset: u64, data: Bytes) -> Result<()> {
-        match self.handle(handle)? {
-            Handle::Working(_) => self.write_working(handle, offset, data).await,
             _ => Err(Error::BadHandle),
         }
     }
@@ -548,6 +553,12 @@ impl Tree {
         let bytes = images.map(|snapshot| image::allocated(snapshot, None));
         (bytes.fold(0, u64::saturating_add), catalog.snapshots.len() as u64)
     }
+}
+
+/// Up to `len` bytes of a text from `offset` on.
+fn part(text: &Bytes, offset: u64, len: usize) -> Bytes {
+    let start = usize::try_from(offset).map_or(text.len(), |at| at.min(text.len()));
+    text.slice(start..start.saturating_add(len).min(text.len()))
 }
 
 /// Whether the kernel may keep what it read of a file.

@@ -111,15 +111,22 @@ pub(super) fn rate(elapsed: Duration, bytes: u64) -> String {
 /// A table of snapshots.
 pub(super) fn table(snapshots: &[Snapshot]) -> Vec<String> {
     let header = ["SNAPSHOT", "STATE", "SIZE", "DATA", "STARTED", "NAME", "DESCRIPTION"];
-    let mut rows = vec![header.map(str::to_owned)];
-    rows.extend(snapshots.iter().map(row));
-    let mut widths = [0; 7];
+    columns(header, snapshots.iter().map(row))
+}
+
+/// A table: each column as wide as its widest cell.
+pub(super) fn columns<const N: usize>(
+    header: [&str; N],
+    rows: impl Iterator<Item = [String; N]>,
+) -> Vec<String> {
+    let rows: Vec<_> = std::iter::once(header.map(str::to_owned)).chain(rows).collect();
+    let mut widths = [0; N];
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
     }
-    let line = |row: &[String; 7]| {
+    let line = |row: &[String; N]| {
         let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
@@ -149,7 +156,7 @@ pub(super) fn size(bytes: u64) -> String {
 }
 
 /// Text of others, without what would move the cursor.
-fn one_line(text: &str) -> String {
+pub(super) fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 

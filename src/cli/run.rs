@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::output::{self, Output};
 use super::{
     Cli, Command, CompletionsArgs, DeleteArgs, DownloadArgs, GcArgs, Global, InitArgs, ListArgs,
-    ManArgs, UploadArgs, VerifyArgs, mount,
+    ManArgs, UploadArgs, VerifyArgs, jobs, mount, working,
 };
 use crate::model::{BLOCK_SIZE_U64, NAME_TAG, SnapshotId};
 use crate::ops::download::Download;
@@ -39,6 +39,7 @@ impl Exit {
         match code {
             Some(0) => Self::Done,
             Some(2) => Self::Usage,
+            Some(3) => Self::Partly,
             _ => Self::Failed,
         }
     }
@@ -76,6 +77,10 @@ pub fn run(cli: &Cli) -> anyhow::Result<Exit> {
     let exit = runtime.block_on(async {
         match command {
             Command::Init(args) => init(global, out, args).await,
+            Command::Commit(args) => working::commit(out, args).await,
+            Command::Clone(args) => working::clone(out, args).await,
+            Command::Staged(args) => working::staged(out, args).await,
+            Command::Jobs(args) => jobs::jobs(out, args).await,
             Command::List(args) => list(global, out, args).await,
             Command::Upload(args) => upload(global, out, args).await,
             Command::Download(args) => download(global, out, args).await,

@@ -245,11 +245,7 @@ fn receive_device(socket: &UnixStream) -> Option<OwnedFd> {
 ///
 /// [`Error::NotMounted`] if it is no mount of ours, [`Error::Busy`] if it is in use.
 pub fn unmount(path: &Path, lazy: bool) -> Result<(), Error> {
-    let entry = table::find(path)?.filter(|entry| entry.fs_type == FS_TYPE);
-    let Some(entry) = entry else {
-        let mounts = table::our_mounts()?.into_iter().map(|entry| entry.mount_point).collect();
-        return Err(Error::NotMounted { path: path.to_owned(), mounts });
-    };
+    let entry = table::our_mount(path)?;
     if lazy {
         return detach(&entry);
     }

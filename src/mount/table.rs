@@ -70,6 +70,19 @@ pub fn our_mounts() -> Result<Vec<MountEntry>, Error> {
     Ok(read()?.into_iter().filter(|entry| entry.fs_type == FS_TYPE).collect())
 }
 
+/// The mount of fspfs exactly at `path`.
+///
+/// # Errors
+///
+/// [`Error::NotMounted`] if there is none.
+pub fn our_mount(path: &Path) -> Result<MountEntry, Error> {
+    if let Some(entry) = find(path)?.filter(|entry| entry.fs_type == FS_TYPE) {
+        return Ok(entry);
+    }
+    let mounts = our_mounts()?.into_iter().map(|entry| entry.mount_point).collect();
+    Err(Error::NotMounted { path: path.to_owned(), mounts })
+}
+
 /// What is mounted exactly at `path`, the topmost if there are several.
 pub(super) fn find(path: &Path) -> Result<Option<MountEntry>, Error> {
     let path = resolve(path);

@@ -5,7 +5,11 @@ use std::sync::Arc;
 use super::catalog::{Catalog, Links, image_name};
 use super::control::ControlFile;
 use super::node::{Link, Node};
+use crate::arguments::OperationName;
 use crate::model::SnapshotId;
+
+/// The directory of the jobs, below `control/`.
+const JOBS: &str = "jobs";
 
 pub(super) fn fixed_directories() -> [(&'static str, Node); 5] {
     [
@@ -50,11 +54,13 @@ pub(super) fn children(node: &Node, catalog: &Catalog) -> Vec<(String, Node)> {
         }
         Node::Control => {
             let files = ControlFile::ALL.into_iter();
-            files.map(|file| (file.name().to_owned(), Node::File(file))).collect()
+            let files = files.map(|file| (file.name().to_owned(), Node::File(file)));
+            let operations = OperationName::ALL.into_iter();
+            let operations = operations.map(|op| (op.as_str().to_owned(), Node::Operation(op)));
+            let jobs = (JOBS.to_owned(), Node::Jobs);
+            files.chain(operations).chain([jobs]).collect()
         }
-        // What is new changes without the catalog.
-        Node::New | Node::Working(_) => Vec::new(),
-        Node::Image(_) | Node::Link(_) | Node::File(_) => Vec::new(),
+        _ => Vec::new(),
     }
 }
 
@@ -77,10 +83,10 @@ pub(super) fn find_child(node: &Node, catalog: &Catalog, name: &str) -> Option<N
             of(links, &format!("by-tag/{key}/{value}"))
         }
         Node::Control => {
-            ControlFile::ALL.into_iter().find(|file| file.name() == name).map(Node::File)
+            let mut children = children(node, catalog).into_iter();
+            children.find(|(child, _)| child == name).map(|(_, node)| node)
         }
-        Node::Root | Node::New | Node::Working(_) => None,
-        Node::Image(_) | Node::Link(_) | Node::File(_) => None,
+        _ => None,
     }
 }
 

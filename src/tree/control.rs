@@ -16,8 +16,35 @@ pub(super) enum ControlFile {
 const README: &str = "\
 This directory is about the mount itself.
 
+  commit    makes a snapshot of a working image
+  clone     makes a working image that begins as a snapshot
+  jobs/     what was started, and what came of it
   metrics   what the mount has done so far, in the text format of Prometheus:
             requests to the store, bytes, hits and misses of the cache
+
+Reading commit or clone shows how to word a line for it. Writing the line starts
+a job and does not wait for it:
+
+  echo --wait web.img > control/commit
+  cat control/jobs/last/state
+
+A line that is not understood cannot be written (EINVAL); reading the file then
+shows why. Reading the same open file after a good line gives the job's number:
+
+  exec 3<>control/commit; echo web.img >&3; read job <&3; exec 3>&-
+
+Of each job, jobs/<n>/ has
+
+  command   what was asked for
+  state     running; or done, failed or cancelled, and the exit code behind it:
+            0 done, 1 failed, 2 wrong usage, 3 done in part
+  progress  blocks done/blocks in all, as far as is known
+  result    what the command would have printed: the snapshot id is the last line
+  log       what it would have printed on stderr; of much, the end
+  cancel    writing anything to it cancels the job
+
+jobs/last is the newest one. Removing jobs/<n> cancels and forgets the job; of
+those that have ended, the last 100 are kept. `fspfs jobs` shows and awaits jobs.
 
 The images are one directory up. Each has extended attributes:
 

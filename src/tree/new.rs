@@ -29,6 +29,13 @@ pub struct OpenMode {
     pub opener: u32,
 }
 
+impl OpenMode {
+    /// To read only.
+    pub const READ: Self = Self { read: true, write: false, truncate: false, opener: 0 };
+    /// To write only.
+    pub const WRITE: Self = Self { read: false, write: true, truncate: false, opener: 0 };
+}
+
 /// What `setattr` changes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Changes {
@@ -75,6 +82,10 @@ impl New {
 
     pub(super) fn find(&self, name: &str) -> Option<Arc<WorkingImage>> {
         self.images().get(name).cloned()
+    }
+
+    pub(super) fn children(&self) -> Vec<(String, Node)> {
+        self.all().into_iter().map(|(name, image)| (name, Node::Working(image))).collect()
     }
 
     pub(super) fn all(&self) -> Vec<(String, Arc<WorkingImage>)> {
@@ -176,9 +187,7 @@ impl Tree {
         }
     }
 
-    /// Writes to an open file of `new/`.
-    pub async fn write_working(&self, handle: u64, offset: u64, data: Bytes) -> Result<()> {
-        let opened = self.opened(handle)?;
+    pub(super) async fn write_working(opened: &Opened, offset: u64, data: Bytes) -> Result<()> {
         opened.begin_change();
         let result = opened.image().write(offset, data).await;
         opened.end_change(&result);
@@ -210,14 +219,12 @@ impl Tree {
         Ok(result?)
     }
 
-    /// Changes attributes of a file.
-    pub async fn setattr(
+    pub(super) async fn change_working(
         &self,
-        ino: u64,
+        image: &Arc<WorkingImage>,
         handle: Option<u64>,
         changes: Changes,
-    ) -> Result<Attributes> {
-        let Node::Working(image) = self.node(ino)? else { return Err(Error::NotPermitted) };
+    ) -> Result<()> {
         if let Some(size) = changes.size {
             let opened = handle.and_then(|handle| self.opened(handle).ok());
             match opened {
@@ -238,7 +245,7 @@ impl Tree {
         if mode.is_some() || uid.is_some() || gid.is_some() || modified.is_some() {
             image.set_attributes(mode, uid, gid, modified).await?;
         }
-        self.getattr(ino)
+        Ok(())
     }
 
     /// Makes what was written to an open file durable on the local disk.
@@ -269,10 +276,7 @@ impl Tree {
         }
     }
 
-    /// Removes a file of `new/`.
-    pub async fn unlink(&self, parent: u64, name: &OsStr) -> Result<()> {
-        self.check_is_new(parent)?;
-        let name = name.to_str().ok_or(Error::NotFound)?;
+    pub(super) async fn unlink_working(&self, name: &str) -> Result<()> {
         let image = self.new_dir()?.images().remove(name).ok_or(Error::NotFound)?;
         image.remove().await;
         Ok(())

@@ -3,7 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::Kind;
 use super::control::ControlFile;
+use super::job::JobFile;
+use crate::arguments::OperationName;
 use crate::image::working::WorkingImage;
 use crate::model::{Digest, Snapshot, SnapshotId};
 
@@ -30,6 +33,16 @@ pub(super) enum Node {
     Working(Arc<WorkingImage>),
     Link(Link),
     File(ControlFile),
+    /// `control/<operation>`
+    Operation(OperationName),
+    /// `control/jobs`
+    Jobs,
+    /// `control/jobs/<n>`
+    Job(u64),
+    /// `control/jobs/<n>/<file>`
+    JobFile(u64, JobFile),
+    /// `control/jobs/last`
+    LastJob(u64),
 }
 
 /// A symbolic link to an image.
@@ -61,11 +74,29 @@ impl Node {
             Self::Image(s) => format!("{} {} {}", s.id, s.start_time, s.image_len()),
             Self::Link(link) => format!("{}/{}\0{}", link.directory, link.name, link.target),
             Self::File(file) => format!("control/{}", file.name()),
+            Self::Operation(name) => format!("control/{}", name.as_str()),
+            Self::Jobs => "control/jobs".to_owned(),
+            Self::Job(number) => format!("control/jobs/{number}"),
+            Self::JobFile(number, file) => format!("control/jobs/{number}/{}", file.name()),
+            Self::LastJob(number) => format!("control/jobs/last\0{number}"),
         };
         let Digest(bytes) = Digest::of(identity.as_bytes());
         let (first, _) = bytes.split_first_chunk().expect("32 bytes");
         // Not 0 or 1, which mean something; and no negative number, for old programs.
         (u64::from_le_bytes(*first) >> 1).max(ROOT + 1)
+    }
+
+    /// What kind of file it is.
+    pub(super) fn kind(&self) -> Kind {
+        match self {
+            Self::Image(_)
+            | Self::Working(_)
+            | Self::File(_)
+            | Self::Operation(_)
+            | Self::JobFile(..) => Kind::File,
+            Self::Link(_) | Self::LastJob(_) => Kind::Link,
+            _ => Kind::Directory,
+        }
     }
 
     /// Whether this is one of the objects that are always there.
@@ -79,6 +110,8 @@ impl Node {
                 | Self::Control
                 | Self::New
                 | Self::File(_)
+                | Self::Operation(_)
+                | Self::Jobs
         )
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Caching, Error, Kind, Ownership, ROOT, Tree};
+use super::{Caching, Error, Kind, OpenMode, Ownership, ROOT, Tree};
 use crate::cache::{Cache, MIN_BUDGET};
 use crate::model::{
     BLOCK_SIZE, BLOCK_SIZE_U64, Block, BlockIndex, LENGTH_TAG, NAME_TAG, SnapshotId, Tags,
@@ -14,12 +14,14 @@ use crate::store::repository::Repository;
 use crate::store::wrap::{Call, Count, Counters, Fail};
 use crate::store::{CompleteRequest, ErrorKind, SharedStore, StartRequest};
 
+mod control;
+
 struct Place {
     _dir: tempfile::TempDir,
     store: SharedStore,
     fail: Arc<Fail>,
     counters: Arc<Counters>,
-    tree: Tree,
+    tree: Arc<Tree>,
 }
 
 async fn place() -> Place {
@@ -32,6 +34,7 @@ async fn place() -> Place {
     let ownership = Ownership { uid: 7, gid: 8, file_mode: 0o440, daemon_uid: 0, daemon_gid: 0 };
     let cache = Cache::new(MIN_BUDGET);
     let tree = Tree::new(Arc::new(count), Some(Arc::clone(&counters)), cache, ownership);
+    let tree = Arc::new(tree);
     tree.refresh().await.unwrap();
     Place { _dir: dir, store, fail, counters, tree }
 }
@@ -88,7 +91,7 @@ async fn every_directory_shows_what_it_should() {
     assert_eq!(place.names("by-tag/Role").await, ["a%2Fb"]);
     assert_eq!(place.names("by-tag/Role/a%2Fb").await, ["latest.img", &old_img]);
     assert_eq!(place.names("by-volume/vol-0a").await.len(), 3);
-    assert_eq!(place.names("control").await, ["README", "metrics"]);
+    assert_eq!(place.names("control").await, ["README", "clone", "commit", "jobs", "metrics"]);
     let link = place.walk("by-name/web.img").await.unwrap();
     assert_eq!(place.tree.readlink(link).unwrap(), format!("../{new_img}"));
     let link = place.walk("by-tag/Role/a%2Fb/latest.img").await.unwrap();
@@ -117,7 +120,7 @@ async fn an_image_reads_as_its_blocks_and_holes_reach_no_store() {
     let place = place().await;
     let id = snapshot(&place.store, 9, &[]).await;
     let ino = place.walk(&format!("{id}.img")).await.unwrap();
-    let (handle, caching) = place.tree.open(ino, false).unwrap();
+    let (handle, caching) = place.tree.open(ino, OpenMode::READ).await.unwrap();
     assert_eq!(caching, Caching::Keep);
     let read = place.tree.read(handle, 5 * BLOCK_SIZE_U64 - 3, 6).await.unwrap();
     assert_eq!(&read[..], [0, 0, 0, 9, 9, 9]);
@@ -144,11 +147,11 @@ async fn nothing_is_written_and_nothing_is_unready() {
     let request = StartRequest::new(VolumeSize::from_gib(1).unwrap());
     let pending = place.store.start(request).await.unwrap().id;
     let ino = place.walk(&format!("{id}.img")).await.unwrap();
-    assert!(matches!(place.tree.open(ino, true), Err(Error::Denied)));
-    assert!(matches!(place.tree.open(ROOT, false), Err(Error::IsADirectory)));
+    assert!(matches!(place.tree.open(ino, OpenMode::WRITE).await, Err(Error::Denied)));
+    assert!(matches!(place.tree.open(ROOT, OpenMode::READ).await, Err(Error::IsADirectory)));
     assert!(!place.names("").await.contains(&format!("{pending}.img")));
     let ino = place.walk(&format!("{pending}.img")).await.unwrap();
-    assert!(matches!(place.tree.open(ino, false), Err(Error::NotReady(..))));
+    assert!(matches!(place.tree.open(ino, OpenMode::READ).await, Err(Error::NotReady(..))));
     for missing in ["snap-0123.img", "snap-0123", "x", "by-name/x.img", "by-tag/x/y", "control/x"] {
         assert!(matches!(place.walk(missing).await, Err(Error::NotFound)), "{missing}");
     }
@@ -165,7 +168,7 @@ async fn a_store_that_fails_is_shown_as_it_was_and_read_again_later() {
     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     assert_eq!(place.names("").await.len(), 5);
     let ino = place.walk(&format!("{id}.img")).await.unwrap();
-    let (handle, _) = place.tree.open(ino, false).unwrap();
+    let (handle, _) = place.tree.open(ino, OpenMode::READ).await.unwrap();
     let error = place.tree.read(handle, 0, 1).await.unwrap_err();
     assert!(matches!(error, Error::Store(error) if error.kind() == ErrorKind::Unavailable));
     assert_eq!(place.tree.read(handle, 0, 1).await.unwrap()[..], [1]);
@@ -192,7 +195,7 @@ async fn metrics_are_prometheus_text() {
     let place = place().await;
     snapshot(&place.store, 1, &[]).await;
     let ino = place.walk("control/metrics").await.unwrap();
-    let (handle, caching) = place.tree.open(ino, false).unwrap();
+    let (handle, caching) = place.tree.open(ino, OpenMode::READ).await.unwrap();
     assert_eq!(caching, Caching::Never);
     let text = place.tree.read(handle, 0, 1 << 20).await.unwrap();
     let text = std::str::from_utf8(&text).unwrap();

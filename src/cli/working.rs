@@ -1,0 +1,127 @@
+//! `commit`, `clone` and `staged`: working images.
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use anyhow::Context as _;
+use serde::Serialize;
+
+use super::StagedArgs;
+use super::control::Control;
+use super::output::{self, Output};
+use super::run::Exit;
+use crate::arguments::{CloneArgs, CommitArgs, OperationName};
+
+pub(super) async fn commit(out: Output, args: &CommitArgs) -> anyhow::Result<Exit> {
+    let (control, name) = Control::of_working_image(&args.file)?;
+    let flags = [(args.wait, "--wait"), (args.cancel, "--cancel")].into_iter();
+    let flags = flags.filter(|(given, _)| *given).map(|(_, flag)| flag);
+    let words: Vec<_> = flags.chain(["--", &name]).collect();
+    let job = control.start(OperationName::Commit, &words)?;
+    control.follow(job, out).await
+}
+
+pub(super) async fn clone(out: Output, args: &CloneArgs) -> anyhow::Result<Exit> {
+    let (control, name) = Control::of_working_image(&args.file)?;
+    let words = ["--", args.snapshot.as_str(), &name];
+    let job = control.start(OperationName::Clone, &words)?;
+    control.follow(job, out).await
+}
+
+/// A working image. What it does not tell is empty.
+#[derive(Debug, Default, Serialize)]
+struct WorkingImage {
+    name: String,
+    state: String,
+    /// Bytes.
+    size: u64,
+    staged_bytes: Option<u64>,
+    snapshot: String,
+    error: String,
+}
+
+pub(super) async fn staged(out: Output, args: &StagedArgs) -> anyhow::Result<Exit> {
+    let control = Control::of_mount(&args.mount_point)?;
+    // The mount may be slow to answer.
+    let read = tokio::task::spawn_blocking(move || images(&control.working_directory()));
+    let images = read.await??;
+    let header = ["NAME", "STATE", "SIZE", "STAGED", "SNAPSHOT", "ERROR"];
+    out.result(&images, || output::columns(header, images.iter().map(row)))?;
+    Ok(Exit::Done)
+}
+
+fn row(image: &WorkingImage) -> [String; 6] {
+    let text = |text: &str| if text.is_empty() { "-".to_owned() } else { output::one_line(text) };
+    [
+        text(&image.name),
+        text(&image.state),
+        output::size(image.size),
+        image.staged_bytes.map_or_else(|| "-".to_owned(), output::size),
+        text(&image.snapshot),
+        text(&image.error),
+    ]
+}
+
+fn images(directory: &Path) -> anyhow::Result<Vec<WorkingImage>> {
+    let mut images = Vec::new();
+    for entry in fs_err::read_dir(directory)? {
+        let path = entry?.path();
+        match image(&path) {
+            Ok(image) => images.push(image),
+            // It was removed or renamed meanwhile.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot look at {}", path.display()));
+            }
+        }
+    }
+    images.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    Ok(images)
+}
+
+fn image(path: &Path) -> std::io::Result<WorkingImage> {
+    let attribute = |name: &str| {
+        let value = xattr::get(path, format!("user.fspfs.{name}"))?.unwrap_or_default();
+        Ok::<_, std::io::Error>(String::from_utf8_lossy(&value).into_owned())
+    };
+    Ok(WorkingImage {
+        name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        state: attribute("state")?,
+        size: path.symlink_metadata()?.len(),
+        staged_bytes: attribute("staged-bytes")?.parse().ok(),
+        snapshot: attribute("snapshot")?,
+        error: attribute("error")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_image_does_not_tell_is_a_dash() {
+        let image =
+            WorkingImage { name: "web.img".to_owned(), size: 3 << 30, ..WorkingImage::default() };
+        assert_eq!(row(&image), ["web.img", "-", "3.0 GiB", "-", "-", "-"]);
+        let image = WorkingImage {
+            state: "failed".to_owned(),
+            staged_bytes: Some(512 << 10),
+            error: "two\nlines".to_owned(),
+            ..image
+        };
+        assert_eq!(row(&image)[1..4], ["failed", "3.0 GiB", "512.0 KiB"]);
+        assert_eq!(row(&image)[5], "two\u{fffd}lines");
+    }
+
+    #[test]
+    fn files_without_attributes_are_listed_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["b", "a"] {
+            std::fs::write(dir.path().join(name), name).unwrap();
+        }
+        let found = images(dir.path()).unwrap();
+        let names: Vec<_> = found.iter().map(|image| (&image.name[..], image.size)).collect();
+        assert_eq!(names, [("a", 1), ("b", 1)]);
+        assert!(images(&dir.path().join("none")).is_err());
+    }
+}
