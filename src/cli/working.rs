@@ -16,16 +16,21 @@ pub(super) async fn commit(out: Output, args: &CommitArgs) -> anyhow::Result<Exi
     let (control, name) = Control::of_working_image(&args.file)?;
     let flags = [(args.wait, "--wait"), (args.cancel, "--cancel")].into_iter();
     let flags = flags.filter(|(given, _)| *given).map(|(_, flag)| flag);
-    let words: Vec<_> = flags.chain(["--", &name]).collect();
+    let words: Vec<_> = flags.chain(file(&name)).collect();
     let job = control.start(OperationName::Commit, &words)?;
     control.follow(job, out).await
 }
 
 pub(super) async fn clone(out: Output, args: &CloneArgs) -> anyhow::Result<Exit> {
     let (control, name) = Control::of_working_image(&args.file)?;
-    let words = ["--", args.snapshot.as_str(), &name];
+    let words: Vec<_> = std::iter::once(args.snapshot.as_str()).chain(file(&name)).collect();
     let job = control.start(OperationName::Clone, &words)?;
     control.follow(job, out).await
+}
+
+/// The words for a file, also for one whose name looks like an option.
+fn file(name: &str) -> impl Iterator<Item = &str> {
+    name.starts_with('-').then_some("--").into_iter().chain([name])
 }
 
 /// A working image. What it does not tell is empty.
