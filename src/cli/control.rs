@@ -235,6 +235,34 @@ mod tests {
         assert!(error.contains("none"), "{error}");
     }
 
+    #[tokio::test]
+    async fn a_job_is_followed_to_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let control = Control { mount_point: dir.path().to_owned() };
+        let job = dir.path().join("control/jobs/3");
+        std::fs::create_dir_all(&job).unwrap();
+        let write = |name: &str, text: &str| std::fs::write(job.join(name), text).unwrap();
+        for (name, text) in [("command", "commit a"), ("progress", "1/4\n"), ("result", "")] {
+            write(name, text);
+        }
+        write("state", "running\n");
+        write("log", "");
+        let global = super::super::Global { store: None, json: false, quiet: true, verbose: 0 };
+        let out = Output::new(&global);
+        let end = async {
+            tokio::time::sleep(Duration::from_millis(120)).await;
+            assert_eq!(control.jobs().unwrap()[0].exit_code, None);
+            write("progress", "4/4\n");
+            write("state", "failed 3\n");
+        };
+        let (exit, ()) = tokio::join!(control.follow(3, out), end);
+        assert_eq!(exit.unwrap(), Exit::Partly);
+        let jobs = control.jobs().unwrap();
+        assert_eq!((jobs[0].blocks_done, jobs[0].blocks_in_all, jobs.len()), (4, 4, 1));
+        let error = control.follow(4, out).await.unwrap_err();
+        assert!(error.to_string().contains("no job 4"), "{error}");
+    }
+
     #[test]
     fn a_state_is_a_word_and_a_code() {
         assert_eq!(state("running\n").unwrap(), ("running".to_owned(), None));
