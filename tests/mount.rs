@@ -48,7 +48,7 @@ fn cp_gives_back_what_was_uploaded() {
     let mount = sandbox.mount(&[]);
     assert_eq!(
         names(&mount.path),
-        ["by-name", "by-tag", "by-volume", "control", &format!("{id}.img")]
+        ["by-name", "by-tag", "by-volume", "control", "new", &format!("{id}.img")]
     );
     sandbox.sh("cp mnt/by-name/web.img copy.img");
     assert!(same(image, sandbox.join("copy.img")));

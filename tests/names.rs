@@ -35,7 +35,7 @@ fn every_link_leads_to_its_image() {
 
     let mut root: Vec<_> =
         [&old, &new, &other, &plain].iter().map(|id| format!("{id}.img")).collect();
-    root.extend(["by-name", "by-tag", "by-volume", "control"].map(str::to_owned));
+    root.extend(["by-name", "by-tag", "by-volume", "control", "new"].map(str::to_owned));
     root.sort();
     assert_eq!(names(&mount.path), root);
 
