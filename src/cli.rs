@@ -16,6 +16,7 @@ mod jobs;
 mod mount;
 mod output;
 mod run;
+mod umount;
 mod values;
 mod working;
 

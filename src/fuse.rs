@@ -238,8 +238,10 @@ impl Filesystem for Adapter {
         let data = Bytes::copy_from_slice(data);
         let work = |tree: Arc<Tree>| async move { tree.write(handle.0, offset, data).await };
         let Ok(room) = Arc::clone(&self.writes).try_acquire_many_owned(kib) else {
+            // A timer is made for the runtime that it is made in.
+            let _runtime = self.runtime.enter();
             let written = tokio::time::timeout(DEADLINE, work(Arc::clone(&self.tree)));
-            let written = self.runtime.block_on(async { written.await });
+            let written = self.runtime.block_on(written);
             return match written {
                 Ok(Ok(())) => reply.written(len),
                 Ok(Err(error)) => reply.error(log("write", ino, &error)),

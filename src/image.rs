@@ -150,7 +150,7 @@ impl Image {
         if index >= self.snapshot.volume_size.blocks() {
             return Ok(None);
         }
-        Ok(find(&*self.listing(index, Urgency::Reader).await?, index).cloned())
+        Ok(find(&self.listing(index, Urgency::Reader).await?, index).cloned())
     }
 
     /// The block at `index`, from memory or the store.

@@ -145,7 +145,7 @@ pub fn serve(
     let store: SharedStore = Arc::new(count);
     let tree = Tree::new(Arc::clone(&store), Some(counters), Arc::clone(&cache), options.ownership);
     let tree = match &options.writing {
-        Some(writing) => match staging(url, writing)? {
+        Some(writing) => match staging(url, &options.mount_point, writing)? {
             Some(staging) => {
                 let shop = Workshop::new(store, cache, staging, patient(&writing.settings));
                 runtime.block_on(tree.with_new(shop))
@@ -194,9 +194,21 @@ pub fn serve(
 }
 
 /// The staging directory. One that nobody asked for is done without, if it cannot be had.
-fn staging(url: &StoreUrl, writing: &Writing) -> anyhow::Result<Option<Staging>> {
+fn staging(
+    url: &StoreUrl,
+    mount_point: &Path,
+    writing: &Writing,
+) -> anyhow::Result<Option<Staging>> {
     let store = url.to_string();
     if let Some(path) = &writing.staging {
+        let at = path.canonicalize().unwrap_or_else(|_| path.clone());
+        let mut mounts = our_mounts()?.into_iter().map(|entry| entry.mount_point);
+        if at.starts_with(mount_point) || mounts.any(|mount| at.starts_with(mount)) {
+            anyhow::bail!(
+                "cannot stage in {}: it is inside a mount of fspfs itself",
+                path.display()
+            );
+        }
         return Ok(Some(Staging::open(path, &store, writing.limit)?));
     }
     let root = log::state_directory().join("staging");
@@ -285,7 +297,7 @@ async fn attend(
         _ = interrupt.recv() => return given_up(),
         _ = terminate.recv() => return given_up(),
     }
-    tree.leave_new();
+    tree.leave_new().await;
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::output::tell;
 use super::run::{Exit, log_level, store_url};
-use super::{CommitWhen, EncryptedHoles, Global, MountArgs, UmountArgs, WritingArgs};
+use super::{CommitWhen, EncryptedHoles, Global, MountArgs, WritingArgs};
 use crate::image::working::Settings;
 use crate::mount::{self, Access, Options};
 use crate::store;
@@ -187,9 +187,4 @@ fn writing(args: &WritingArgs) -> mount::Writing {
             ..Settings::default()
         },
     }
-}
-
-pub(super) fn umount(args: &UmountArgs) -> anyhow::Result<Exit> {
-    mount::unmount(&args.mount_point, args.lazy)?;
-    Ok(Exit::Done)
 }

@@ -66,7 +66,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<Exit> {
     // `mount` sets up its own log, and a runtime once it is where it will stay.
     match command {
         Command::Mount(args) => return mount::mount(global, args),
-        Command::Umount(args) => return mount::umount(args),
+        Command::Umount(args) => return super::umount::umount(args),
         Command::Completions(args) => return completions(args),
         Command::Man(args) => return man(args),
         _ => {}

@@ -131,6 +131,7 @@ pub(super) fn open_mode(flags: OpenFlags, thread: u32) -> OpenMode {
         read: access != OpenAccMode::O_WRONLY,
         write: access != OpenAccMode::O_RDONLY,
         truncate: flags.0 & libc::O_TRUNC != 0,
+        exclusive: flags.0 & libc::O_EXCL != 0,
         opener: if access == OpenAccMode::O_RDONLY { 0 } else { thread_group(thread) },
     }
 }

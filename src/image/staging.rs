@@ -241,7 +241,7 @@ impl Staging {
     }
 
     /// Bytes that are staged.
-    pub(crate) fn staged(&self) -> u64 {
+    pub fn staged(&self) -> u64 {
         self.staged.load(Ordering::Relaxed)
     }
 

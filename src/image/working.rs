@@ -10,8 +10,9 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::{RwLock, Semaphore};
@@ -30,6 +31,7 @@ mod commit;
 mod error;
 mod layer;
 mod load;
+mod name;
 mod opened;
 mod put;
 mod read;
@@ -43,6 +45,9 @@ const MAX_COMMITS: usize = 2;
 
 /// Locks that keep two writers from copying up one block at the same time.
 const COPY_UPS: usize = 64;
+
+/// Marks the directory of an image that was removed from `new/`.
+const REMOVED: &str = "removed";
 
 /// What the mount wants of all its working images.
 #[derive(Clone, Debug)]
@@ -88,6 +93,8 @@ pub struct Workshop {
     staging: Staging,
     settings: Settings,
     commits: Semaphore,
+    /// Commits in the background that have yet to begin.
+    beginning: AtomicUsize,
 }
 
 impl Workshop {
@@ -98,7 +105,15 @@ impl Workshop {
         staging: Staging,
         settings: Settings,
     ) -> Arc<Self> {
-        Arc::new(Self { store, cache, staging, settings, commits: Semaphore::new(MAX_COMMITS) })
+        let commits = Semaphore::new(MAX_COMMITS);
+        Arc::new(Self { store, cache, staging, settings, commits, beginning: AtomicUsize::new(0) })
+    }
+
+    /// Waits until every commit that was called for has begun.
+    pub async fn begun(&self) {
+        while self.beginning.load(Ordering::SeqCst) > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// Where the data is.
@@ -288,34 +303,6 @@ impl WorkingImage {
         .await
     }
 
-    /// Gives it another name. A name that says that it is whole now, after one that did not, commits
-    /// it in the background. Answers the snapshot that may have to be renamed too.
-    ///
-    /// # Errors
-    ///
-    /// If the new name cannot be kept on the local disk.
-    pub async fn rename(self: &Arc<Self>, name: &str) -> Result<Option<SnapshotId>> {
-        let (old, snapshot) = {
-            let mut state = self.state();
-            let old = std::mem::replace(&mut state.name, name.to_owned());
-            (old, state.snapshot.clone())
-        };
-        let ready = commit::is_temporary(&old) && !commit::is_temporary(name);
-        if ready {
-            self.sync().await?;
-        }
-        self.recorded(ready).await?;
-        if ready {
-            self.commit_if_closed();
-        }
-        Ok(snapshot)
-    }
-
-    /// The name that the snapshot of a file gets.
-    pub fn stem(name: &str) -> &str {
-        put::stem(name)
-    }
-
     /// Takes it out of `new/`: what is staged goes once nobody has it open and no commit runs.
     pub async fn remove(self: &Arc<Self>) {
         let abort = {
@@ -323,6 +310,10 @@ impl WorkingImage {
             state.removed = true;
             if state.running { None } else { state.layers.first().and_then(Layer::pending) }
         };
+        // So that it does not come back if the mount dies before it is gone.
+        if let Err(error) = std::fs::write(self.directory.join(REMOVED), b"") {
+            tracing::warn!("{} may come back: {error}", self.directory.display());
+        }
         if let Some(id) = abort {
             self.abort(&id).await;
         }

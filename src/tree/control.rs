@@ -11,6 +11,7 @@ use crate::store::wrap::{Call, Counters};
 pub(super) enum ControlFile {
     Readme,
     Metrics,
+    Pid,
 }
 
 const README: &str = "\
@@ -21,6 +22,7 @@ This directory is about the mount itself.
   jobs/     what was started, and what came of it
   metrics   what the mount has done so far, in the text format of Prometheus:
             requests to the store, bytes, hits and misses of the cache
+  pid       the process that serves the mount
 
 Reading commit or clone shows how to word a line for it. Writing the line starts
 a job and does not wait for it:
@@ -52,25 +54,32 @@ The images are one directory up. Each has extended attributes:
 ";
 
 impl ControlFile {
-    pub(super) const ALL: [Self; 2] = [Self::Readme, Self::Metrics];
+    pub(super) const ALL: [Self; 3] = [Self::Readme, Self::Metrics, Self::Pid];
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Readme => "README",
             Self::Metrics => "metrics",
+            Self::Pid => "pid",
         }
     }
 
-    pub(super) fn content(self, cache: &Cache, store: Option<&Counters>) -> String {
+    pub(super) fn content(
+        self,
+        cache: &Cache,
+        store: Option<&Counters>,
+        staged: Option<u64>,
+    ) -> String {
         match self {
             Self::Readme => README.to_owned(),
-            Self::Metrics => metrics(cache, store),
+            Self::Metrics => metrics(cache, store, staged),
+            Self::Pid => format!("{}\n", std::process::id()),
         }
     }
 }
 
 /// Prometheus text format, version 0.0.4.
-fn metrics(cache: &Cache, store: Option<&Counters>) -> String {
+fn metrics(cache: &Cache, store: Option<&Counters>, staged: Option<u64>) -> String {
     let mut text = String::new();
     let mut metric = |name: &str, kind: &str, help: &str, values: &[(String, u64)]| {
         let _ = writeln!(text, "# HELP fspfs_{name} {help}\n# TYPE fspfs_{name} {kind}");
@@ -113,5 +122,8 @@ fn metrics(cache: &Cache, store: Option<&Counters>) -> String {
         "Bytes that may be in memory.",
         &one(cache.budget() as u64),
     );
+    if let Some(staged) = staged {
+        metric("staged_bytes", "gauge", "Bytes of working images that are staged.", &one(staged));
+    }
     text
 }

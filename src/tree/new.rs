@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use super::node::Node;
 use super::{Attributes, Caching, Error, Handle, Kind, Result, Tree};
 use crate::image::working::{Closed, Maker, Opened, WorkingImage, Workshop};
-use crate::model::{NAME_TAG, Snapshot, SnapshotId};
+use crate::model::SnapshotId;
 use crate::store::{Error as StoreError, ErrorKind};
 
 /// Longest name of a file in bytes (`NAME_MAX`).
@@ -25,15 +25,19 @@ pub struct OpenMode {
     pub write: bool,
     /// It is made empty.
     pub truncate: bool,
+    /// It must not be there yet.
+    pub exclusive: bool,
     /// The thread group that opens it; 0 if that cannot be told.
     pub opener: u32,
 }
 
 impl OpenMode {
     /// To read only.
-    pub const READ: Self = Self { read: true, write: false, truncate: false, opener: 0 };
+    pub const READ: Self =
+        Self { read: true, write: false, truncate: false, exclusive: false, opener: 0 };
     /// To write only.
-    pub const WRITE: Self = Self { read: false, write: true, truncate: false, opener: 0 };
+    pub const WRITE: Self =
+        Self { read: false, write: true, truncate: false, exclusive: false, opener: 0 };
 }
 
 /// What `setattr` changes.
@@ -140,6 +144,7 @@ impl Tree {
         let new = self.new_dir()?;
         let (image, made) = match new.find(name) {
             // Somebody else was faster.
+            Some(_) if mode.exclusive => return Err(Error::Exists),
             Some(image) => (image, false),
             None => (WorkingImage::create(&new.shop, name, maker).await?, true),
         };
@@ -312,30 +317,7 @@ impl Tree {
         if let Some(replaced) = replaced {
             replaced.remove().await;
         }
-        if let Some(snapshot) = image.rename(new_name).await? {
-            self.rename_snapshot(snapshot, name.to_owned(), new_name.to_owned());
-        }
-        Ok(())
-    }
-
-    /// Gives the snapshot of a file its new name, in the background.
-    fn rename_snapshot(&self, id: SnapshotId, old: String, new: String) {
-        let store = Arc::clone(&self.store);
-        tokio::spawn(async move {
-            let renamed = async {
-                let Snapshot { mut tags, .. } = store.describe(&id).await?;
-                let (old, new) = (WorkingImage::stem(&old), WorkingImage::stem(&new));
-                // Somebody may have named it otherwise.
-                if tags.get(NAME_TAG).is_some_and(|name| name == old) {
-                    tags.insert(NAME_TAG.to_owned(), new.to_owned());
-                    store.set_tags(&id, tags).await?;
-                }
-                Ok::<_, StoreError>(())
-            };
-            if let Err(error) = renamed.await {
-                tracing::warn!("{id} keeps its old name: {error}");
-            }
-        });
+        Ok(image.rename(new_name).await?)
     }
 
     /// Sets an extended attribute, or removes it.
@@ -404,7 +386,7 @@ impl Tree {
     }
 
     /// Ends the commit of a file that is under way.
-    pub(crate) async fn cancel_commit(&self, name: &str) -> Result<()> {
+    pub(crate) fn cancel_commit(&self, name: &str) -> Result<()> {
         Ok(self.working(name)?.cancel()?)
     }
 
@@ -451,22 +433,31 @@ impl Tree {
 
     /// Waits until no commit puts blocks.
     pub async fn commits_done(&self) {
+        if let Some(new) = &self.new {
+            new.shop.begun().await;
+        }
         for (_, image) in self.new.as_ref().map(New::all).unwrap_or_default() {
             image.put_down().await;
         }
     }
 
     /// The end of the mount: clean images go, the others stay for the next one.
-    pub fn leave_new(&self) {
-        for (_, image) in self.new.as_ref().map(New::all).unwrap_or_default() {
+    pub async fn leave_new(&self) {
+        for (name, image) in self.new.as_ref().map(New::all).unwrap_or_default() {
+            if let Err(error) = image.sync().await {
+                tracing::error!(
+                    "what is staged of new/{name} may not survive a power cut: {error}"
+                );
+            }
             image.leave();
         }
     }
 }
 
 fn check_name(name: &OsStr) -> Result<&str> {
-    let invalid =
-        |why: &str| Err(Error::Refused(format!("{name:?} cannot be the name of an image: {why}")));
+    let invalid = |why: &str| {
+        Err(Error::Refused(format!("{} cannot be the name of an image: {why}", name.display())))
+    };
     if name.len() > MAX_NAME {
         return Err(Error::NameTooLong);
     }

@@ -38,9 +38,7 @@ impl Task {
         let name = &self.name;
         let (what, done) = match self.kind {
             Kind::Commit { wait } => ("commit", commit(&tree, &job, name, wait).await.map(Some)),
-            Kind::CancelCommit => {
-                ("cancel the commit of", tree.cancel_commit(name).await.map(|()| None))
-            }
+            Kind::CancelCommit => ("cancel the commit of", tree.cancel_commit(name).map(|()| None)),
             Kind::Clone(id) => {
                 let made = tokio::select! {
                     made = tree.clone_working(&id, name) => made.map(|()| Some(id)),
@@ -74,6 +72,6 @@ async fn commit(tree: &Tree, job: &Arc<Job>, name: &str, wait: bool) -> Result<S
         () = job.cancelled() => {}
     }
     // If there is nothing to cancel any more, only the wait for the snapshot is given up.
-    tree.cancel_commit(name).await?;
+    tree.cancel_commit(name)?;
     commit.await
 }

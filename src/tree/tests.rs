@@ -91,7 +91,10 @@ async fn every_directory_shows_what_it_should() {
     assert_eq!(place.names("by-tag/Role").await, ["a%2Fb"]);
     assert_eq!(place.names("by-tag/Role/a%2Fb").await, ["latest.img", &old_img]);
     assert_eq!(place.names("by-volume/vol-0a").await.len(), 3);
-    assert_eq!(place.names("control").await, ["README", "clone", "commit", "jobs", "metrics"]);
+    assert_eq!(
+        place.names("control").await,
+        ["README", "clone", "commit", "jobs", "metrics", "pid"]
+    );
     let link = place.walk("by-name/web.img").await.unwrap();
     assert_eq!(place.tree.readlink(link).unwrap(), format!("../{new_img}"));
     let link = place.walk("by-tag/Role/a%2Fb/latest.img").await.unwrap();

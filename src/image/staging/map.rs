@@ -201,7 +201,7 @@ impl MapFile {
             header.extend_from_slice(&number.to_le_bytes());
         }
         header.extend_from_slice(&Digest::of(&header).0[..16]);
-        self.file.write_all_at(&header, HEADERS[usize::from(self.sequence % 2 == 0)])
+        self.file.write_all_at(&header, HEADERS[usize::from(self.sequence.is_multiple_of(2))])
     }
 }
 

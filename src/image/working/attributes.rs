@@ -117,11 +117,6 @@ impl WorkingImage {
         }
     }
 
-    /// Its name in `new/`.
-    pub fn name(&self) -> String {
-        self.state().name.clone()
-    }
-
     /// Changes owner, permissions or time, as far as they are given.
     pub async fn set_attributes(
         self: &Arc<Self>,

@@ -214,7 +214,7 @@ impl WorkingImage {
         if keep {
             // What is left of the last block must not come back when the image grows again.
             let whole = self.whole(cut, old, |block| {
-                block[usize::try_from(inside).expect("less than a block")..].fill(0)
+                block[usize::try_from(inside).expect("less than a block")..].fill(0);
             });
             self.put_in_place(Arc::clone(&files), cut.offset(), whole.await?).await?;
         }

@@ -1,11 +1,12 @@
 //! Committing: from a dirty image to a snapshot, one generation after the other.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::layer::{Commit, Layer};
 use super::put::Put;
-use super::{Error, Reader, Result, Trouble, WorkingImage, blocking};
+use super::{Error, Reader, Result, Trouble, WorkingImage, blocking, name};
 use crate::image::staging::files::read_padded;
 use crate::image::staging::map::Mark;
 use crate::image::staging::record::Attempt;
@@ -86,11 +87,12 @@ impl WorkingImage {
     /// staged is made durable first.
     pub fn commit_in_background(self: &Arc<Self>) {
         let image = Arc::clone(self);
+        self.shop.beginning.fetch_add(1, Ordering::SeqCst);
         tokio::spawn(async move {
-            // A failure of the commit itself is logged where it happens.
             if let Err(error) = image.commit_if_wanted(false).await {
-                tracing::debug!("the commit of {} failed: {error}", image.name());
+                tracing::error!("{} cannot be committed: {error}", image.name());
             }
+            image.shop.beginning.fetch_sub(1, Ordering::SeqCst);
         });
     }
 
@@ -151,7 +153,7 @@ impl WorkingImage {
 
     /// Names that programs use for what is not whole yet.
     fn is_temporary(&self) -> bool {
-        is_temporary(&self.state().name)
+        name::is_temporary(&self.state().name)
     }
 
     /// Why closing it makes no snapshot: nobody would want one of it.
@@ -249,7 +251,13 @@ impl WorkingImage {
         };
         if start {
             let image = Arc::clone(self);
-            tokio::spawn(async move { image.commit_all().await });
+            tokio::spawn(async move {
+                let commits = tokio::spawn(Arc::clone(&image).commit_all());
+                // Whoever waits for it must be told, whatever happens.
+                if commits.await.is_err() {
+                    image.fail(Error::Interrupted("the commit died".to_owned())).await;
+                }
+            });
         }
         Ok(if queued { Begun::Queued(commit) } else { Begun::Running(commit) })
     }
@@ -287,9 +295,16 @@ impl WorkingImage {
             () = commit.cancel.notified() => return Err(Error::Cancelled),
             snapshot = put.run() => snapshot?,
         };
-        let name = self.name();
-        tracing::info!("{name} is {}", snapshot.id);
-        self.state().snapshot = Some(snapshot.id.clone());
+        tracing::info!("{} is {}", self.name(), snapshot.id);
+        let committed_as = {
+            let mut state = self.state();
+            state.snapshot = Some(snapshot.id.clone());
+            state.layers[0].attempt.as_ref().map(|attempt| attempt.name.clone())
+        };
+        // It may have been renamed meanwhile.
+        if let Some(name) = committed_as {
+            self.rename_snapshot(snapshot.id.clone(), &name);
+        }
         commit.end(Ok(snapshot.id.clone()));
         self.completed(snapshot).await
     }
@@ -455,10 +470,4 @@ impl Layer {
             self.marks.put.clear();
         }
     }
-}
-
-/// Whether a name says that the file is not whole yet: hidden ones (`rsync`), and those of browsers.
-pub(super) fn is_temporary(name: &str) -> bool {
-    name.starts_with('.')
-        || [".part", ".partial", ".tmp"].iter().any(|suffix| name.ends_with(suffix))
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::layer::Layer;
-use super::{Error, Inner, Reader, Result, Trouble, WorkingImage, Workshop, blocking};
+use super::{Error, Inner, REMOVED, Reader, Result, Trouble, WorkingImage, Workshop, blocking};
 use crate::image::staging::Files;
 use crate::image::staging::record::{ImageRecord, boot};
 
@@ -43,6 +43,11 @@ impl WorkingImage {
 
     async fn load(shop: &Arc<Workshop>, directory: &Path) -> Result<Option<Arc<Self>>> {
         let damaged = |why: String| Error::Damaged { path: directory.display().to_string(), why };
+        if directory.join(REMOVED).exists() {
+            let left = std::fs::remove_dir_all(directory);
+            left.map_err(|e| Error::io("remove", directory, e))?;
+            return Ok(None);
+        }
         let record = ImageRecord::read(directory).map_err(damaged)?;
         if record.generations.is_empty() && record.trouble.is_none() {
             // It was clean when the mount ended.

@@ -138,7 +138,10 @@ impl Opened {
             state.interrupt(format!("a write failed: {error}"));
             return Closed::Nothing;
         }
-        // What was closed by its opener was committed then, or waits for others.
+        // What its opener closed was committed then, or waits for others, who are still open.
+        if writer.closed {
+            return Closed::Nothing;
+        }
         state.closed(writer.spoiled)
     }
 }

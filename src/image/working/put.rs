@@ -8,6 +8,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use roaring::RoaringBitmap;
 
 use super::layer::Commit;
+use super::name::stem;
 use super::{Error, Result, WorkingImage, blocking, end_block};
 use crate::image::Image;
 use crate::image::staging::Files;
@@ -63,11 +64,10 @@ impl Put {
         let shop = Arc::clone(&self.image.shop);
         let _turn = shop.commits.acquire().await.expect("it is never closed");
         let _memory = shop.cache.lend(COMMIT_MEMORY);
-        let resumed = self.attempt().snapshot.is_some();
         match self.once().await {
-            // What was begun before is gone, or takes nothing more.
+            // What was begun before is gone, takes nothing more, or was another one.
             Err(Error::Store(error))
-                if resumed && matches!(error.kind(), ErrorKind::Conflict | ErrorKind::NotFound) =>
+                if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::NotFound) =>
             {
                 tracing::info!("beginning anew: {error}");
                 self.begin_anew().await?;
@@ -335,14 +335,6 @@ fn request(
         kms_key: kms_key.clone().or_else(|| settings.kms_key.clone()).filter(|_| encrypt),
         ..StartRequest::new(volume_size)
     })
-}
-
-/// The name of a snapshot: that of its file, without what says which kind of file it is.
-pub(super) fn stem(name: &str) -> &str {
-    match name.rsplit_once('.') {
-        Some((stem, _)) if !stem.is_empty() => stem,
-        _ => name,
-    }
 }
 
 async fn in_time<T>(call: impl Future<Output = crate::store::Result<T>>) -> Result<T> {

@@ -1,0 +1,110 @@
+//! `umount`.
+
+use std::path::Path;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use super::UmountArgs;
+use super::output::tell;
+use super::run::Exit;
+use crate::mount;
+
+/// How long a mount may take to tell about itself.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether what is waited for has ended.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// How long the daemon may take to end before it is said that it is waited for.
+const QUIET: Duration = Duration::from_secs(1);
+
+pub(super) fn umount(args: &UmountArgs) -> anyhow::Result<Exit> {
+    let mount_point = mount::our_mount(&args.mount_point)?.mount_point;
+    // Another user's mount does not tell, and a dead one cannot.
+    let daemon = in_time({
+        let mount_point = mount_point.clone();
+        move || Daemon::of(&mount_point)
+    });
+    if !args.lazy && daemon.is_some() {
+        wait_for_commits(&mount_point);
+    }
+    mount::unmount(&args.mount_point, args.lazy)?;
+    if let Some(daemon) = daemon.filter(|_| !args.lazy) {
+        daemon.wait();
+    }
+    Ok(Exit::Done)
+}
+
+fn in_time<T: Send + 'static>(work: impl FnOnce() -> Option<T> + Send + 'static) -> Option<T> {
+    let (said, answer) = mpsc::channel();
+    std::thread::spawn(move || {
+        // Nobody listens if it took too long.
+        let _ = said.send(work());
+    });
+    answer.recv_timeout(ANSWER).ok().flatten()
+}
+
+/// Waits until no working image is being committed, and says which ones are.
+fn wait_for_commits(mount_point: &Path) {
+    let mut told = Vec::new();
+    loop {
+        let new = mount_point.join("new");
+        let names = in_time(move || committing(&new)).unwrap_or_default();
+        if names.is_empty() {
+            return;
+        }
+        for name in names {
+            if !told.contains(&name) {
+                tell(format_args!("waiting for the commit of new/{name}"));
+                told.push(name);
+            }
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+fn committing(new: &Path) -> Option<Vec<String>> {
+    let files = std::fs::read_dir(new).ok()?.flatten();
+    let under_way = |path: &Path| matches!(xattr::get(path, "user.fspfs.progress"), Ok(Some(_)));
+    let files = files.filter(|file| under_way(&file.path()));
+    Some(files.map(|file| file.file_name().to_string_lossy().into_owned()).collect())
+}
+
+/// The process that serves a mount.
+struct Daemon {
+    pid: u32,
+    /// When it was started, which tells it from a later one of the same number.
+    started: String,
+}
+
+impl Daemon {
+    fn of(mount_point: &Path) -> Option<Self> {
+        let pid = std::fs::read_to_string(mount_point.join("control/pid")).ok()?;
+        let pid = pid.trim().parse().ok()?;
+        Some(Self { pid, started: started(pid)? })
+    }
+
+    /// Waits for its end: it commits what programs have just closed.
+    fn wait(&self) {
+        let began = std::time::Instant::now();
+        let mut told = false;
+        while started(self.pid).as_ref() == Some(&self.started) {
+            if !told && began.elapsed() > QUIET {
+                tell(format_args!("waiting for what is being committed"));
+                told = true;
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+}
+
+/// When a process was started, in ticks since the boot (field 22 of `/proc/<pid>/stat`); `None` for
+/// one that has ended.
+fn started(pid: u32) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, after) = stat.rsplit_once(')')?;
+    let mut fields = after.split_whitespace();
+    let state = fields.next()?;
+    // Whoever started it has yet to ask how it ended.
+    if state == "Z" { None } else { fields.nth(18).map(str::to_owned) }
+}
