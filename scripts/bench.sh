@@ -15,8 +15,8 @@ Usage: scripts/bench.sh [--runs N] [--size MIB] [--dir DIR]
   --dir DIR    where to work: a disk with three times that much free (default: a
                temporary directory)
 
-Needs root (mounts, loop devices, dropping the page cache), fio, jq, openssl and
-e2fsprogs; the cores should have nothing else to do.
+Needs root (mounts, loop devices, dropping the page cache), fio, jq, openssl,
+python3 and e2fsprogs; the cores should have nothing else to do.
 END
 }
 
@@ -32,7 +32,7 @@ while [ $# -gt 0 ]; do
 done
 [ "$(id -u)" = 0 ] || { echo "bench.sh: this needs root" >&2 && exit 1; }
 missing=()
-for program in fio jq openssl mkfs.ext4 losetup; do
+for program in fio jq openssl mkfs.ext4 losetup python3; do
     command -v "$program" >/dev/null || missing+=("${program/mkfs.ext4/e2fsprogs}")
 done
 if [ ${#missing[@]} -gt 0 ]; then
@@ -204,6 +204,62 @@ touched=$(
         awk '{ for (b = int($1 / 524288); b * 524288 < $1 + $2; b++) if (!seen[b]++) n++ } END { print n + 0 }'
 )
 
+# Writing under new/. The staging disk is the disk of the store.
+new_times=() two_times=()
+for _ in $(seq "$runs"); do
+    mount_store
+    drop_caches
+    new_times+=("$(seconds cp "$large" "$work/mnt/new/large.img")")
+    rm "$work/mnt/new/large.img"
+    unmount_store
+    rm -f "$work/copy" && drop_caches
+    began=$EPOCHREALTIME
+    cp "$large" "$work/copy"
+    "$fspfs" -q upload "$work/copy" >/dev/null
+    two_times+=("$(echo "$began $EPOCHREALTIME" | awk '{ print $2 - $1 }')")
+    rm -f "$work/copy"
+    for old in $("$fspfs" list --json | jq -r --arg id "$id" '.[].id | select(. != $id)'); do
+        "$fspfs" -q delete --yes "$old"
+    done
+done
+
+mount_store
+cp "$large" "$work/mnt/new/large.img"
+# Changes one block in a hundred, all over the image, and closes it, which waits for the commit.
+change() {
+    python3 - "$work/mnt/new/large.img" "$size" <<'END'
+import os, sys
+image = os.open(sys.argv[1], os.O_RDWR)
+for block in range(0, int(sys.argv[2]) * 2, 100):
+    os.pwrite(image, os.urandom(4096), block * 524288)
+os.close(image)
+END
+}
+before=$(metric 'fspfs_store_requests_total{operation="put_block"}')
+first=$(list "${new_times[@]}" | median)
+second=$(seconds change)
+second_puts=$(($(metric 'fspfs_store_requests_total{operation="put_block"}') - before))
+rm "$work/mnt/new/large.img"
+
+writes() {
+    local device
+    truncate -s 1G "$1"
+    device=$(losetup --direct-io=on -f --show "$1")
+    loops+=("$device")
+    fio --name=w --filename="$device" --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=16 \
+        --time_based --runtime=5 --output-format=json | jq '.jobs[0].write.iops'
+    losetup -d "$device" && loops=()
+}
+new_iops=() plain_iops=()
+for _ in $(seq "$runs"); do
+    # A name that is not committed: only the writing is measured.
+    new_iops+=("$(writes "$work/mnt/new/.loop")")
+    rm "$work/mnt/new/.loop"
+    plain_iops+=("$(writes "$work/plain")")
+    rm "$work/plain"
+done
+unmount_store
+
 # --- The result -----------------------------------------------------------------------------------
 
 rate() { awk -v mib="$1" -v s="$2" 'BEGIN { printf "%.0f MiB/s", mib / s }'; }
@@ -236,4 +292,14 @@ row "warm / hole, random" "$(quotient "$warm_rate" "$hole_rate")" ">= 0.80"
 row "mounting ext4 and reading a small file: blocks fetched" "$fetched" ""
 row "blocks that the kernel asks for, empty ones included" "$touched" ""
 row "fetched / asked for" "$(quotient "$fetched" "$touched")" "<= 3.00"
+new_time=$(list "${new_times[@]}" | median) two_time=$(list "${two_times[@]}" | median)
+row "cp to new/, until it is a snapshot" "$(rate "$size" "$new_time")" ""
+row "cp to the staging disk, then upload" "$(rate "$size" "$two_time")" ""
+row "cp to new/ / (cp, then upload)" "$(quotient "$two_time" "$new_time")" ">= 0.90"
+row "a second commit, 1 % changed: blocks put" "$second_puts" "$(((size * 2 + 99) / 100))"
+row "second commit, with its writes / first" "$(quotient "$second" "$first")" "<= 0.10"
+new_rate=$(list "${new_iops[@]}" | median) plain_rate=$(list "${plain_iops[@]}" | median)
+row "random 4 KiB writes, loop device over new/" "$(awk -v r="$new_rate" 'BEGIN { printf "%.0f/s", r }')" ""
+row "the same over a plain file" "$(awk -v r="$plain_rate" 'BEGIN { printf "%.0f/s", r }')" ""
+row "new/ / plain file" "$(quotient "$new_rate" "$plain_rate")" ">= 0.30"
 row "peak memory of the daemon, --memory 256MiB" "$((peak / 1024)) MiB" "<= 320 MiB"

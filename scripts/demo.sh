@@ -10,7 +10,8 @@ usage() {
 Usage: scripts/demo.sh [--yes] [--keep]
 
 Builds fspfs, makes a disk image with two file systems, uploads it to a
-repository, mounts that, and compares what comes back with what went in.
+repository, mounts that, compares what comes back with what went in, and writes
+snapshots through the mount.
 
   --yes    do not ask before packages are installed
   --keep   leave the mount in place, and say what to try next
@@ -123,6 +124,11 @@ fetched() {
     total=$(awk '$1 == "fspfs_store_read_bytes_total" { print $2 }' "$mnt/control/metrics")
     echo "fetched from the store for that: $(human $((total - before)))"
     before=$total
+}
+
+metric() {
+    awk -v name="fspfs_store_requests_total{operation=\"$1\"}" '$1 == name { print $2 }' \
+        "$mnt/control/metrics"
 }
 
 human() { numfmt --to=iec-i --suffix=B "$1"; }
@@ -304,12 +310,25 @@ echo "fetched in all: $(human "$before") of $(human "$(stat -Lc %s "$image")"); 
         "$mnt/control/metrics"
 )"
 
+step "Writing a snapshot: cp to new/"
+cp --sparse=always "$disk" "$mnt/new/copy.img"
+"$fspfs" staged "$mnt"
+cmp "$disk" "$mnt/by-name/copy.img"
+echo "by-name/copy.img is a snapshot of it, and the same"
+
+step "Changing it: the next snapshot is a child that holds the change only"
+before_puts=$(metric put_block)
+echo "a change" | dd of="$mnt/new/copy.img" bs=1M seek=1 conv=notrunc status=none
+"$fspfs" -s "$store" list
+echo "blocks stored for that: $(($(metric put_block) - before_puts))"
+
 if [ -n "$keep" ]; then
     step "What to try next"
     cat <<END
   ls -l $mnt $mnt/by-name
   getfattr -d -m user.fspfs $image
   cat $mnt/control/metrics
+  cp $disk $mnt/new/again.img; getfattr -d $mnt/new/again.img
   qemu-img convert -O qcow2 $image disk.qcow2
   fls -r -o 2048 $image
   $fspfs -s $store verify
