@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use roaring::RoaringBitmap;
+use tokio::task::JoinHandle;
 
 use super::layer::Commit;
 use super::name::stem;
@@ -185,15 +186,24 @@ impl Put {
         {
             let mut puts = std::pin::pin!(puts);
             let mut acknowledged = RoaringBitmap::new();
+            // In a task of its own: puts that nobody polls may hold what it waits for.
+            let mut flush: Option<(RoaringBitmap, JoinHandle<crate::store::Result<()>>)> = None;
             loop {
-                let next = tokio::time::timeout(STALL, puts.try_next()).await;
+                let next = tokio::select! {
+                    flushed = landed(&mut flush) => {
+                        self.note_put(&flushed?)?;
+                        continue;
+                    }
+                    next = tokio::time::timeout(STALL, puts.try_next()) => next,
+                };
                 let Some(index) = next.map_err(|_| Error::Stalled(STALL))?? else { break };
                 self.commit.done.fetch_add(1, Ordering::Relaxed);
                 self.image.state().layers[0].marks.put.insert(index.0);
                 acknowledged.insert(index.0);
-                if acknowledged.len() >= BETWEEN_FLUSHES {
-                    in_time(store.flush(id)).await?;
-                    self.note_put(&std::mem::take(&mut acknowledged))?;
+                if acknowledged.len() >= BETWEEN_FLUSHES && flush.is_none() {
+                    let (store, id) = (Arc::clone(store), id.clone());
+                    let task = tokio::spawn(async move { store.flush(&id).await });
+                    flush = Some((std::mem::take(&mut acknowledged), task));
                 }
             }
         }
@@ -335,6 +345,19 @@ fn request(
         kms_key: kms_key.clone().or_else(|| settings.kms_key.clone()).filter(|_| encrypt),
         ..StartRequest::new(volume_size)
     })
+}
+
+/// The blocks that a flush under way has made durable, once it is done; never, if there is none.
+async fn landed(
+    flush: &mut Option<(RoaringBitmap, JoinHandle<crate::store::Result<()>>)>,
+) -> Result<RoaringBitmap> {
+    let Some((_, task)) = flush else { return std::future::pending().await };
+    let result = task.await;
+    let (blocks, _) = flush.take().expect("it was there");
+    match result {
+        Ok(result) => result.map(|()| blocks).map_err(Error::from),
+        Err(_) => Err(Error::Interrupted("saving blocks died".to_owned())),
+    }
 }
 
 async fn in_time<T>(call: impl Future<Output = crate::store::Result<T>>) -> Result<T> {
