@@ -52,11 +52,15 @@ pub(crate) struct Adapter {
     runtime: Handle,
     /// One permit a KiB of writes.
     writes: Arc<Semaphore>,
+    /// One permit a thread of the session that may write to the local disk itself: all but one.
+    at_once: Semaphore,
 }
 
 impl Adapter {
-    pub(crate) fn new(tree: Arc<Tree>, runtime: Handle) -> Self {
-        Self { tree, runtime, writes: Arc::new(Semaphore::new(MAX_WRITES >> 10)) }
+    /// An adapter for a session with so many `threads`.
+    pub(crate) fn new(tree: Arc<Tree>, runtime: Handle, threads: usize) -> Self {
+        let writes = Arc::new(Semaphore::new(MAX_WRITES >> 10));
+        Self { tree, runtime, writes, at_once: Semaphore::new(threads - 1) }
     }
 
     /// Runs `work` on the runtime, however long it takes: it has deadlines of its own.
@@ -234,6 +238,15 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let len = u32::try_from(data.len()).expect("the kernel cuts writes");
+        // Without a copy, and without changing threads; but not on all of them at a time.
+        if let Ok(_turn) = self.at_once.try_acquire()
+            && let Some(written) = self.tree.write_now(handle.0, offset, data)
+        {
+            return match written {
+                Ok(()) => reply.written(len),
+                Err(error) => reply.error(log("write", ino, &error)),
+            };
+        }
         let kib = (len >> 10).max(1);
         let data = Bytes::copy_from_slice(data);
         let work = |tree: Arc<Tree>| async move { tree.write(handle.0, offset, data).await };

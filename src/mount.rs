@@ -165,8 +165,9 @@ pub fn serve(
         }
     })?;
     let mount = attach::attach(&options.mount_point, url, options.access)?;
-    let adapter = Adapter::new(Arc::clone(&tree), runtime.handle().clone());
-    let session = handshake(adapter, mount.device, options.access)?;
+    let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4);
+    let adapter = Adapter::new(Arc::clone(&tree), runtime.handle().clone(), threads);
+    let session = handshake(adapter, mount.device, options.access, threads)?;
     let (ended, end) = tokio::sync::oneshot::channel();
     let session = std::thread::Builder::new()
         .name("fuse".to_owned())
@@ -240,9 +241,9 @@ fn handshake(
     adapter: Adapter,
     device: std::os::fd::OwnedFd,
     access: Access,
+    threads: usize,
 ) -> Result<Session<Adapter>, Error> {
     let mut config = Config::default();
-    let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4);
     config.n_threads = Some(threads);
     let acl = match access {
         Access::Owner => SessionACL::Owner,

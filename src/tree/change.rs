@@ -24,6 +24,16 @@ impl Tree {
         }
     }
 
+    /// Writes to an open file, if that needs to wait for nothing but the local disk; else `None`,
+    /// and nothing has happened.
+    pub fn write_now(&self, handle: u64, offset: u64, bytes: &[u8]) -> Option<Result<()>> {
+        let Ok(Handle::Working(opened)) = self.handle(handle) else { return None };
+        opened.begin_change();
+        let result = opened.image().write_now(offset, bytes)?;
+        opened.end_change(&result);
+        Some(result.map_err(Error::from))
+    }
+
     /// Changes attributes of a file. A control file has no length, and every length is fine.
     pub async fn setattr(
         &self,

@@ -54,6 +54,23 @@ impl WorkingImage {
         Ok(())
     }
 
+    /// Writes `data` at `offset`, if that needs to wait for nothing but the local disk; else `None`,
+    /// and nothing has happened.
+    pub fn write_now(&self, offset: u64, data: &[u8]) -> Option<Result<()>> {
+        let end = end_of(offset, data.len() as u64).ok()?;
+        let _writing = self.gate.try_read().ok()?;
+        let files = {
+            let mut state = self.state();
+            let files = Arc::clone(&state.active()?.files);
+            let mut parts = block_parts(offset, data.len() as u64);
+            if data.is_empty() || parts.any(|part| needs_lock(&state, part.index)) {
+                return None;
+            }
+            files
+        };
+        Some(self.put_at(&files, offset, end, data))
+    }
+
     /// The content of a block as it is, changed by `change`, up to the end of an image of `len` bytes.
     async fn whole(
         self: &Arc<Self>,
@@ -88,7 +105,6 @@ impl WorkingImage {
         Ok(block.freeze())
     }
 
-    /// Writes to the data file, and notes that the blocks are there.
     async fn put_in_place(
         self: &Arc<Self>,
         files: Arc<Files>,
@@ -96,36 +112,34 @@ impl WorkingImage {
         data: Bytes,
     ) -> Result<()> {
         let image = Arc::clone(self);
-        blocking(move || {
-            let end = offset + data.len() as u64;
-            let blocks = BlockIndex::containing(offset).0..end_block(end);
-            let failed = |e| Error::io("stage in", &image.directory, e);
-            let (new, settled) = {
-                let state = image.state();
-                let marks = &state.layers.last().expect("the caller holds the gate").marks;
-                let new = u64::from(blocks.end - blocks.start)
-                    - marks.staged.range_cardinality(blocks.clone());
-                (new, marks.hashed.range_cardinality(blocks.clone()) > 0)
-            };
-            image.shop.staging.take(new)?;
-            if settled {
-                // Nothing may vouch for what is about to change.
-                image
-                    .mark(Mark::Staged, blocks.clone())
-                    .and_then(|()| files.sync())
-                    .map_err(failed)?;
-            }
-            if let Err(error) = files.data.write_all_at(&data, offset) {
-                // What it left is inside its own range, of which nothing is promised.
-                image.shop.staging.give_back(new);
-                return Err(failed(error));
-            }
-            let really_new = image.mark_staged(blocks, end).map_err(failed)?;
-            // Two writers of one new block both took room for it.
-            image.shop.staging.give_back(new - really_new.min(new));
-            Ok(())
-        })
-        .await
+        blocking(move || image.put_at(&files, offset, offset + data.len() as u64, &data)).await
+    }
+
+    /// Writes to the data file, and notes that the blocks are there. The caller holds the gate.
+    fn put_at(&self, files: &Files, offset: u64, end: u64, data: &[u8]) -> Result<()> {
+        let blocks = BlockIndex::containing(offset).0..end_block(end);
+        let failed = |e| Error::io("stage in", &self.directory, e);
+        let (new, settled) = {
+            let state = self.state();
+            let marks = &state.layers.last().expect("the caller holds the gate").marks;
+            let there = marks.staged.range_cardinality(blocks.clone());
+            let settled = marks.hashed.range_cardinality(blocks.clone()) > 0;
+            (u64::from(blocks.end - blocks.start) - there, settled)
+        };
+        self.shop.staging.take(new)?;
+        if settled {
+            // Nothing may vouch for what is about to change.
+            self.mark(Mark::Staged, blocks.clone()).and_then(|()| files.sync()).map_err(failed)?;
+        }
+        if let Err(error) = files.data.write_all_at(data, offset) {
+            // What it left is inside its own range, of which nothing is promised.
+            self.shop.staging.give_back(new);
+            return Err(failed(error));
+        }
+        let really_new = self.mark_staged(blocks, end).map_err(failed)?;
+        // Two writers of one new block both took room for it.
+        self.shop.staging.give_back(new - really_new.min(new));
+        Ok(())
     }
 
     /// Notes blocks that were written; answers how many are new.

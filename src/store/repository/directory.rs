@@ -87,7 +87,8 @@ impl Inner {
             let mut options = std::fs::OpenOptions::new();
             options.write(true).create_new(true).mode(0o600);
             let mut file = options.open(&path)?;
-            file.write_all(data)?;
+            let written = write_direct(&mut file, data)?;
+            file.write_all(&data[written..])?;
             file.sync_all()
         };
         match write() {
@@ -322,6 +323,33 @@ fn read_direct(file: &std::fs::File, offset: u64, len: usize) -> std::io::Result
     Ok(Some(buffer.freeze().slice(skip..skip + len)))
 }
 
+/// Writes what it can of `data` past the page cache, and answers how much: nobody reads a pack soon,
+/// and fresh memory for a copy of it costs more than the disk does.
+fn write_direct(file: &mut std::fs::File, data: &[u8]) -> std::io::Result<usize> {
+    /// Less than this is not worth the trouble.
+    const WORTH: usize = 1 << 20;
+    let whole = data.len() / DIRECT_ALIGNMENT * DIRECT_ALIGNMENT;
+    if whole < WORTH || data.as_ptr().align_offset(DIRECT_ALIGNMENT) != 0 {
+        return Ok(0);
+    }
+    if fcntl(file.as_fd(), FcntlArg::F_SETFL(OFlag::O_DIRECT)).is_err() {
+        return Ok(0);
+    }
+    let mut written = 0;
+    while written < whole {
+        match file.write(&data[written..whole]) {
+            Ok(0) => break,
+            Ok(more) => written += more,
+            Err(error) if error.kind() == Io::Interrupted => {}
+            // A file system that wants another alignment; the rest is written as ever.
+            Err(error) if error.kind() == Io::InvalidInput => break,
+            Err(error) => return Err(error),
+        }
+    }
+    fcntl(file.as_fd(), FcntlArg::F_SETFL(OFlag::empty()))?;
+    Ok(written)
+}
+
 /// Renames a file to a name that must be free.
 fn rename_exclusive(from: &Path, to: &Path) -> std::io::Result<()> {
     match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
@@ -402,6 +430,23 @@ mod tests {
     use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
     use super::*;
+
+    #[test]
+    fn an_object_is_what_was_given_however_long_and_wherever_in_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let inner = Inner { root: dir.path().to_owned(), made: Mutex::default() };
+        let mut memory: Vec<u8> = (0..3_200_000u32).map(|n| (n % 253) as u8).collect();
+        let start = memory.as_ptr().align_offset(DIRECT_ALIGNMENT);
+        memory.drain(..7);
+        for (n, from) in [start, start + 1, start + 512].into_iter().enumerate() {
+            for len in [0, 1, 1 << 20, (1 << 20) + 1, 3_000_001] {
+                let data = &memory[from..from + len];
+                let name = format!("{n}-{len}");
+                assert!(inner.create(&name, data).unwrap());
+                assert_eq!(inner.read(&name).unwrap(), data, "{len} bytes from {from}");
+            }
+        }
+    }
 
     #[test]
     fn a_range_is_the_same_from_the_disk_and_from_memory() {

@@ -6,13 +6,13 @@
 use std::cell::RefCell;
 use std::sync::{Arc, OnceLock};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use uuid::Uuid;
 use zstd::bulk::{Compressor, Decompressor};
 
 use super::names::ObjectId;
 use super::table::{Location, u32_at};
-use crate::model::{BLOCK_SIZE, Block, BlockBuffer, Digest};
+use crate::model::{BLOCK_SIZE, Block, BlockBuffer, DIRECT_ALIGNMENT, Digest};
 
 /// Blocks in a pack at most: 32 MiB of raw data.
 pub(super) const PACK_BLOCKS: usize = 64;
@@ -99,7 +99,8 @@ impl PackBuilder {
     /// what is written to it.
     pub(super) fn reusing(mut memory: BytesMut) -> Self {
         memory.clear();
-        Self { data: memory, ..Self::default() }
+        let fits = memory.as_ptr().align_offset(DIRECT_ALIGNMENT) == 0;
+        Self { data: if fits { memory } else { BytesMut::new() }, ..Self::default() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -112,7 +113,7 @@ impl PackBuilder {
 
     pub(super) fn push(&mut self, frame: &[u8], digest: Digest) -> Frame {
         if self.data.capacity() == 0 {
-            self.data.reserve(MAX_LEN);
+            self.data = aligned(MAX_LEN);
         }
         let offset = self.data.len();
         self.data.extend_from_slice(frame);
@@ -142,6 +143,15 @@ impl PackBuilder {
         self.data.extend_from_slice(&(content + 8).to_le_bytes());
         (id, self.data.freeze())
     }
+}
+
+/// Memory of at least `capacity` bytes that can be written to a disk directly.
+fn aligned(capacity: usize) -> BytesMut {
+    let mut memory = BytesMut::with_capacity(capacity + DIRECT_ALIGNMENT);
+    let skip = memory.as_ptr().align_offset(DIRECT_ALIGNMENT);
+    memory.resize(skip, 0);
+    memory.advance(skip);
+    memory
 }
 
 /// One block in a pack: where its frame is, and its digest.
