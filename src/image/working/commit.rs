@@ -213,7 +213,10 @@ impl WorkingImage {
             let (len, name, wishes) = (state.len, state.name.clone(), state.wishes.clone());
             let running = state.running;
             let behind = state.layers.len() > 1 && running;
-            let Some(layer) = state.layers.last_mut() else { return Ok(Begun::Nothing) };
+            let Some(layer) = state.layers.last_mut() else {
+                state.trouble = None;
+                return Ok(Begun::Nothing);
+            };
             let changed = !layer.frozen;
             if changed {
                 layer.freeze(len, name, wishes);

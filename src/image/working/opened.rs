@@ -85,8 +85,10 @@ impl Opened {
 
     /// Notes how a change through this handle ended.
     pub fn end_change<T>(&self, result: &Result<T>) {
-        if let Err(error) = result {
-            self.with_writer(|writer| writer.failed = Some(error.clone()));
+        match result {
+            // What is refused as a whole has changed nothing.
+            Ok(_) | Err(Error::Busy | Error::TooLarge) => {}
+            Err(error) => self.with_writer(|writer| writer.failed = Some(error.clone())),
         }
     }
 
