@@ -150,6 +150,9 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_CACHE_SYMLINKS,
             // A file that somebody only writes is open past the page cache, for all.
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+            // No file here has a set-user-ID bit or a capability that a write would have to take
+            // away; told so, the kernel does not ask for them before each write.
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         ] {
             if config.add_capabilities(wanted).is_err() {
                 tracing::debug!("the kernel does not offer {wanted:?}");
@@ -494,7 +497,7 @@ impl Filesystem for Adapter {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let mode = mode.map(|mode| u16::try_from(mode & 0o7777).expect("twelve bits"));
+        let mode = mode.map(|mode| u16::try_from(mode & 0o777).expect("nine bits"));
         let changes = Changes { size, mode, uid, gid, modified: modified.map(timestamp) };
         let handle = handle.map(|handle| handle.0);
         let work = move |tree: Arc<Tree>| async move { tree.setattr(ino.0, handle, changes).await };
