@@ -19,6 +19,9 @@ use crate::store::ErrorKind;
 const ASK_FIRST: Duration = Duration::from_millis(100);
 const ASK_AT_MOST: Duration = Duration::from_secs(10);
 
+/// Why there is no snapshot of an image without a byte.
+pub(super) const EMPTY: &str = "it is empty: no snapshot was made";
+
 /// What asking for a commit led to.
 #[derive(Debug)]
 pub(super) enum Begun {
@@ -161,7 +164,7 @@ impl WorkingImage {
         let (files, staged, len) = {
             let state = self.state();
             if state.len == 0 && state.is_dirty() {
-                return Ok(Some("it is empty: no snapshot was made".to_owned()));
+                return Ok(Some(EMPTY.to_owned()));
             }
             if state.base.is_some()
                 || state.layers.len() != 1

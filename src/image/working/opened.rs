@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{Error, Result, Trouble, WorkingImage};
+use super::{Error, Result, Trouble, WorkingImage, commit};
 
 /// An open handle that can write.
 #[derive(Debug)]
@@ -160,9 +160,13 @@ impl WorkingImage {
 
 impl super::Inner {
     /// What the end of one writer means for the image.
-    fn closed(&self, spoiled: bool) -> Closed {
+    fn closed(&mut self, spoiled: bool) -> Closed {
         let open = self.writers.values().any(|writer| !writer.closed);
         let wanted = self.is_dirty() || self.trouble.is_some();
+        if !wanted && self.len == 0 && self.snapshot.is_none() {
+            // Nobody ever wrote to it, so there is not even something staged.
+            self.notice = Some(commit::EMPTY.to_owned());
+        }
         if spoiled || open || !wanted || self.removed { Closed::Nothing } else { Closed::Commit }
     }
 
