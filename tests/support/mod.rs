@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+pub mod writing;
+
 /// Longest time that any one program may take.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -182,6 +184,9 @@ fn clean_up(path: &Path) {
     // Once the mount is out of sight, a loop device no longer tells where its file is.
     let devices = loops_below(path);
     for point in mounts_below(path).iter().rev() {
+        // What waits for a frozen file system would stay with it. Others are none.
+        let mut thaw = Command::new("fsfreeze");
+        let _ = thaw.arg("-u").arg(point).stderr(Stdio::null()).status();
         let _ = Command::new("umount").arg("-l").arg(point).status();
     }
     for device in devices {
