@@ -5,16 +5,27 @@ pub fn thread_group(tid: u32) -> u32 {
     if tid == 0 {
         return 0;
     }
-    let status = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
-    let group = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
+    let group = status(tid);
+    let group = group.lines().find_map(|line| line.strip_prefix("Tgid:"));
     group.and_then(|group| group.trim().parse().ok()).unwrap_or(0)
+}
+
+fn status(tid: u32) -> String {
+    std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default()
 }
 
 /// Which signal a thread is dying of, in words; `None` if it is not.
 ///
 /// `exit_code`, the last field of `/proc/<tid>/stat` (proc(5)), has the signal in its low bits.
 /// `PF_SIGNALED` would say so too often: also of threads of a program that simply exits.
+///
+/// Reading that of a program in `execve` waits until that is done, and closing what is close-on-exec
+/// is part of it: both would wait for ever. Only a program that has no memory left is on its way
+/// out, and no such one executes another; `status` tells that, and never waits.
 pub fn dying_of(tid: u32) -> Option<String> {
+    if status(tid).lines().any(|line| line.starts_with("VmSize:")) {
+        return None;
+    }
     let stat = std::fs::read_to_string(format!("/proc/{tid}/stat")).ok()?;
     // The name of the program is in parentheses, and may hold anything.
     let (before, after) = stat.rsplit_once(')')?;
