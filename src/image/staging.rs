@@ -214,7 +214,7 @@ impl Staging {
         }
         let blocks_signed = i64::try_from(blocks).unwrap_or(i64::MAX);
         if self.unlooked.fetch_sub(blocks_signed, Ordering::Relaxed) <= blocks_signed {
-            match self.spare() {
+            match self.spare_on_disk() {
                 Some(spare) if spare < bytes => {
                     self.give_back(blocks);
                     self.unlooked.store(0, Ordering::Relaxed);
@@ -247,11 +247,15 @@ impl Staging {
 
     /// Bytes that may still be staged; `None` if the file system does not tell.
     pub(crate) fn spare(&self) -> Option<u64> {
+        let spare = self.spare_on_disk()?;
+        Some(spare.min(self.limit.saturating_sub(self.staged())))
+    }
+
+    fn spare_on_disk(&self) -> Option<u64> {
         let disk = nix::sys::statvfs::statvfs(&self.path).ok()?;
         let unit = disk.fragment_size();
         let reserve = (disk.blocks() * unit / 20).min(RESERVE);
-        let spare = (disk.blocks_available() * unit).saturating_sub(reserve);
-        Some(spare.min(self.limit.saturating_sub(self.staged())))
+        Some((disk.blocks_available() * unit).saturating_sub(reserve))
     }
 }
 
