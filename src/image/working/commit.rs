@@ -144,13 +144,19 @@ impl WorkingImage {
         self.state().putting().is_some()
     }
 
-    /// Waits until no commit is putting blocks.
+    /// Waits until no commit is putting blocks, or tidies up.
     pub async fn put_down(&self) {
         loop {
-            let commit = self.state().putting().map(Arc::clone);
-            let Some(commit) = commit else { return };
-            // How it ended is told elsewhere.
-            let _ = commit.wait().await;
+            let (commit, tidies_up) = {
+                let state = self.state();
+                (state.putting().map(Arc::clone), state.running && state.layers.is_empty())
+            };
+            match commit {
+                // How it ended is told elsewhere.
+                Some(commit) => drop(commit.wait().await),
+                None if tidies_up => tokio::time::sleep(Duration::from_millis(5)).await,
+                None => return,
+            }
         }
     }
 
