@@ -166,8 +166,6 @@ struct Inner {
     open: usize,
     /// Open past the page cache of the kernel.
     direct: usize,
-    /// Commits that somebody is about to begin in the background.
-    starting: usize,
     /// Somebody puts, or waits for the store.
     running: bool,
     /// The document, or a name of it, may not be durable.
@@ -231,7 +229,6 @@ impl WorkingImage {
                 writers: HashMap::new(),
                 open: 0,
                 direct: 0,
-                starting: 0,
                 running: false,
                 unsynced: true,
             };
