@@ -50,7 +50,14 @@ impl WorkingImage {
         }
         if let Some(notice) = self.reason_against().await? {
             tracing::info!("{}: {notice}", self.name());
-            self.state().notice = Some(notice);
+            let was_in_trouble = {
+                let mut state = self.state();
+                state.notice = Some(notice);
+                state.trouble.take().is_some()
+            };
+            if was_in_trouble {
+                self.recorded(false).await?;
+            }
             return Ok(None);
         }
         match self.begin_commit(!waits).await? {
@@ -172,11 +179,7 @@ impl WorkingImage {
             if state.len == 0 && state.is_dirty() {
                 return Ok(Some(EMPTY.to_owned()));
             }
-            if state.base.is_some()
-                || state.layers.len() != 1
-                || state.layers[0].frozen
-                || state.trouble.is_some()
-            {
+            if state.base.is_some() || state.layers.len() != 1 || state.layers[0].frozen {
                 return Ok(None);
             }
             let layer = &state.layers[0];

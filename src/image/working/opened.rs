@@ -170,8 +170,12 @@ impl super::Inner {
         if spoiled || open || !wanted || self.removed { Closed::Nothing } else { Closed::Commit }
     }
 
-    /// Remembers that the image may not be whole.
+    /// Remembers that the image may not be whole, unless nothing was changed since the last commit
+    /// began.
     pub(super) fn interrupt(&mut self, why: String) {
+        if !self.is_dirty() {
+            return;
+        }
         for writer in self.writers.values_mut() {
             writer.spoiled = true;
         }
