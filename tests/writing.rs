@@ -308,6 +308,25 @@ fn a_descriptor_that_a_child_holds_commits_in_the_background() {
 }
 
 #[test]
+fn a_descriptor_that_execve_closes_stops_nobody() {
+    if !can_mount(&["python3"]) {
+        return;
+    }
+    let (sandbox, mount) = mounted();
+    // Closing it is part of execve, during which nobody may look closely at who does it.
+    let script = "timeout 20 python3 - <<'END'
+import os, subprocess
+fd = os.open('mnt/new/x.img', os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)
+os.write(fd, open('data', 'rb').read())
+for n in range(5): subprocess.run(['true'], close_fds=False, check=True)
+os.system('true')
+os.execv('/bin/true', ['true'])
+END";
+    makes_one_snapshot(&sandbox, &mount, script, false);
+    ends_with(&sandbox, mount, 1);
+}
+
+#[test]
 fn what_holds_nothing_makes_no_snapshot_and_says_so() {
     if !can_mount(&[]) {
         return;

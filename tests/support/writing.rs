@@ -36,9 +36,10 @@ impl Mount {
     #[track_caller]
     pub fn becomes(&self, name: &str, state: &str) {
         let end = Instant::now() + Duration::from_secs(20);
-        while self.state(name) != state {
-            let (now, why) = (self.state(name), self.told(name, "error"));
-            assert!(Instant::now() < end, "{name} never becomes {state}: {now}, {why}");
+        // It may not be there yet.
+        while !self.new_file(name).exists() || self.state(name) != state {
+            let say = || format!("{name}: {}, {}", self.state(name), self.told(name, "error"));
+            assert!(Instant::now() < end, "it never becomes {state}: {}", say());
             std::thread::sleep(Duration::from_millis(10));
         }
     }

@@ -1,0 +1,314 @@
+//! Stores and disks that fail while something is written under `new/`: programs are told, nothing is
+//! lost, and a retry does what is missing.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
+
+use nix::errno::Errno;
+use nix::sys::signal::{SIGINT, SIGKILL, SIGTERM, Signal};
+use support::writing::Disk;
+use support::{MIB, Mount, Sandbox, can_mount, errno, same, text, until};
+
+/// A script fails, and what it prints on stderr has this in it.
+#[track_caller]
+fn fails(sandbox: &Sandbox, script: &str, says: &str) {
+    let output = sandbox.try_sh(script);
+    assert!(
+        !output.status.success() && text(&output).contains(says),
+        "{script}: {}",
+        text(&output)
+    );
+}
+
+/// `x.img` could not be committed, says so everywhere, and is still there.
+#[track_caller]
+fn has_failed(sandbox: &Sandbox, mount: &Mount, says: &str) {
+    assert_eq!(mount.state("x.img"), "failed");
+    let why = mount.told("x.img", "error");
+    assert!(why.contains(says), "{why}");
+    let staged = sandbox.ok(&["staged", "mnt"]);
+    assert!(staged.contains("failed") && staged.contains(says), "{staged}");
+    assert!(same(mount.new_file("x.img"), sandbox.join("x.img")), "it reads otherwise");
+    assert!(sandbox.snapshots().iter().all(|snapshot| snapshot["state"] != "completed"));
+}
+
+#[test]
+fn a_full_store_fails_the_close_and_the_retry_puts_what_is_missing() {
+    if !can_mount(&["dd", "qemu-img", "rsync"]) {
+        return;
+    }
+    let (sandbox, _disk) = Disk::with_store(48 * MIB);
+    sandbox.random("x.img", 32 * MIB);
+    let mount = sandbox.mount(&[]);
+    sandbox.sh("fallocate -l 26M store/filler");
+    for script in [
+        "cp x.img mnt/new/",
+        "dd status=none if=x.img of=mnt/new/x.img bs=1M",
+        "rsync -I --inplace x.img mnt/new/",
+    ] {
+        fails(&sandbox, script, "");
+        has_failed(&sandbox, &mount, "No space left");
+    }
+    // It does not look at what its last close says, so it ends well.
+    sandbox.sh("qemu-img convert -f raw -O raw x.img mnt/new/x.img");
+    has_failed(&sandbox, &mount, "No space left");
+    let said = sandbox.fails(&["commit", "mnt/new/x.img"]);
+    assert!(said.contains("No space left"), "{said}");
+    has_failed(&sandbox, &mount, "No space left");
+    let put = mount.put();
+    std::fs::remove_file(sandbox.join("store/filler")).unwrap();
+    let id = sandbox.ok(&["commit", "mnt/new/x.img"]).trim().to_owned();
+    sandbox.assert_holds(&id, "x.img");
+    assert_eq!((mount.state("x.img"), mount.told("x.img", "error")), ("clean".into(), "".into()));
+    assert!(mount.put() - put < 64, "{} of 64 blocks were put again", mount.put() - put);
+    let log = mount.unmount();
+    assert!(log.contains("x.img could not be committed") && log.contains("No space left"), "{log}");
+}
+
+#[test]
+fn a_store_that_cannot_be_written_fails_the_close_and_opening_again_retries() {
+    if !can_mount(&["dd"]) {
+        return;
+    }
+    let (sandbox, disk) = Disk::with_store(48 * MIB);
+    sandbox.random("x.img", 3 * MIB);
+    let mount = sandbox.mount(&[]);
+    disk.remount("ro");
+    fails(&sandbox, "cp x.img mnt/new/", "failed to close");
+    has_failed(&sandbox, &mount, "Read-only file system");
+    disk.remount("rw");
+    // Opening it for writing and closing it tries again, and so does the next mount.
+    drop(File::options().write(true).open(mount.new_file("x.img")).unwrap());
+    sandbox.assert_holds(&mount.committed("x.img"), "x.img");
+    disk.remount("ro");
+    sandbox.sh("printf x >> x.img");
+    fails(
+        &sandbox,
+        "printf x | dd status=none of=mnt/new/x.img oflag=append conv=notrunc",
+        "closing",
+    );
+    assert_eq!(mount.state("x.img"), "failed");
+    mount.unmount();
+    disk.remount("rw");
+    let mount = sandbox.mount(&[]);
+    let id = mount.committed("x.img");
+    sandbox.assert_holds(&id, "x.img");
+    assert!(sandbox.parent_of(&id).is_some());
+    mount.unmount();
+}
+
+#[test]
+fn a_store_that_is_gone_fails_the_close() {
+    if !can_mount(&["cp"]) {
+        return;
+    }
+    let sandbox = Sandbox::with_store();
+    sandbox.random("x.img", 3 * MIB);
+    let mount = sandbox.mount(&[]);
+    sandbox.sh("mv store away");
+    fails(&sandbox, "cp x.img mnt/new/", "failed to close");
+    assert_eq!(mount.state("x.img"), "failed");
+    sandbox.sh("rm -rf store; mv away store");
+    sandbox.assert_holds(sandbox.ok(&["commit", "mnt/new/x.img"]).trim(), "x.img");
+    mount.unmount();
+    assert_eq!(sandbox.snapshots().len(), 1);
+}
+
+#[test]
+fn a_killed_cp_commits_nothing() {
+    if !can_mount(&["cp"]) {
+        return;
+    }
+    let sandbox = Sandbox::with_store();
+    let mount = sandbox.mount(&[]);
+    for (name, signal) in [("a.img", SIGKILL), ("b.img", SIGTERM), ("c.img", SIGINT)] {
+        sandbox.sh("rm -f pipe; mkfifo pipe");
+        let cp = sandbox.start(&format!("exec cp pipe mnt/new/{name}"));
+        let mut pipe = File::options().write(true).open(sandbox.join("pipe")).unwrap();
+        pipe.write_all(&support::pattern(0, 3 << 20)).unwrap();
+        let path = mount.new_file(name);
+        until("some of it is there", || path.metadata().is_ok_and(|m| m.len() >= 2 * MIB));
+        cp.signal(signal);
+        assert!(!cp.ends().status.success());
+        drop(pipe);
+        mount.becomes(name, "interrupted");
+        let (why, number) = (mount.told(name, "error"), signal as i32);
+        assert!(
+            why.contains("cp was killed by signal") && why.contains(&number.to_string()),
+            "{why}"
+        );
+        assert!(path.metadata().unwrap().len() >= 2 * MIB);
+    }
+    assert_eq!(mount.begun(), 0);
+    // Who wants it as it is says so; else it is written anew, or removed.
+    sandbox.sh("cp mnt/new/a.img as-it-is");
+    sandbox.assert_holds(sandbox.ok(&["commit", "mnt/new/a.img"]).trim(), "as-it-is");
+    sandbox.random("x.img", MIB);
+    sandbox.sh("cp x.img mnt/new/b.img; rm mnt/new/c.img");
+    sandbox.assert_holds(&mount.committed("b.img"), "x.img");
+    mount.unmount();
+    assert_eq!(sandbox.snapshots().len(), 2);
+}
+
+/// `cp` of more than can be staged is told so, and nothing is committed; less is fine.
+fn meets_the_end_of_the_room(sandbox: &Sandbox, mount: &Mount, says: &str) {
+    sandbox.random("large", 40 * MIB);
+    sandbox.random("x.img", 2 * MIB);
+    sandbox.sh("cp x.img mnt/new/kept.part");
+    fails(sandbox, "cp large mnt/new/large.img", "No space left");
+    mount.becomes("large.img", "interrupted");
+    let why = mount.told("large.img", "error");
+    assert!(why.contains("a write failed") && why.contains(says), "{why}");
+    fails(sandbox, "dd status=none if=large of=mnt/new/too.img bs=1M", "No space left");
+    assert_eq!(mount.begun(), 0);
+    let room = File::create(mount.new_file("room")).unwrap();
+    let result = nix::fcntl::fallocate(&room, nix::fcntl::FallocateFlags::empty(), 0, 40 << 20);
+    assert_eq!(result, Err(Errno::ENOSPC));
+    drop(room);
+    // What was staged before is whole.
+    assert!(same(mount.new_file("kept.part"), sandbox.join("x.img")));
+    sandbox.sh("rm mnt/new/large.img mnt/new/too.img; cp x.img mnt/new/");
+    sandbox.assert_holds(&mount.committed("x.img"), "x.img");
+    sandbox.sh("mv mnt/new/kept.part mnt/new/kept.img");
+    sandbox.assert_holds(&mount.committed("kept.img"), "x.img");
+}
+
+#[test]
+fn staging_keeps_to_its_limit() {
+    if !can_mount(&["dd"]) {
+        return;
+    }
+    let sandbox = Sandbox::with_store();
+    let mount = sandbox.mount(&["--staging-limit", "8MiB"]);
+    meets_the_end_of_the_room(&sandbox, &mount, "--staging-limit");
+    // What is a snapshot takes no room.
+    sandbox.random("y.img", 7 * MIB);
+    sandbox.sh("cp y.img mnt/new/; cp y.img mnt/new/z.img");
+    mount.committed("z.img");
+    mount.unmount();
+}
+
+#[test]
+fn staging_leaves_the_disk_some_room() {
+    if !can_mount(&["dd"]) {
+        return;
+    }
+    let sandbox = Sandbox::with_store();
+    let _disk = Disk::new(&sandbox, "staging", 32 * MIB);
+    let mount = sandbox.mount(&["--staging", "staging"]);
+    meets_the_end_of_the_room(&sandbox, &mount, "disk of the staging directory");
+    // Somebody else takes the last space.
+    sandbox.try_sh("dd status=none if=/dev/zero of=staging/filler bs=64k; true");
+    fails(&sandbox, "cp x.img mnt/new/y.img", "No space left");
+    std::fs::remove_file(sandbox.join("staging/filler")).unwrap();
+    sandbox.sh("cp x.img mnt/new/y.img");
+    sandbox.assert_holds(&mount.committed("y.img"), "x.img");
+    mount.unmount();
+}
+
+/// A mount whose store does not answer, with a `cp` to `x.img` that waits for it.
+fn waits(sandbox: &Sandbox, mount: &Mount) -> support::writing::Running {
+    let cp = sandbox.start("exec cp x.img mnt/new/");
+    mount.becomes("x.img", "committing");
+    cp
+}
+
+#[test]
+fn what_is_written_during_a_commit_is_the_next_snapshot() {
+    if !can_mount(&["fsfreeze"]) {
+        return;
+    }
+    let (sandbox, disk) = Disk::with_store(64 * MIB);
+    sandbox.random("x.img", 3 * MIB);
+    sandbox.sh("cp x.img y.img; printf two | dd status=none of=y.img bs=1 seek=1M conv=notrunc");
+    let mount = sandbox.mount(&[]);
+    let frozen = disk.freeze();
+    let cp = waits(&sandbox, &mount);
+    // Nobody else waits.
+    sandbox
+        .sh("cp x.img mnt/new/.other; ls -l mnt/new; cmp x.img mnt/new/x.img; sync mnt/new/.other");
+    let write = "dd status=none of=mnt/new/x.img bs=1 conv=notrunc";
+    sandbox.sh(&format!("printf two | {write} seek=1M; cmp y.img mnt/new/x.img"));
+    assert_eq!(mount.state("x.img"), "queued");
+    // There is no third one.
+    fails(&sandbox, &format!("printf three | {write}"), "busy");
+    sandbox.sh("cmp y.img mnt/new/x.img; mv mnt/new/x.img mnt/new/z.img");
+    drop(frozen);
+    cp.succeeds();
+    let second = mount.committed("z.img");
+    let first = sandbox.parent_of(&second).unwrap();
+    sandbox.assert_holds(&first, "x.img");
+    sandbox.assert_holds(&second, "y.img");
+    assert_eq!(mount.put(), 7);
+    mount.unmount();
+    assert_eq!(sandbox.snapshots().len(), 2);
+}
+
+#[test]
+fn cancelling_a_commit_frees_the_close() {
+    if !can_mount(&["fsfreeze"]) {
+        return;
+    }
+    let (sandbox, disk) = Disk::with_store(64 * MIB);
+    sandbox.random("x.img", 3 * MIB);
+    let mount = sandbox.mount(&[]);
+    let frozen = disk.freeze();
+    let cp = waits(&sandbox, &mount);
+    sandbox.ok(&["commit", "--cancel", "mnt/new/x.img"]);
+    // The attempt that waits for the disk ends with it.
+    let output = cp.ends();
+    assert!(!output.status.success() && text(&output).contains("ancel"), "{}", text(&output));
+    assert!(mount.told("x.img", "error").contains("cancelled"));
+    drop(frozen);
+    mount.becomes("x.img", "interrupted");
+    sandbox.assert_holds(sandbox.ok(&["commit", "mnt/new/x.img"]).trim(), "x.img");
+    mount.unmount();
+}
+
+#[test]
+fn a_file_that_is_removed_during_its_commit_is_gone() {
+    if !can_mount(&["fsfreeze"]) {
+        return;
+    }
+    let (sandbox, disk) = Disk::with_store(64 * MIB);
+    sandbox.random("x.img", 3 * MIB);
+    let mount = sandbox.mount(&[]);
+    let frozen = disk.freeze();
+    let cp = waits(&sandbox, &mount);
+    std::fs::remove_file(mount.new_file("x.img")).unwrap();
+    assert_eq!(errno(mount.new_file("x.img").metadata()), Errno::ENOENT as i32);
+    drop(frozen);
+    // The commit ends as it began.
+    cp.succeeds();
+    let snapshots = sandbox.snapshots();
+    assert_eq!(snapshots.len(), 1);
+    sandbox.assert_holds(snapshots[0]["id"].as_str().unwrap(), "x.img");
+    mount.unmount();
+    assert_eq!(sandbox.sh("find state -path '*/images/*' | wc -l").trim(), "0");
+}
+
+#[test]
+fn a_signal_while_the_close_waits_does_not_end_the_commit() {
+    if !can_mount(&["fsfreeze"]) {
+        return;
+    }
+    let (sandbox, disk) = Disk::with_store(64 * MIB);
+    sandbox.random("x.img", 3 * MIB);
+    let mount = sandbox.mount(&[]);
+    let frozen = disk.freeze();
+    let cp = waits(&sandbox, &mount);
+    cp.signal(Signal::SIGKILL);
+    drop(frozen);
+    let _ = cp.ends();
+    sandbox.assert_holds(&mount.committed("x.img"), "x.img");
+    let file = File::options().write(true).open(mount.new_file("x.img")).unwrap();
+    file.write_all_at(b"more", 0).unwrap();
+    drop(file);
+    until("it can be written to", || mount.begun() == 2);
+    mount.committed("x.img");
+    mount.unmount();
+}
