@@ -136,6 +136,12 @@ fn attributes_that_cannot_be_are_refused() {
     let said = sandbox.fails(&["commit", "mnt/new/.x"]);
     assert!(said.contains("snap-0123456789abcdef0"), "{said}");
     xattr::remove(&path, "user.fspfs.parent").unwrap();
+    // Our own ones need room beside them.
+    let said = sandbox.fails(&["commit", "mnt/new/.x"]);
+    assert!(said.contains("tags are too many"), "{said}");
+    for n in 0..2 {
+        xattr::remove(&path, format!("user.fspfs.tag.k{n}")).unwrap();
+    }
     sandbox.ok(&["commit", "mnt/new/.x"]);
     mount.unmount();
 }
