@@ -32,6 +32,9 @@ const MAX_PLACES: u32 = 16;
 /// What is left of the disk for others: a twentieth, and at most a GiB.
 const RESERVE: u64 = 1 << 30;
 
+/// Ends the name of a directory that is being removed.
+const GONE: &str = "gone";
+
 /// Blocks that may be staged between two looks at how full the disk is.
 const BETWEEN_LOOKS: i64 = 32;
 
@@ -150,13 +153,15 @@ impl Staging {
                     .to_owned(),
             ));
         }
-        Ok(Self {
+        let staging = Self {
             path: path.to_owned(),
             limit,
             staged: AtomicU64::new(0),
             unlooked: AtomicI64::new(0),
             _lock: lock,
-        })
+        };
+        staging.sweep().map_err(failed)?;
+        Ok(staging)
     }
 
     /// Takes over the images of a mount that is gone. What cannot be had now is there the next time.
@@ -184,12 +189,31 @@ impl Staging {
         let mut images = Vec::new();
         for entry in std::fs::read_dir(self.path.join("images"))? {
             let entry = entry?;
-            let ours = entry.file_name().to_str().is_some_and(|n| Uuid::try_parse(n).is_ok());
-            if ours && entry.file_type()?.is_dir() {
+            if record::id_of(&entry.path()).is_some() && entry.file_type()?.is_dir() {
                 images.push(entry.path());
             }
         }
         Ok(images)
+    }
+
+    /// Removes what is staged of an image: whole, as far as any later mount can see.
+    pub(crate) fn discard(&self, image: &Path) -> io::Result<()> {
+        let gone = image.with_extension(GONE);
+        std::fs::rename(image, &gone)?;
+        std::fs::remove_dir_all(&gone)
+    }
+
+    /// Removes what a process was about to remove when it ended.
+    fn sweep(&self) -> io::Result<()> {
+        for entry in std::fs::read_dir(self.path.join("images"))? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|e| e == GONE)
+                && record::id_of(&path.with_extension("")).is_some()
+            {
+                std::fs::remove_dir_all(&path)?;
+            }
+        }
+        Ok(())
     }
 
     /// A new directory for an image.
@@ -301,16 +325,22 @@ impl Files {
         Ok(Arc::new(Self { id, data, map: map.into(), sums, paths }))
     }
 
-    /// The files of a generation from an earlier mount, and what its map says.
-    pub(crate) fn open(image: &Path, id: Uuid) -> Result<(Arc<Self>, map::Marks), map::Unusable> {
+    /// The files of a generation from an earlier mount, in the `same_run` of the machine or not, and
+    /// what its map says.
+    pub(crate) fn open(
+        image: &Path,
+        id: Uuid,
+        same_run: bool,
+    ) -> Result<(Arc<Self>, map::Marks), map::Unusable> {
         let paths = paths(image, id);
         let [data_path, map_path, sums_path] = &paths;
-        let (map, marks, data_len) = map::MapFile::open(map_path, id)?;
+        let (map, marks, data_len) = map::MapFile::open(map_path, id, same_run)?;
         let data = File::options().read(true).write(true).open(data_path)?;
         let sums = File::options().read(true).write(true).open(sums_path)?;
         if data.metadata()?.len() < data_len {
             return Err(map::Unusable::Damaged("its data was cut off"));
         }
+        map.trim()?;
         // A crash may have left bytes that no record speaks of; what is written next to them would
         // bring them to light.
         let mut at = 0;
@@ -346,9 +376,10 @@ impl Files {
 
     /// Makes data, sums and map durable.
     pub(crate) fn sync(&self) -> io::Result<()> {
+        // What somebody appends meanwhile is not vouched for.
+        let len = self.data.metadata()?.len();
         self.data.sync_data()?;
         self.sums.sync_data()?;
-        let len = self.data.metadata()?.len();
         self.map.lock().unwrap_or_else(std::sync::PoisonError::into_inner).sync(len)
     }
 

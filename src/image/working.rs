@@ -9,21 +9,20 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::{RwLock, Semaphore};
 
 use self::layer::{Layer, Source};
 use super::staging::Staging;
-use super::staging::record::{GenerationRecord, ImageRecord, Trouble, Wishes, boot};
+use super::staging::record::{self, GenerationRecord, ImageRecord, Trouble, Wishes, boot};
 use super::{Image, Reader};
 use crate::cache::Cache;
-use crate::model::{BLOCK_SIZE_U64, BlockIndex, SnapshotId, Tags};
-use crate::store::SharedStore;
+use crate::model::{BLOCK_SIZE_U64, BlockIndex, SnapshotId, SnapshotState, Tags};
+use crate::store::{ErrorKind, SharedStore};
 
 mod attributes;
 mod change;
@@ -35,6 +34,8 @@ mod name;
 mod opened;
 mod put;
 mod read;
+#[cfg(test)]
+mod tests;
 
 pub use attributes::{State, Status};
 pub use error::{Error, Result};
@@ -93,8 +94,6 @@ pub struct Workshop {
     staging: Staging,
     settings: Settings,
     commits: Semaphore,
-    /// Commits in the background that have yet to begin.
-    beginning: AtomicUsize,
 }
 
 impl Workshop {
@@ -105,15 +104,7 @@ impl Workshop {
         staging: Staging,
         settings: Settings,
     ) -> Arc<Self> {
-        let commits = Semaphore::new(MAX_COMMITS);
-        Arc::new(Self { store, cache, staging, settings, commits, beginning: AtomicUsize::new(0) })
-    }
-
-    /// Waits until every commit that was called for has begun.
-    pub async fn begun(&self) {
-        while self.beginning.load(Ordering::SeqCst) > 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        Arc::new(Self { store, cache, staging, settings, commits: Semaphore::new(MAX_COMMITS) })
     }
 
     /// Where the data is.
@@ -166,6 +157,8 @@ struct Inner {
     open: usize,
     /// Open past the page cache of the kernel.
     direct: usize,
+    /// Commits that somebody is about to begin in the background.
+    starting: usize,
     /// Somebody puts, or waits for the store.
     running: bool,
     /// The document, or a name of it, may not be durable.
@@ -229,6 +222,7 @@ impl WorkingImage {
                 writers: HashMap::new(),
                 open: 0,
                 direct: 0,
+                starting: 0,
                 running: false,
                 unsynced: true,
             };
@@ -269,7 +263,7 @@ impl WorkingImage {
             if state.removed {
                 return Ok(());
             }
-            state.record()
+            state.record(&self.directory)
         };
         let failed = |e| Error::io("stage in", &self.directory, e);
         record.write(&self.directory, sync).map_err(failed)?;
@@ -332,7 +326,7 @@ impl WorkingImage {
         for layer in layers {
             self.shop.staging.give_back(layer.marks.staged.len());
         }
-        if let Err(error) = std::fs::remove_dir_all(&self.directory)
+        if let Err(error) = self.shop.staging.discard(&self.directory)
             && error.kind() != std::io::ErrorKind::NotFound
         {
             tracing::warn!(
@@ -355,7 +349,14 @@ impl WorkingImage {
         self.tidy();
     }
 
+    /// Gives up a snapshot that was begun. One that was completed, which may not have been heard
+    /// of, stays: somebody may use it.
     async fn abort(&self, id: &SnapshotId) {
+        match self.shop.store.describe(id).await {
+            Ok(snapshot) if snapshot.state == SnapshotState::Completed => return,
+            Err(error) if error.kind() == ErrorKind::NotFound => return,
+            _ => {}
+        }
         if let Err(error) = self.shop.store.delete(id).await {
             tracing::warn!("{id} stays pending: {error}");
         }
@@ -363,7 +364,7 @@ impl WorkingImage {
 }
 
 impl Inner {
-    fn record(&self) -> ImageRecord {
+    fn record(&self, directory: &Path) -> ImageRecord {
         let generation = |layer: &Layer| GenerationRecord {
             id: layer.files.id,
             frozen: layer.frozen,
@@ -371,12 +372,14 @@ impl Inner {
             attempt: layer.attempt.clone(),
         };
         ImageRecord {
+            id: record::id_of(directory).unwrap_or_default(),
             name: self.name.clone(),
             mode: self.mode,
             uid: self.uid,
             gid: self.gid,
             modified: self.modified,
             base: self.base.as_ref().map(|base| base.image().snapshot().id.clone()),
+            snapshot: self.snapshot.clone(),
             trouble: self.trouble.clone(),
             wishes: self.wishes.clone(),
             boot: boot(),
@@ -410,6 +413,15 @@ impl Inner {
     /// The generation that takes what is written, if there is one.
     fn active(&mut self) -> Option<&mut Layer> {
         self.layers.last_mut().filter(|layer| !layer.frozen)
+    }
+
+    /// Whether what is staged is known to be what a commit failed to make a snapshot of, or may
+    /// have made one of: a change must be noted first.
+    fn is_settled(&self) -> bool {
+        let [layer] = &self.layers[..] else { return false };
+        let attempt = layer.attempt.as_ref();
+        let begun = attempt.is_some_and(|attempt| attempt.snapshot.is_some() && !attempt.changed);
+        !layer.frozen && (begun || matches!(self.trouble, Some(Trouble::Failed(_))))
     }
 
     fn is_dirty(&self) -> bool {

@@ -433,9 +433,6 @@ impl Tree {
 
     /// Waits until no commit puts blocks.
     pub async fn commits_done(&self) {
-        if let Some(new) = &self.new {
-            new.shop.begun().await;
-        }
         for (_, image) in self.new.as_ref().map(New::all).unwrap_or_default() {
             image.put_down().await;
         }

@@ -143,8 +143,15 @@ impl MapFile {
     }
 
     /// Reads a map. Answers it, what it says, and the length in bytes that the data file must have
-    /// at least.
-    pub(crate) fn open(path: &Path, id: Uuid) -> Result<(Self, Marks, u64), Unusable> {
+    /// at least. Changes nothing.
+    ///
+    /// A killed process leaves whole records, and at most a part of one behind them; in another run
+    /// of the machine anything may be behind what was synced.
+    pub(crate) fn open(
+        path: &Path,
+        id: Uuid,
+        same_run: bool,
+    ) -> Result<(Self, Marks, u64), Unusable> {
         let file = File::options().read(true).write(true).open(path)?;
         let header = HEADERS
             .into_iter()
@@ -160,16 +167,24 @@ impl MapFile {
                 Err(error) if error.kind() == ErrorKind::UnexpectedEof => break,
                 Err(error) => return Err(error.into()),
             }
-            let Some(record) = decode(&bytes, id, map.len) else { break };
+            let Some(record) = decode(&bytes, id, map.len) else {
+                if same_run {
+                    return Err(Unusable::Damaged("a record of its map is not what was written"));
+                }
+                break;
+            };
             marks.apply(record);
             map.len += RECORD_LEN as u64;
         }
         if map.len < header.len {
             return Err(Unusable::Damaged("its map is not what was synced"));
         }
-        // What is behind was torn, and would be in the way of what comes next.
-        map.file.set_len(RECORDS + map.len)?;
         Ok((map, marks, header.data_len))
+    }
+
+    /// Removes what is behind the records: it was torn, and would be in the way of what comes next.
+    pub(crate) fn trim(&self) -> io::Result<()> {
+        self.file.set_len(RECORDS + self.len)
     }
 
     /// Appends records; they survive a killed process, but not yet a power cut.
@@ -262,7 +277,7 @@ mod tests {
         map.append(&[record(Mark::Staged, 0, 10), record(Mark::Hole, 4, 2)]).unwrap();
         map.append(&[record(Mark::Plain, 9, 1), record(Mark::Put, 0, 3)]).unwrap();
         map.sync(5000).unwrap();
-        let (_, marks, data_len) = MapFile::open(&dir.join("map"), ID).unwrap();
+        let (_, marks, data_len) = MapFile::open(&dir.join("map"), ID, true).unwrap();
         assert_eq!(data_len, 5000);
         marks
     }
@@ -277,10 +292,10 @@ mod tests {
         assert_eq!(marks.run(0, 100), (Some(Mark::Staged), 4));
         assert_eq!(marks.run(4, 100), (Some(Mark::Hole), 6));
         assert_eq!(marks.run(9, 100), (None, 100));
-        let (mut map, mut marks, _) = MapFile::open(&dir.path().join("map"), ID).unwrap();
+        let (mut map, mut marks, _) = MapFile::open(&dir.path().join("map"), ID, true).unwrap();
         map.append(&[record(Mark::CutOff, 0, 0)]).unwrap();
         marks.apply(record(Mark::CutOff, 0, 0));
-        assert_eq!(MapFile::open(&dir.path().join("map"), ID).unwrap().1, marks);
+        assert_eq!(MapFile::open(&dir.path().join("map"), ID, true).unwrap().1, marks);
     }
 
     #[test]
@@ -288,22 +303,22 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let marks = synced(dir.path());
         let path = dir.path().join("map");
-        let (mut map, ..) = MapFile::open(&path, ID).unwrap();
+        let (mut map, ..) = MapFile::open(&path, ID, true).unwrap();
         map.append(&[record(Mark::Staged, 50, 1)]).unwrap();
         let whole = std::fs::read(&path).unwrap();
         for cut in 1..RECORD_LEN {
             std::fs::write(&path, &whole[..whole.len() - cut]).unwrap();
-            assert_eq!(MapFile::open(&path, ID).unwrap().1, marks, "cut by {cut}");
+            assert_eq!(MapFile::open(&path, ID, true).unwrap().1, marks, "cut by {cut}");
         }
         let records = usize::try_from(RECORDS).unwrap();
         for at in (records..records + 4 * RECORD_LEN).filter(|at| at % 3 == 0) {
             let mut flipped = whole.clone();
             flipped[at] ^= 4;
             std::fs::write(&path, &flipped).unwrap();
-            let error = MapFile::open(&path, ID).unwrap_err();
+            let error = MapFile::open(&path, ID, true).unwrap_err();
             assert!(matches!(error, Unusable::Damaged(_)), "flipped at {at}");
             std::fs::write(&path, &whole[..at]).unwrap();
-            assert!(MapFile::open(&path, ID).is_err(), "cut at {at}");
+            assert!(MapFile::open(&path, ID, true).is_err(), "cut at {at}");
         }
     }
 
@@ -311,6 +326,6 @@ mod tests {
     fn a_map_of_another_generation_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         synced(dir.path());
-        assert!(MapFile::open(&dir.path().join("map"), Uuid::from_u128(8)).is_err());
+        assert!(MapFile::open(&dir.path().join("map"), Uuid::from_u128(8), true).is_err());
     }
 }

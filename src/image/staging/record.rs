@@ -18,6 +18,8 @@ pub(crate) const RECORD: &str = "image.json";
 /// What the image is: the content of `image.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ImageRecord {
+    /// The name of its directory: the document of another image is damage.
+    pub(crate) id: Uuid,
     /// The name in `new/`.
     pub(crate) name: String,
     pub(crate) mode: u16,
@@ -26,6 +28,8 @@ pub(crate) struct ImageRecord {
     pub(crate) modified: Timestamp,
     /// The snapshot beneath all generations.
     pub(crate) base: Option<SnapshotId>,
+    /// The last snapshot that was made of it.
+    pub(crate) snapshot: Option<SnapshotId>,
     /// Why it waits for somebody, or why the last commit failed.
     pub(crate) trouble: Option<Trouble>,
     pub(crate) wishes: Wishes,
@@ -81,8 +85,16 @@ pub(crate) struct Attempt {
     pub(crate) cut_off: bool,
     /// Known once it is started.
     pub(crate) snapshot: Option<SnapshotId>,
+    /// The generation was changed since: should the snapshot turn out to be completed, it is of what
+    /// was there before.
+    pub(crate) changed: bool,
     /// A snapshot that was begun for an earlier attempt, and is of no use any more.
     pub(crate) forsaken: Option<SnapshotId>,
+}
+
+/// Which image a directory is of.
+pub(crate) fn id_of(directory: &Path) -> Option<Uuid> {
+    Uuid::try_parse(directory.file_name()?.to_str()?).ok()
 }
 
 /// The run of the machine that this is.

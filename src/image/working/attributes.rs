@@ -113,7 +113,10 @@ impl WorkingImage {
             gid: state.gid,
             mode: state.mode,
             links: u32::from(!state.removed),
-            progress: state.putting().map(|commit| commit.progress()),
+            progress: match state.putting() {
+                Some(commit) => Some(commit.progress()),
+                None => (state.starting > 0).then_some((0, 0)),
+            },
         }
     }
 

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use tokio::sync::RwLockReadGuard;
 
 use super::layer::{Layer, Source};
-use super::{COPY_UPS, Error, Inner, Result, WorkingImage, blocking, end_block};
+use super::{COPY_UPS, Error, Inner, Result, Trouble, WorkingImage, blocking, end_block};
 use crate::image::staging::Files;
 use crate::image::staging::files::{punch, read_padded};
 use crate::image::staging::map::{Mark, Record};
@@ -61,6 +61,9 @@ impl WorkingImage {
         let _writing = self.gate.try_read().ok()?;
         let files = {
             let mut state = self.state();
+            if state.is_settled() {
+                return None;
+            }
             let files = Arc::clone(&state.active()?.files);
             let mut parts = block_parts(offset, data.len() as u64);
             if data.is_empty() || parts.any(|part| needs_lock(&state, part.index)) {
@@ -123,13 +126,16 @@ impl WorkingImage {
             let state = self.state();
             let marks = &state.layers.last().expect("the caller holds the gate").marks;
             let there = marks.staged.range_cardinality(blocks.clone());
-            let settled = marks.hashed.range_cardinality(blocks.clone()) > 0;
+            let settled: Vec<_> = marks.hashed.range(blocks.clone()).collect();
             (u64::from(blocks.end - blocks.start) - there, settled)
         };
         self.shop.staging.take(new)?;
-        if settled {
+        if !settled.is_empty() {
             // Nothing may vouch for what is about to change.
-            self.mark(Mark::Staged, blocks.clone()).and_then(|()| files.sync()).map_err(failed)?;
+            for index in settled {
+                self.mark(Mark::Staged, index..index + 1).map_err(failed)?;
+            }
+            files.sync().map_err(failed)?;
         }
         if let Err(error) = files.data.write_all_at(data, offset) {
             // What it left is inside its own range, of which nothing is promised.
@@ -167,7 +173,11 @@ impl WorkingImage {
     async fn active(self: &Arc<Self>) -> Result<(RwLockReadGuard<'_, ()>, Arc<Files>)> {
         loop {
             let writing = self.gate.read().await;
-            let files = self.state().active().map(|layer| Arc::clone(&layer.files));
+            let files = {
+                let mut state = self.state();
+                let settled = state.is_settled();
+                state.active().filter(|_| !settled).map(|layer| Arc::clone(&layer.files))
+            };
             if let Some(files) = files {
                 return Ok((writing, files));
             }
@@ -181,6 +191,7 @@ impl WorkingImage {
     pub(super) async fn ensure_active(self: &Arc<Self>) -> Result<Arc<Files>> {
         let image = Arc::clone(self);
         blocking(move || {
+            image.unsettle()?;
             let len = {
                 let mut state = image.state();
                 if let Some(layer) = state.active() {
@@ -202,6 +213,33 @@ impl WorkingImage {
             Ok(files)
         })
         .await
+    }
+
+    /// Notes, durably and before anything changes, that this is no longer what a commit has failed
+    /// to make a snapshot of.
+    fn unsettle(&self) -> Result<()> {
+        let before = {
+            let mut state = self.state();
+            if !state.is_settled() {
+                return Ok(());
+            }
+            let trouble = state.trouble.clone();
+            if let Some(Trouble::Failed(why)) = &trouble {
+                state.notice = Some(why.clone());
+                state.trouble = None;
+            }
+            let attempt = state.layers[0].attempt.as_mut();
+            (trouble, attempt.map(|attempt| std::mem::replace(&mut attempt.changed, true)))
+        };
+        let recorded = self.record(true);
+        if recorded.is_err() {
+            let mut state = self.state();
+            state.trouble = before.0;
+            if let Some((attempt, changed)) = state.layers[0].attempt.as_mut().zip(before.1) {
+                attempt.changed = changed;
+            }
+        }
+        recorded
     }
 
     /// Changes the length.
@@ -241,6 +279,10 @@ impl WorkingImage {
                 let over = state.layers.len() > 1 || state.base.is_some();
                 let layer = state.layers.last_mut().expect("it was made");
                 let before = layer.marks.staged.len();
+                if len < old && inside > 0 && layer.marks.staged.contains(cut.0) {
+                    // Neither its sum nor what was put of it holds any more.
+                    layer.mark(Mark::Staged, cut.0..cut.0 + 1).map_err(failed)?;
+                }
                 if len == 0 {
                     layer.mark(Mark::CutOff, 0..0).map_err(failed)?;
                 } else if !blocks.is_empty() {
@@ -267,37 +309,54 @@ impl WorkingImage {
     /// Makes a range read as zeros, and gives its space back. It may reach beyond the end, which
     /// does not move.
     pub async fn punch(self: &Arc<Self>, offset: u64, len: u64) -> Result<()> {
-        let end = end_of(offset, len)?.min(self.len());
-        if offset >= end {
-            return Ok(());
+        let upto = end_of(offset, len)?;
+        loop {
+            let len = self.len();
+            // Somebody may make it longer meanwhile: then its last block is another one.
+            if offset >= len || self.punch_within(offset, upto.min(len), len).await? {
+                return Ok(());
+            }
         }
+    }
+
+    /// Punches a hole in an image of `len` bytes; answers whether it still has that length.
+    async fn punch_within(self: &Arc<Self>, offset: u64, end: u64, len: u64) -> Result<bool> {
         let first = end_block(offset);
         // The last block of the image counts as whole up to its end.
-        let last = if end == self.len() { end_block(end) } else { BlockIndex::containing(end).0 };
+        let last = if end == len { end_block(end) } else { BlockIndex::containing(end).0 };
         if first >= last {
-            return self.write_zeros(offset, end).await;
+            return self.write_zeros(offset, end).await.map(|()| true);
         }
         self.write_zeros(offset, BlockIndex(first).offset()).await?;
         self.write_zeros(BlockIndex(last).offset(), end).await?;
         let _alone = self.gate.write().await;
+        if self.len() != len {
+            return Ok(false);
+        }
         let files = self.ensure_active().await?;
         let image = Arc::clone(self);
         blocking(move || {
             let failed = |e| Error::io("stage in", &image.directory, e);
-            let dropped = {
+            let (dropped, vouched) = {
                 let mut state = image.state();
                 let over = state.layers.len() > 1 || state.base.is_some();
                 let layer = state.layers.last_mut().expect("it was made");
                 let before = layer.marks.staged.len();
+                let vouched = layer.marks.hashed.range_cardinality(first..last) > 0;
                 layer
                     .mark(if over { Mark::Hole } else { Mark::Plain }, first..last)
                     .map_err(failed)?;
                 state.modified = Timestamp::now();
                 let layer = state.layers.last().expect("it was made");
-                before - layer.marks.staged.len()
+                (before - layer.marks.staged.len(), vouched)
             };
             image.shop.staging.give_back(dropped);
+            if vouched {
+                // Nothing may vouch for what is about to go.
+                files.sync().map_err(failed)?;
+            }
             punch(&files.data, BlockIndex(first).offset(), BlockIndex(last).offset())
+                .map(|()| true)
                 .map_err(failed)
         })
         .await

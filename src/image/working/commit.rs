@@ -1,7 +1,6 @@
 //! Committing: from a dirty image to a snapshot, one generation after the other.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::layer::{Commit, Layer};
@@ -97,12 +96,13 @@ impl WorkingImage {
     /// staged is made durable first.
     pub fn commit_in_background(self: &Arc<Self>) {
         let image = Arc::clone(self);
-        self.shop.beginning.fetch_add(1, Ordering::SeqCst);
+        // From here on the end of the mount waits for it.
+        self.state().starting += 1;
         tokio::spawn(async move {
             if let Err(error) = image.commit_if_wanted(false).await {
                 tracing::error!("{} cannot be committed: {error}", image.name());
             }
-            image.shop.beginning.fetch_sub(1, Ordering::SeqCst);
+            image.state().starting -= 1;
         });
     }
 
@@ -146,22 +146,24 @@ impl WorkingImage {
         }
     }
 
-    /// Whether a commit is putting blocks.
+    /// Whether a commit is putting blocks, or is about to.
     pub fn is_putting(&self) -> bool {
-        self.state().putting().is_some()
+        let state = self.state();
+        state.starting > 0 || state.putting().is_some()
     }
 
-    /// Waits until no commit is putting blocks, or tidies up.
+    /// Waits until no commit is putting blocks, is about to, or tidies up.
     pub async fn put_down(&self) {
         loop {
-            let (commit, tidies_up) = {
+            let (commit, soon) = {
                 let state = self.state();
-                (state.putting().map(Arc::clone), state.running && state.layers.is_empty())
+                let tidies_up = state.running && state.layers.is_empty();
+                (state.putting().map(Arc::clone), state.starting > 0 || tidies_up)
             };
             match commit {
                 // How it ended is told elsewhere.
                 Some(commit) => drop(commit.wait().await),
-                None if tidies_up => tokio::time::sleep(Duration::from_millis(5)).await,
+                None if soon => tokio::time::sleep(Duration::from_millis(5)).await,
                 None => return,
             }
         }
@@ -217,6 +219,14 @@ impl WorkingImage {
     /// `durable` makes what is staged durable first: where nobody waits for the snapshot.
     pub(super) async fn begin_commit(self: &Arc<Self>, durable: bool) -> Result<Begun> {
         let _alone = self.gate.write().await;
+        let in_vain = {
+            let mut state = self.state();
+            state.layers.is_empty() && state.trouble.take().is_some()
+        };
+        if in_vain {
+            // What went wrong had changed nothing.
+            self.recorded(false).await?;
+        }
         let (commit, queued, changed) = {
             let mut state = self.state();
             if state.removed {
@@ -242,8 +252,13 @@ impl WorkingImage {
             let prepared = blocking(move || {
                 if queued || durable {
                     // Nothing of it is anywhere else for a while.
-                    let files = image.state().layers.last().map(|layer| Arc::clone(&layer.files));
-                    if let Some(files) = files {
+                    let staged = image.state().layers.last().map(|layer| {
+                        (Arc::clone(&layer.files), &layer.marks.staged - &layer.marks.hashed)
+                    });
+                    if let Some((files, hash)) = staged {
+                        for index in hash {
+                            image.vouch(&files, index)?;
+                        }
                         files.sync().map_err(|e| Error::io("stage in", &image.directory, e))?;
                         image.state().layers.last_mut().expect("it is frozen").durable = true;
                     }
@@ -258,6 +273,12 @@ impl WorkingImage {
                 return Err(error);
             }
         }
+        self.go_on();
+        Ok(if queued { Begun::Queued(commit) } else { Begun::Running(commit) })
+    }
+
+    /// Commits what is frozen, in the background, if that is not under way.
+    pub(super) fn go_on(self: &Arc<Self>) {
         let start = {
             let mut state = self.state();
             state.trouble = None;
@@ -274,7 +295,6 @@ impl WorkingImage {
                 }
             });
         }
-        Ok(if queued { Begun::Queued(commit) } else { Begun::Running(commit) })
     }
 
     /// Commits all frozen generations, from the bottom up.
@@ -380,7 +400,7 @@ impl WorkingImage {
             let layer = &mut state.layers[0];
             let abort = cancelled.then(|| layer.pending()).flatten();
             if cancelled {
-                layer.restart();
+                layer.renew();
             }
             abort
         };
@@ -435,7 +455,11 @@ impl WorkingImage {
         read_padded(&files.data, &mut buffer, BlockIndex(index).offset()).map_err(failed)?;
         files.write_sum(index, Block::new(buffer.freeze()).digest()).map_err(failed)?;
         let mut state = self.state();
-        state.layers[0].mark(Mark::Hashed, index..index + 1).map_err(failed)
+        let layer = state.layers.iter_mut().find(|layer| layer.files.id == files.id);
+        match layer {
+            Some(layer) => layer.mark(Mark::Hashed, index..index + 1).map_err(failed),
+            None => Ok(()),
+        }
     }
 }
 
@@ -461,10 +485,7 @@ impl Layer {
                 && attempt.cut_off == self.marks.cut_off
         });
         if !same {
-            let forsaken = self.pending();
-            if self.attempt.is_some() {
-                self.restart();
-            }
+            let forsaken = self.restart();
             self.attempt = Some(Attempt {
                 client_token: uuid::Uuid::new_v4().simple().to_string(),
                 len,
@@ -472,17 +493,32 @@ impl Layer {
                 wishes,
                 cut_off: self.marks.cut_off,
                 snapshot: None,
+                changed: false,
                 forsaken,
             });
         }
     }
 
-    /// Forgets the snapshot that was begun: the next attempt is another one.
-    pub(super) fn restart(&mut self) {
-        self.attempt = None;
+    /// The same attempt once more, with another snapshot.
+    pub(super) fn renew(&mut self) {
+        let Some(old) = self.attempt.clone() else { return };
+        let forsaken = self.restart();
+        self.attempt = Some(Attempt {
+            client_token: uuid::Uuid::new_v4().simple().to_string(),
+            snapshot: None,
+            changed: false,
+            forsaken,
+            ..old
+        });
+    }
+
+    /// Forgets the snapshot that was begun, and answers it.
+    fn restart(&mut self) -> Option<SnapshotId> {
+        let attempt = self.attempt.take()?;
         if let Err(error) = self.mark(Mark::Restarted, 0..0) {
             tracing::warn!("cannot note that a snapshot is begun anew: {error}");
             self.marks.put.clear();
         }
+        attempt.snapshot.or(attempt.forsaken)
     }
 }

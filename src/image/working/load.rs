@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::layer::Layer;
 use super::{Error, Inner, REMOVED, Reader, Result, Trouble, WorkingImage, Workshop, blocking};
 use crate::image::staging::Files;
-use crate::image::staging::record::{ImageRecord, boot};
+use crate::image::staging::record::{self, ImageRecord, RECORD, boot};
 
 impl WorkingImage {
     /// All images that are staged; those that were being committed, or failed, are to be committed
@@ -43,15 +43,19 @@ impl WorkingImage {
 
     async fn load(shop: &Arc<Workshop>, directory: &Path) -> Result<Option<Arc<Self>>> {
         let damaged = |why: String| Error::Damaged { path: directory.display().to_string(), why };
-        if directory.join(REMOVED).exists() {
+        let unborn = is_unborn(directory).map_err(|e| Error::io("read", directory, e))?;
+        if unborn || directory.join(REMOVED).exists() {
             let left = std::fs::remove_dir_all(directory);
             left.map_err(|e| Error::io("remove", directory, e))?;
             return Ok(None);
         }
         let record = ImageRecord::read(directory).map_err(damaged)?;
+        if Some(record.id) != record::id_of(directory) {
+            return Err(damaged("its image.json is that of another image".to_owned()));
+        }
         if record.generations.is_empty() && record.trouble.is_none() {
             // It was clean when the mount ended.
-            let left = std::fs::remove_dir_all(directory);
+            let left = shop.staging.discard(directory);
             left.map_err(|e| Error::io("remove", directory, e))?;
             return Ok(None);
         }
@@ -59,11 +63,12 @@ impl WorkingImage {
             Some(id) => Some(shop.image(shop.store.describe(id).await?)),
             None => None,
         };
+        let same_run = record.boot == boot();
         let mut layers = Vec::new();
         let mut len = base.as_ref().map_or(0, |base| base.len());
         for generation in &record.generations {
             let (place, id) = (directory.to_owned(), generation.id);
-            let opened = blocking(move || Files::open(&place, id)).await;
+            let opened = blocking(move || Files::open(&place, id, same_run)).await;
             let (files, marks) = opened.map_err(|e| damaged(e.to_string()))?;
             len = files.data.metadata().map_err(|e| Error::io("read", directory, e))?.len();
             shop.staging.count(marks.staged.len());
@@ -75,7 +80,7 @@ impl WorkingImage {
             layers.push(layer);
         }
         let mut trouble = record.trouble;
-        if record.boot != boot() && layers.iter().any(|layer| layer.frozen && !layer.durable) {
+        if !same_run && layers.iter().any(|layer| layer.frozen && !layer.durable) {
             // Nobody was told that it is safe.
             let why =
                 "the machine stopped while it was being committed, and some of it may be missing";
@@ -95,10 +100,11 @@ impl WorkingImage {
             trouble,
             notice: None,
             wishes: record.wishes,
-            snapshot: record.base,
+            snapshot: record.snapshot,
             writers: HashMap::new(),
             open: 0,
             direct: 0,
+            starting: 0,
             running: false,
             unsynced: true,
         };
@@ -107,15 +113,16 @@ impl WorkingImage {
 
     /// Goes on with a commit that was under way when its mount ended, or that failed.
     pub fn resume(self: &Arc<Self>) {
-        let resumes = {
+        let (frozen, failed, waits) = {
             let state = self.state();
-            match state.trouble {
-                Some(Trouble::Failed(_)) => true,
-                Some(Trouble::Interrupted(_)) => false,
-                None => state.layers.iter().any(|layer| layer.frozen),
-            }
+            let frozen = state.layers.iter().any(|layer| layer.frozen);
+            let failed = matches!(state.trouble, Some(Trouble::Failed(_)));
+            (frozen, failed, matches!(state.trouble, Some(Trouble::Interrupted(_))))
         };
-        if resumes {
+        if frozen && !waits {
+            // What was written over it has not been closed, and is not committed with it.
+            self.go_on();
+        } else if failed {
             let image = Arc::clone(self);
             tokio::spawn(async move {
                 if let Err(error) = image.begin_commit(true).await {
@@ -124,4 +131,16 @@ impl WorkingImage {
             });
         }
     }
+}
+
+/// Whether a directory is of an image whose making nobody was told of: without a document, and
+/// without data.
+fn is_unborn(directory: &Path) -> std::io::Result<bool> {
+    let unfinished = Path::new(RECORD).with_extension("next");
+    for entry in std::fs::read_dir(directory)? {
+        if Path::new(&entry?.file_name()) != unfinished {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }

@@ -87,7 +87,7 @@ impl Opened {
     pub fn end_change<T>(&self, result: &Result<T>) {
         match result {
             // What is refused as a whole has changed nothing.
-            Ok(_) | Err(Error::Busy | Error::TooLarge) => {}
+            Ok(_) | Err(Error::Busy) => {}
             Err(error) => self.with_writer(|writer| writer.failed = Some(error.clone())),
         }
     }

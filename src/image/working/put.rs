@@ -65,10 +65,12 @@ impl Put {
         let shop = Arc::clone(&self.image.shop);
         let _turn = shop.commits.acquire().await.expect("it is never closed");
         let _memory = shop.cache.lend(COMMIT_MEMORY);
+        let resumed = self.attempt().snapshot.is_some();
         match self.once().await {
-            // What was begun before is gone, takes nothing more, or was another one.
+            // What was begun before is gone, takes nothing more, or was asked for otherwise.
             Err(Error::Store(error))
-                if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::NotFound) =>
+                if error.kind() == ErrorKind::Conflict
+                    || (resumed && error.kind() == ErrorKind::NotFound) =>
             {
                 tracing::info!("beginning anew: {error}");
                 self.begin_anew().await?;
@@ -84,18 +86,7 @@ impl Put {
     }
 
     async fn begin_anew(&self) -> Result<()> {
-        {
-            let mut state = self.image.state();
-            let layer = &mut state.layers[0];
-            let attempt = layer.attempt.take();
-            layer.restart();
-            layer.attempt = attempt.map(|old| Attempt {
-                client_token: uuid::Uuid::new_v4().simple().to_string(),
-                forsaken: old.snapshot,
-                snapshot: None,
-                ..old
-            });
-        }
+        self.image.state().layers[0].renew();
         self.image.recorded(true).await
     }
 
@@ -111,7 +102,11 @@ impl Put {
         let snapshot = in_time(shop.store.start(request)).await?;
         match snapshot.state {
             // The completion was accepted before, and the answer was lost.
-            SnapshotState::Completed => return Ok(snapshot),
+            SnapshotState::Completed if !attempt.changed => return Ok(snapshot),
+            SnapshotState::Completed => {
+                let message = format!("{} is what was there before", snapshot.id);
+                return Err(crate::store::Error::new(ErrorKind::Conflict, message).into());
+            }
             SnapshotState::Error => {
                 let message = format!("{} failed before it was complete", snapshot.id);
                 return Err(crate::store::Error::new(ErrorKind::Conflict, message).into());
@@ -139,6 +134,13 @@ impl Put {
             })
         };
         let complete = self.put_all(&snapshot, &plan).await?;
+        if attempt.changed {
+            // From here on the snapshot may be completed, as it is now.
+            if let Some(attempt) = self.image.state().layers[0].attempt.as_mut() {
+                attempt.changed = false;
+            }
+            self.image.recorded(true).await?;
+        }
         in_time(shop.store.complete(&snapshot.id, complete)).await
     }
 

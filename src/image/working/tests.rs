@@ -1,0 +1,6 @@
+//! Working images without a mount: random operations against a model, and damage of what is staged.
+
+mod content;
+mod property;
+mod trap;
+mod world;
