@@ -292,6 +292,7 @@ async fn attend(
         }
     }
     // What programs closed while it was unmounted is committed now.
+    tree.release_all();
     tell_commits(&tree);
     tokio::select! {
         () = tree.commits_done() => {}

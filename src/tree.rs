@@ -468,6 +468,17 @@ impl Tree {
         }
     }
 
+    /// Closes everything: the kernel may not have said so of what was closed last.
+    pub fn release_all(&self) {
+        let open: Vec<u64> = {
+            let handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
+            handles.keys().copied().collect()
+        };
+        for handle in open {
+            self.release(handle);
+        }
+    }
+
     /// Up to `len` bytes of an open file from `offset` on, if that needs no waiting.
     pub fn read_cached(&self, handle: u64, offset: u64, len: usize) -> Result<Option<Bytes>> {
         match self.handle(handle)? {
