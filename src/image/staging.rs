@@ -143,6 +143,12 @@ impl Staging {
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if std::fs::read_dir(path.join("images")).map_err(failed)?.next().is_some() {
+                    return Err(taken(
+                        "staging.json is gone, and nothing says to which store the images there belong"
+                            .to_owned(),
+                    ));
+                }
                 files::replace(&document, &document::encode(&owner), true).map_err(failed)?;
             }
             Err(error) => return Err(failed(error)),
@@ -197,7 +203,7 @@ impl Staging {
     }
 
     /// Removes what is staged of an image: whole, as far as any later mount can see.
-    pub(crate) fn discard(&self, image: &Path) -> io::Result<()> {
+    pub(crate) fn discard(image: &Path) -> io::Result<()> {
         let gone = image.with_extension(GONE);
         std::fs::rename(image, &gone)?;
         std::fs::remove_dir_all(&gone)

@@ -326,7 +326,7 @@ impl WorkingImage {
         for layer in layers {
             self.shop.staging.give_back(layer.marks.staged.len());
         }
-        if let Err(error) = self.shop.staging.discard(&self.directory)
+        if let Err(error) = Staging::discard(&self.directory)
             && error.kind() != std::io::ErrorKind::NotFound
         {
             tracing::warn!(

@@ -137,6 +137,8 @@ impl MapFile {
     pub(crate) fn create(path: &Path, id: Uuid) -> io::Result<Self> {
         let mut options = File::options();
         let file = options.read(true).write(true).create_new(true).mode(0o600).open(path)?;
+        // A file that is shorter was cut off, and may have lost the later header with its records.
+        file.set_len(RECORDS)?;
         let mut map = Self { file, id, len: 0, sequence: 0 };
         map.write_header(0)?;
         Ok(map)
@@ -153,6 +155,9 @@ impl MapFile {
         same_run: bool,
     ) -> Result<(Self, Marks, u64), Unusable> {
         let file = File::options().read(true).write(true).open(path)?;
+        if file.metadata()?.len() < RECORDS {
+            return Err(Unusable::Damaged("its map was cut off"));
+        }
         let header = HEADERS
             .into_iter()
             .filter_map(|at| read_header(&file, id, at))

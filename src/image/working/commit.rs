@@ -170,7 +170,7 @@ impl WorkingImage {
     }
 
     /// Names that programs use for what is not whole yet.
-    fn is_temporary(&self) -> bool {
+    pub(super) fn is_temporary(&self) -> bool {
         name::is_temporary(&self.state().name)
     }
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::layer::Layer;
 use super::{Error, Inner, REMOVED, Reader, Result, Trouble, WorkingImage, Workshop, blocking};
-use crate::image::staging::Files;
 use crate::image::staging::record::{self, ImageRecord, RECORD, boot};
+use crate::image::staging::{Files, Staging};
 
 impl WorkingImage {
     /// All images that are staged; those that were being committed, or failed, are to be committed
@@ -55,7 +55,7 @@ impl WorkingImage {
         }
         if record.generations.is_empty() && record.trouble.is_none() {
             // It was clean when the mount ended.
-            let left = shop.staging.discard(directory);
+            let left = Staging::discard(directory);
             left.map_err(|e| Error::io("remove", directory, e))?;
             return Ok(None);
         }

@@ -1,6 +1,7 @@
 //! Working images without a mount: random operations against a model, and damage of what is staged.
 
 mod content;
+mod damage;
 mod property;
 mod trap;
 mod world;

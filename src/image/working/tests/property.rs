@@ -267,7 +267,7 @@ impl World {
             }
             Ok(Closed::Commit) => {
                 assert!(matches!(how, How::Clean | How::Slowly));
-                let may_be_none = content.blocks().is_empty() || image.name().ends_with(".part");
+                let may_be_none = content.blocks().is_empty() || image.is_temporary();
                 let result = image.commit_closed().await;
                 if result.is_ok() {
                     // The store may not be done with it.

@@ -21,6 +21,9 @@ use crate::store::{ListFrom, SharedStore};
 /// Longest time that what goes on in the background may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(4);
 
+/// What the staging directory says that it belongs to.
+pub(super) const STORE: &str = "file:///x";
+
 /// A change of the content.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Change {
@@ -151,17 +154,23 @@ impl World {
         self.dir.path().join("staging")
     }
 
-    /// A new process finds what the one before has left, and goes on with it.
-    pub(super) async fn live(&mut self) {
+    /// A new process; the images that it finds.
+    pub(super) async fn begin(&mut self) -> Vec<Arc<WorkingImage>> {
         let repository = Repository::open(&self.dir.path().join("store")).await.unwrap();
         let count = Count::new(Arc::new(repository));
         let counters = count.counters();
         let trap = Arc::new(Trap::new(Arc::new(count)));
         let store: SharedStore = Arc::clone(&trap) as SharedStore;
-        let staging = Staging::open(&self.staging(), "file:///x", u64::MAX).unwrap();
+        let staging = Staging::open(&self.staging(), STORE, u64::MAX).unwrap();
         let shop = Workshop::new(store, Cache::new(MIN_BUDGET), staging, Settings::default());
         let loaded = WorkingImage::load_all(&shop).await;
         self.life = Some(Life { shop, trap, counters });
+        loaded
+    }
+
+    /// A new process finds what the one before has left, and goes on with it.
+    pub(super) async fn live(&mut self) {
+        let loaded = self.begin().await;
         for image in loaded {
             let name = image.name();
             let slot = self.slots.iter_mut().find(|slot| slot.name == name);
