@@ -20,7 +20,8 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use self::translate::{
-    allocation, errno, file_attr, file_type, name_only, open_flags, open_mode, skipped, timestamp,
+    allocation, errno, file_attr, file_type, name_only, open_flags, open_mode, rename_mode,
+    skipped, timestamp,
 };
 use crate::image::working::Maker;
 use crate::model::BLOCK_SIZE;
@@ -531,13 +532,10 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        if !RenameFlags::RENAME_NOREPLACE.contains(flags) {
-            return reply.error(Errno::EINVAL);
-        }
         let (name, new_name) = (name.to_owned(), new_name.to_owned());
-        let no_replace = flags.contains(RenameFlags::RENAME_NOREPLACE);
+        let how = rename_mode(flags);
         self.spawn_patiently("rename", parent, reply, move |tree| async move {
-            tree.rename(parent.0, &name, new_parent.0, &new_name, no_replace).await
+            tree.rename(parent.0, &name, new_parent.0, &new_name, how).await
         });
     }
 

@@ -38,7 +38,7 @@ mod tests;
 mod xattr;
 
 pub use caller::{dying_of, thread_group};
-pub use new::{Allocation, Changes, OpenMode};
+pub use new::{Allocation, Changes, OpenMode, RenameMode};
 pub use node::ROOT;
 
 /// Images that were closed, and are kept with what is known of their blocks.

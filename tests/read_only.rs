@@ -64,7 +64,7 @@ fn no_name_can_be_changed() {
     let exchanged = renameat2(AT_FDCWD, &image, AT_FDCWD, &readme, RenameFlags::RENAME_EXCHANGE);
     assert_eq!(exchanged, Err(Errno::EPERM));
     for directory in directories {
-        let new = mount.join(directory).join("new");
+        let new = mount.join(directory).join("other");
         assert_eq!(errno(File::create(&new)), EPERM, "create in {directory:?}");
         assert_eq!(errno(std::fs::create_dir(&new)), EPERM, "mkdir in {directory:?}");
         assert_eq!(errno(symlink("x", &new)), EPERM, "symlink in {directory:?}");
@@ -146,8 +146,8 @@ fn neither_can_the_owner_who_is_not_root() {
         ("chmod u+w user/mnt/snap-*.img", "Operation not permitted"),
         ("touch user/mnt/snap-*.img", "denied"),
         ("truncate -s 0 user/mnt/snap-*.img", "Permission denied"),
-        ("mkdir user/mnt/new", "Operation not permitted"),
-        ("ln -s x user/mnt/new", "Operation not permitted"),
+        ("mkdir user/mnt/other", "Operation not permitted"),
+        ("ln -s x user/mnt/other", "Operation not permitted"),
     ] {
         let output = sandbox.try_sh_as_nobody(script);
         assert!(!output.status.success(), "{script}");

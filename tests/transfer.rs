@@ -410,7 +410,8 @@ mod uploading {
         let sandbox = Sandbox::with_store();
         large(&sandbox, "a.img");
         let running = Running::upload(&sandbox, "a.img");
-        std::thread::sleep(std::time::Duration::from_millis(200));
+        let pending = sandbox.join("store/pending");
+        support::until("the upload begins", || pending.exists() && !names(&pending).is_empty());
         running.signal(Signal::SIGKILL);
         let (code, ..) = running.end();
         assert_eq!(code, None);

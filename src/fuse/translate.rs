@@ -2,13 +2,16 @@
 
 use std::time::SystemTime;
 
-use fuser::{Errno, FileAttr, FileType, FopenFlags, INodeNo, OpenAccMode, OpenFlags, TimeOrNow};
+use fuser::{
+    Errno, FileAttr, FileType, FopenFlags, INodeNo, OpenAccMode, OpenFlags, RenameFlags, TimeOrNow,
+};
 use jiff::Timestamp;
 
 use crate::image::working;
 use crate::store::ErrorKind;
 use crate::tree::{
-    Allocation, Attributes, Caching, Error, Kind, OpenMode, PREFERRED_READ, thread_group,
+    Allocation, Attributes, Caching, Error, Kind, OpenMode, PREFERRED_READ, RenameMode,
+    thread_group,
 };
 
 /// The one table from errors to errno; `docs/semantics.md` has it for users.
@@ -144,6 +147,17 @@ pub(super) fn allocation(mode: i32) -> Option<Allocation> {
         libc::FALLOC_FL_PUNCH_HOLE => Some(Allocation::Punch),
         libc::FALLOC_FL_ZERO_RANGE => Some(Allocation::Zeros { keep_size }),
         _ => None,
+    }
+}
+
+/// How something is renamed; `None` for a way that no file here can go.
+pub(super) fn rename_mode(flags: RenameFlags) -> Option<RenameMode> {
+    if flags.is_empty() {
+        Some(RenameMode::Replace)
+    } else if flags == RenameFlags::RENAME_NOREPLACE {
+        Some(RenameMode::Keep)
+    } else {
+        None
     }
 }
 

@@ -55,6 +55,15 @@ pub struct Changes {
     pub modified: Option<Timestamp>,
 }
 
+/// What becomes of a file that has the new name already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RenameMode {
+    /// It is replaced.
+    Replace,
+    /// It stays, and nothing is renamed.
+    Keep,
+}
+
 /// What `fallocate` is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Allocation {
@@ -294,9 +303,10 @@ impl Tree {
         name: &OsStr,
         new_parent: u64,
         new_name: &OsStr,
-        no_replace: bool,
+        how: Option<RenameMode>,
     ) -> Result<()> {
         self.check_is_new(parent)?;
+        let how = how.ok_or_else(|| Error::Refused("two files cannot be exchanged".to_owned()))?;
         if !matches!(self.node(new_parent)?, Node::New) {
             return Err(Error::CrossDevice);
         }
@@ -308,7 +318,7 @@ impl Tree {
         }
         let replaced = {
             let mut images = new.images();
-            if no_replace && images.contains_key(new_name) {
+            if how == RenameMode::Keep && images.contains_key(new_name) {
                 return Err(Error::Exists);
             }
             images.remove(name);

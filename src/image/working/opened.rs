@@ -173,11 +173,11 @@ impl super::Inner {
     /// Remembers that the image may not be whole, unless nothing was changed since the last commit
     /// began.
     pub(super) fn interrupt(&mut self, why: String) {
-        if !self.is_dirty() {
-            return;
-        }
         for writer in self.writers.values_mut() {
             writer.spoiled = true;
+        }
+        if !self.is_dirty() {
+            return;
         }
         self.trouble = Some(Trouble::Interrupted(why));
     }
