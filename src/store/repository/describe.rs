@@ -101,14 +101,16 @@ impl Repository {
     }
 
     pub(super) async fn list_snapshots(&self, token: Option<ListToken>) -> Result<SnapshotPage> {
-        let mut ids = self.snapshot_ids().await?;
+        let (mut ids, pending) = self.ids_and_pending().await?;
         if let Some(ListToken(after)) = token {
             ids.retain(|id| id.as_str() > after.as_str());
         }
         let more = ids.len() > LIST_PAGE;
         ids.truncate(LIST_PAGE);
         let next = more.then(|| ListToken(ids[LIST_PAGE - 1].to_string()));
-        let tagged = self.tagged().await?;
+        // What was pending may get its tags, and be completed, while this looks.
+        let mut tagged = self.tagged().await?;
+        tagged.extend(pending);
         let snapshots: Vec<Option<Snapshot>> = stream::iter(ids)
             .map(|id| self.describe_listed(id, &tagged))
             .buffered(LIST_CONCURRENCY)
@@ -119,15 +121,20 @@ impl Repository {
 
     /// All ids that have a manifest or a start, ascending.
     pub(super) async fn snapshot_ids(&self) -> Result<Vec<SnapshotId>> {
+        Ok(self.ids_and_pending().await?.0)
+    }
+
+    /// As [`snapshot_ids`](Self::snapshot_ids), and those of them that had a start.
+    async fn ids_and_pending(&self) -> Result<(Vec<SnapshotId>, Vec<SnapshotId>)> {
         // Pending first: a snapshot that is completed meanwhile is then in one list at least.
         let pending = self.objects.list(names::PENDING).await?;
         let completed = self.objects.list(names::SNAPSHOTS).await?;
-        let pending = pending.iter().filter_map(|name| names::start_id(name));
-        let mut ids: Vec<_> =
-            completed.iter().filter_map(|name| names::manifest_id(name)).chain(pending).collect();
+        let pending: Vec<_> = pending.iter().filter_map(|name| names::start_id(name)).collect();
+        let completed = completed.iter().filter_map(|name| names::manifest_id(name));
+        let mut ids: Vec<_> = completed.chain(pending.iter().cloned()).collect();
         ids.sort_unstable();
         ids.dedup();
-        Ok(ids)
+        Ok((ids, pending))
     }
 
     async fn describe_listed(
