@@ -148,11 +148,11 @@ fn check(mount: &Mount, book: &Book, seen: &mut BTreeMap<String, u64>) {
     // Only what a close was called for is a snapshot.
     let tried: BTreeSet<u64> = book.values().flat_map(|told| told.tried.iter().copied()).collect();
     for name in names(&mount.path).into_iter().filter(|name| name.starts_with("snap-")) {
-        if !seen.contains_key(&name) {
+        seen.entry(name.clone()).or_insert_with(|| {
             let content = digest(&std::fs::read(mount.join(&name)).unwrap());
             assert!(tried.contains(&content), "{name} is not what was closed");
-            seen.insert(name, content);
-        }
+            content
+        });
     }
     let snapshots: BTreeSet<u64> = seen.values().copied().collect();
     for (name, told) in book.iter() {

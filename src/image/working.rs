@@ -41,7 +41,7 @@ pub use attributes::{State, Status};
 pub use error::{Error, Result};
 pub use opened::{Closed, Opened};
 
-/// Commits that put blocks at the same time; each takes [`COMMIT_MEMORY`] of the budget.
+/// Commits that put blocks at the same time; each takes some of the budget.
 const MAX_COMMITS: usize = 2;
 
 /// Locks that keep two writers from copying up one block at the same time.
