@@ -12,7 +12,7 @@ use crate::model::{BLOCK_SIZE, BLOCK_SIZE_U64};
 use crate::store::wrap::Call;
 
 /// About ten seconds.
-const CASES: u32 = 60;
+const CASES: u32 = 45;
 
 /// Blocks at the start, on both sides of a GiB, and far away.
 const BLOCKS: [u64; 8] = [0, 1, 2, 3, 2047, 2048, 2049, 4097];

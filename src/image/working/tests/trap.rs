@@ -52,6 +52,8 @@ struct State {
     puts: HashMap<(SnapshotId, BlockIndex), u32>,
     /// Times that `describe` still says that a snapshot is pending.
     slow: u32,
+    /// Of which one.
+    slowed: Option<SnapshotId>,
     /// Blocks that were put again, after they had been acknowledged.
     repeated: u32,
 }
@@ -131,9 +133,13 @@ impl Trap {
         self.released.acquire().await.unwrap().forget();
     }
 
-    fn slowed(&self, mut snapshot: Snapshot) -> Snapshot {
+    fn slowed(&self, mut snapshot: Snapshot, completing: bool) -> Snapshot {
         let mut state = self.state();
-        if state.slow > 0 && snapshot.state == SnapshotState::Completed {
+        // One that was completed before never goes back.
+        if completing && state.slow > 0 {
+            state.slowed = Some(snapshot.id.clone());
+        }
+        if state.slow > 0 && state.slowed.as_ref() == Some(&snapshot.id) {
             state.slow -= 1;
             snapshot.state = SnapshotState::Pending;
         }
@@ -145,7 +151,7 @@ impl Trap {
 impl SnapshotStore for Trap {
     async fn describe(&self, id: &SnapshotId) -> Result<Snapshot> {
         let snapshot = self.call(Call::Describe, self.inner.describe(id)).await?;
-        Ok(self.slowed(snapshot))
+        Ok(self.slowed(snapshot, false))
     }
 
     async fn list(&self, token: Option<ListToken>) -> Result<SnapshotPage> {
@@ -196,7 +202,7 @@ impl SnapshotStore for Trap {
 
     async fn complete(&self, id: &SnapshotId, request: CompleteRequest) -> Result<Snapshot> {
         let snapshot = self.call(Call::Complete, self.inner.complete(id, request)).await?;
-        Ok(self.slowed(snapshot))
+        Ok(self.slowed(snapshot, true))
     }
 
     async fn delete(&self, id: &SnapshotId) -> Result<()> {
