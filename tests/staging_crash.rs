@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -148,11 +149,10 @@ fn check(mount: &Mount, book: &Book, seen: &mut BTreeMap<String, u64>) {
     // Only what a close was called for is a snapshot.
     let tried: BTreeSet<u64> = book.values().flat_map(|told| told.tried.iter().copied()).collect();
     for name in names(&mount.path).into_iter().filter(|name| name.starts_with("snap-")) {
-        seen.entry(name.clone()).or_insert_with(|| {
-            let content = digest(&std::fs::read(mount.join(&name)).unwrap());
-            assert!(tried.contains(&content), "{name} is not what was closed");
-            content
-        });
+        let Entry::Vacant(unseen) = seen.entry(name.clone()) else { continue };
+        let content = digest(&std::fs::read(mount.join(&name)).unwrap());
+        assert!(tried.contains(&content), "{name} is not what was closed");
+        unseen.insert(content);
     }
     let snapshots: BTreeSet<u64> = seen.values().copied().collect();
     for (name, told) in book.iter() {
