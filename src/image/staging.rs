@@ -337,10 +337,11 @@ impl Files {
         image: &Path,
         id: Uuid,
         same_run: bool,
+        over_data: bool,
     ) -> Result<(Arc<Self>, map::Marks), map::Unusable> {
         let paths = paths(image, id);
         let [data_path, map_path, sums_path] = &paths;
-        let (map, marks, data_len) = map::MapFile::open(map_path, id, same_run)?;
+        let (map, marks, data_len) = map::MapFile::open(map_path, id, same_run, over_data)?;
         let data = File::options().read(true).write(true).open(data_path)?;
         let sums = File::options().read(true).write(true).open(sums_path)?;
         if data.metadata()?.len() < data_len {

@@ -148,11 +148,13 @@ impl MapFile {
     /// at least. Changes nothing.
     ///
     /// A killed process leaves whole records, and at most a part of one behind them; in another run
-    /// of the machine anything may be behind what was synced.
+    /// of the machine anything may be behind what was synced. A record of then may speak of data that
+    /// never came to the disk: `over_data`, zeros would show in its place, so it does not count.
     pub(crate) fn open(
         path: &Path,
         id: Uuid,
         same_run: bool,
+        over_data: bool,
     ) -> Result<(Self, Marks, u64), Unusable> {
         let file = File::options().read(true).write(true).open(path)?;
         if file.metadata()?.len() < RECORDS {
@@ -166,7 +168,7 @@ impl MapFile {
         let mut map = Self { file, id, len: 0, sequence: header.sequence };
         let mut marks = Marks::default();
         let mut bytes = [0; RECORD_LEN];
-        loop {
+        while same_run || !over_data || map.len < header.len {
             match map.file.read_exact_at(&mut bytes, RECORDS + map.len) {
                 Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::UnexpectedEof => break,
@@ -282,7 +284,7 @@ mod tests {
         map.append(&[record(Mark::Staged, 0, 10), record(Mark::Hole, 4, 2)]).unwrap();
         map.append(&[record(Mark::Plain, 9, 1), record(Mark::Put, 0, 3)]).unwrap();
         map.sync(5000).unwrap();
-        let (_, marks, data_len) = MapFile::open(&dir.join("map"), ID, true).unwrap();
+        let (_, marks, data_len) = MapFile::open(&dir.join("map"), ID, true, true).unwrap();
         assert_eq!(data_len, 5000);
         marks
     }
@@ -297,10 +299,11 @@ mod tests {
         assert_eq!(marks.run(0, 100), (Some(Mark::Staged), 4));
         assert_eq!(marks.run(4, 100), (Some(Mark::Hole), 6));
         assert_eq!(marks.run(9, 100), (None, 100));
-        let (mut map, mut marks, _) = MapFile::open(&dir.path().join("map"), ID, true).unwrap();
+        let (mut map, mut marks, _) =
+            MapFile::open(&dir.path().join("map"), ID, true, true).unwrap();
         map.append(&[record(Mark::CutOff, 0, 0)]).unwrap();
         marks.apply(record(Mark::CutOff, 0, 0));
-        assert_eq!(MapFile::open(&dir.path().join("map"), ID, true).unwrap().1, marks);
+        assert_eq!(MapFile::open(&dir.path().join("map"), ID, true, true).unwrap().1, marks);
     }
 
     #[test]
@@ -308,22 +311,36 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let marks = synced(dir.path());
         let path = dir.path().join("map");
-        let (mut map, ..) = MapFile::open(&path, ID, true).unwrap();
+        let (mut map, ..) = MapFile::open(&path, ID, true, true).unwrap();
         map.append(&[record(Mark::Staged, 50, 1)]).unwrap();
         let whole = std::fs::read(&path).unwrap();
         for cut in 1..RECORD_LEN {
             std::fs::write(&path, &whole[..whole.len() - cut]).unwrap();
-            assert_eq!(MapFile::open(&path, ID, true).unwrap().1, marks, "cut by {cut}");
+            assert_eq!(MapFile::open(&path, ID, true, true).unwrap().1, marks, "cut by {cut}");
         }
         let records = usize::try_from(RECORDS).unwrap();
         for at in (records..records + 4 * RECORD_LEN).filter(|at| at % 3 == 0) {
             let mut flipped = whole.clone();
             flipped[at] ^= 4;
             std::fs::write(&path, &flipped).unwrap();
-            let error = MapFile::open(&path, ID, true).unwrap_err();
+            let error = MapFile::open(&path, ID, true, true).unwrap_err();
             assert!(matches!(error, Unusable::Damaged(_)), "flipped at {at}");
             std::fs::write(&path, &whole[..at]).unwrap();
-            assert!(MapFile::open(&path, ID, true).is_err(), "cut at {at}");
+            assert!(MapFile::open(&path, ID, true, true).is_err(), "cut at {at}");
+        }
+    }
+
+    #[test]
+    fn over_data_another_run_counts_only_what_was_synced() {
+        let dir = tempfile::tempdir().unwrap();
+        let marks = synced(dir.path());
+        let path = dir.path().join("map");
+        let (mut map, ..) = MapFile::open(&path, ID, true, true).unwrap();
+        map.append(&[record(Mark::Staged, 50, 1)]).unwrap();
+        assert_eq!(MapFile::open(&path, ID, false, true).unwrap().1, marks);
+        for (same_run, over_data) in [(true, true), (false, false)] {
+            let (_, marks, _) = MapFile::open(&path, ID, same_run, over_data).unwrap();
+            assert!(marks.staged.contains(50));
         }
     }
 
@@ -331,6 +348,6 @@ mod tests {
     fn a_map_of_another_generation_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         synced(dir.path());
-        assert!(MapFile::open(&dir.path().join("map"), Uuid::from_u128(8), true).is_err());
+        assert!(MapFile::open(&dir.path().join("map"), Uuid::from_u128(8), true, true).is_err());
     }
 }

@@ -68,7 +68,8 @@ impl WorkingImage {
         let mut len = base.as_ref().map_or(0, |base| base.len());
         for generation in &record.generations {
             let (place, id) = (directory.to_owned(), generation.id);
-            let opened = blocking(move || Files::open(&place, id, same_run)).await;
+            let over_data = base.is_some() || !layers.is_empty();
+            let opened = blocking(move || Files::open(&place, id, same_run, over_data)).await;
             let (files, marks) = opened.map_err(|e| damaged(e.to_string()))?;
             len = files.data.metadata().map_err(|e| Error::io("read", directory, e))?.len();
             shop.staging.count(marks.staged.len());
