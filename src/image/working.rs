@@ -352,12 +352,12 @@ impl WorkingImage {
     /// Gives up a snapshot that was begun. One that was completed, which may not have been heard
     /// of, stays: somebody may use it.
     async fn abort(&self, id: &SnapshotId) {
-        match self.shop.store.describe(id).await {
+        match put::in_time(self.shop.store.describe(id)).await {
             Ok(snapshot) if snapshot.state == SnapshotState::Completed => return,
-            Err(error) if error.kind() == ErrorKind::NotFound => return,
+            Err(Error::Store(error)) if error.kind() == ErrorKind::NotFound => return,
             _ => {}
         }
-        if let Err(error) = self.shop.store.delete(id).await {
+        if let Err(error) = put::in_time(self.shop.store.delete(id)).await {
             tracing::warn!("{id} stays pending: {error}");
         }
     }

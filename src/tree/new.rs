@@ -1,6 +1,7 @@
 //! `new/`: the files that become snapshots.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ffi::OsStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -97,6 +98,22 @@ impl New {
         self.images().get(name).cloned()
     }
 
+    /// Gives a new image its name, unless somebody else was faster: then the image goes.
+    async fn insert(&self, name: &str, image: &Arc<WorkingImage>) -> Result<()> {
+        let free = match self.images().entry(name.to_owned()) {
+            Entry::Vacant(entry) => {
+                entry.insert(Arc::clone(image));
+                true
+            }
+            Entry::Occupied(_) => false,
+        };
+        if free {
+            return Ok(());
+        }
+        image.remove().await;
+        Err(Error::Exists)
+    }
+
     pub(super) fn children(&self) -> Vec<(String, Node)> {
         self.all().into_iter().map(|(name, image)| (name, Node::Working(image))).collect()
     }
@@ -158,18 +175,7 @@ impl Tree {
             None => (WorkingImage::create(&new.shop, name, maker).await?, true),
         };
         if made {
-            let taken = {
-                let mut images = new.images();
-                let taken = images.contains_key(name);
-                if !taken {
-                    images.insert(name.to_owned(), Arc::clone(&image));
-                }
-                taken
-            };
-            if taken {
-                image.remove().await;
-                return Err(Error::Exists);
-            }
+            new.insert(name, &image).await?;
         }
         let (handle, caching) = self.open_working(&image, mode).await?;
         Ok((self.tell(Node::Working(image)), handle, caching))
@@ -419,19 +425,7 @@ impl Tree {
         let owner = self.ownership;
         let maker = Maker { uid: owner.uid, gid: owner.gid, mode: 0o600 };
         let image = WorkingImage::create_over(&new.shop, name, maker, Some(base)).await?;
-        let taken = {
-            let mut images = new.images();
-            let taken = images.contains_key(name);
-            if !taken {
-                images.insert(name.to_owned(), Arc::clone(&image));
-            }
-            taken
-        };
-        if taken {
-            image.remove().await;
-            return Err(Error::Exists);
-        }
-        Ok(())
+        new.insert(name, &image).await
     }
 
     /// The files whose commits put blocks.

@@ -66,7 +66,11 @@ impl WorkingImage {
             }
             let files = Arc::clone(&state.active()?.files);
             let mut parts = block_parts(offset, data.len() as u64);
-            if data.is_empty() || parts.any(|part| needs_lock(&state, part.index)) {
+            let vouched =
+                |index| state.layers.last().is_some_and(|l| l.marks.hashed.contains(index));
+            // What is vouched for takes a sync first, and what is beneath may take the store.
+            let waits = |index: BlockIndex| needs_lock(&state, index) || vouched(index.0);
+            if data.is_empty() || parts.any(|part| waits(part.index)) {
                 return None;
             }
             files

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::layer::{Commit, Layer};
-use super::put::Put;
+use super::put::{Put, in_time};
 use super::{Error, Reader, Result, Trouble, WorkingImage, blocking, name};
 use crate::image::staging::files::read_padded;
 use crate::image::staging::map::Mark;
@@ -95,14 +95,12 @@ impl WorkingImage {
     /// Begins to commit in the background, as [`commit_closed`](Self::commit_closed) does; what is
     /// staged is made durable first.
     pub fn commit_in_background(self: &Arc<Self>) {
-        let image = Arc::clone(self);
-        // From here on the end of the mount waits for it.
-        self.state().starting += 1;
+        let starting = Starting::new(self);
         tokio::spawn(async move {
+            let Starting(image) = &starting;
             if let Err(error) = image.commit_if_wanted(false).await {
                 tracing::error!("{} cannot be committed: {error}", image.name());
             }
-            image.state().starting -= 1;
         });
     }
 
@@ -359,10 +357,12 @@ impl WorkingImage {
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(ASK_AT_MOST);
-            match self.shop.store.describe(&id).await {
+            match in_time(self.shop.store.describe(&id)).await {
                 Ok(now) => snapshot = now,
                 // Somebody deleted it before it was done.
-                Err(error) if error.kind() == ErrorKind::NotFound => return Err(error.into()),
+                Err(Error::Store(error)) if error.kind() == ErrorKind::NotFound => {
+                    return Err(error.into());
+                }
                 Err(error) => tracing::warn!("cannot tell whether {id} is completed: {error}"),
             }
         }
@@ -460,6 +460,22 @@ impl WorkingImage {
             Some(layer) => layer.mark(Mark::Hashed, index..index + 1).map_err(failed),
             None => Ok(()),
         }
+    }
+}
+
+/// A commit that is about to begin: the end of the mount waits for it, whatever becomes of it.
+struct Starting(Arc<WorkingImage>);
+
+impl Starting {
+    fn new(image: &Arc<WorkingImage>) -> Self {
+        image.state().starting += 1;
+        Self(Arc::clone(image))
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        self.0.state().starting -= 1;
     }
 }
 

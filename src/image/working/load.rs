@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::layer::Layer;
+use super::put::in_time;
 use super::{Error, Inner, REMOVED, Reader, Result, Trouble, WorkingImage, Workshop, blocking};
 use crate::image::staging::record::{self, ImageRecord, RECORD, boot};
 use crate::image::staging::{Files, Staging};
@@ -60,7 +61,7 @@ impl WorkingImage {
             return Ok(None);
         }
         let base = match &record.base {
-            Some(id) => Some(shop.image(shop.store.describe(id).await?)),
+            Some(id) => Some(shop.image(in_time(shop.store.describe(id)).await?)),
             None => None,
         };
         let same_run = record.boot == boot();

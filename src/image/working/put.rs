@@ -188,6 +188,7 @@ impl Put {
         {
             let mut puts = std::pin::pin!(puts);
             let mut acknowledged = RoaringBitmap::new();
+            let mut done = 0;
             // In a task of its own: puts that nobody polls may hold what it waits for.
             let mut flush: Option<(RoaringBitmap, JoinHandle<crate::store::Result<()>>)> = None;
             loop {
@@ -198,8 +199,18 @@ impl Put {
                     }
                     next = tokio::time::timeout(STALL, puts.try_next()) => next,
                 };
-                let Some(index) = next.map_err(|_| Error::Stalled(STALL))?? else { break };
+                let next = match next {
+                    Ok(next) => next?,
+                    // Blocks that need not be put are progress too.
+                    Err(_) if self.done() > done => {
+                        done = self.done();
+                        continue;
+                    }
+                    Err(_) => return Err(Error::Stalled(STALL)),
+                };
+                let Some(index) = next else { break };
                 self.commit.done.fetch_add(1, Ordering::Relaxed);
+                done = self.done();
                 self.image.state().layers[0].marks.put.insert(index.0);
                 acknowledged.insert(index.0);
                 if acknowledged.len() >= BETWEEN_FLUSHES && flush.is_none() {
@@ -210,6 +221,10 @@ impl Put {
             }
         }
         Ok(CompleteRequest { changed_blocks, checksum: Some(checksum.finish()) })
+    }
+
+    fn done(&self) -> u64 {
+        self.commit.done.load(Ordering::Relaxed)
     }
 
     /// Notes in the map what is durable in the store.
@@ -238,8 +253,9 @@ impl Put {
         if let Some(parent) = plan.parent.as_ref().filter(|_| !base) {
             // A parent that was wished for: what it has and the image has not must become zeros.
             let mut at = 0;
-            while let Some(start) = parent.seek_data(at).await? {
-                let stop = parent.seek_hole(start).await?.unwrap_or(parent.len()).max(start + 1);
+            while let Some(start) = in_time(parent.seek_data(at)).await? {
+                let stop = in_time(parent.seek_hole(start)).await?;
+                let stop = stop.unwrap_or(parent.len()).max(start + 1);
                 candidates.insert_range(BlockIndex::containing(start).0..end_block(stop));
                 at = stop;
             }
@@ -362,9 +378,12 @@ async fn landed(
     }
 }
 
-async fn in_time<T>(call: impl Future<Output = crate::store::Result<T>>) -> Result<T> {
+/// What a call to the store answers, within the time that a commit waits for one.
+pub(super) async fn in_time<T, E: Into<Error>>(
+    call: impl Future<Output = std::result::Result<T, E>>,
+) -> Result<T> {
     match tokio::time::timeout(STALL, call).await {
-        Ok(result) => Ok(result?),
+        Ok(result) => result.map_err(Into::into),
         Err(_) => Err(Error::Stalled(STALL)),
     }
 }
