@@ -20,6 +20,7 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -246,6 +247,9 @@ pub struct StartRequest {
     pub encrypted: bool,
     /// The key to encrypt it with.
     pub kms_key: Option<String>,
+    /// How long it stays pending without a put or a completion: then its state is `error`, and it
+    /// takes neither. `None` leaves that to the store; a repository waits for ever.
+    pub timeout: Option<Duration>,
     /// The id it must have, so that an archive keeps the name of its source.
     pub id: Option<SnapshotId>,
     /// The volume that it is an image of.
@@ -265,6 +269,7 @@ impl StartRequest {
             client_token: None,
             encrypted: false,
             kms_key: None,
+            timeout: None,
             id: None,
             volume_id: None,
             origin: None,

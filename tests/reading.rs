@@ -93,6 +93,7 @@ fn snapshot(volume: VolumeSize, len: u64) -> Snapshot {
         volume_id: None,
         description: String::new(),
         start_time: jiff::Timestamp::UNIX_EPOCH,
+        completion_time: None,
         tags: Tags::from([(LENGTH_TAG.to_owned(), len.to_string())]),
         encrypted: false,
         content_digest: None,

@@ -106,6 +106,8 @@ pub struct Snapshot {
     pub description: String,
     /// When it was started.
     pub start_time: Timestamp,
+    /// When it was completed, where the store tells.
+    pub completion_time: Option<Timestamp>,
     /// Its tags.
     pub tags: Tags,
     /// Whether the store keeps it encrypted.
@@ -162,6 +164,7 @@ mod tests {
             volume_id: None,
             description: String::new(),
             start_time: Timestamp::UNIX_EPOCH,
+            completion_time: None,
             tags: Tags::from([(LENGTH_TAG.to_owned(), length.to_owned())]),
             encrypted: false,
             content_digest: None,

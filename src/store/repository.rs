@@ -48,6 +48,7 @@ mod table;
 mod tags;
 #[cfg(test)]
 mod tests;
+mod timeout;
 mod verify;
 mod writer;
 
@@ -260,6 +261,11 @@ impl SnapshotStore for Repository {
     async fn put_block(&self, id: &SnapshotId, index: BlockIndex, block: Block) -> Result<()> {
         let failed = |e: Error| e.context(format_args!("cannot put block {index} of {id}"));
         let writer = self.writer(id).await.map_err(failed)?;
+        if writer.is_late()
+            && let Some(start) = self.start_of(id).await.map_err(failed)?
+        {
+            self.check_in_time(&start).await.map_err(failed)?;
+        }
         let put = writer.put(index, block).await;
         if put.as_ref().is_err_and(|e| e.kind() == ErrorKind::Conflict) {
             self.forget_ended_writer(id, writer.attempt()).await;

@@ -88,6 +88,7 @@ mod tests {
             volume_id: Some("vol-01".to_owned()),
             description: String::new(),
             start_time: Timestamp::from_second(second).unwrap(),
+            completion_time: None,
             tags: tags.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<Tags>(),
             encrypted: false,
             content_digest: None,

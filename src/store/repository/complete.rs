@@ -169,6 +169,7 @@ impl Repository {
                 not_found(id)
             });
         };
+        self.check_in_time(&start).await?;
         if let Some(writer) = &writer {
             if writer.attempt() != start.metadata.attempt {
                 self.forget_writer(id, |of| of == writer.attempt());

@@ -65,7 +65,12 @@ impl Repository {
             Some(Found::Completed(manifest)) => {
                 (manifest.snapshot(Tags::new()), manifest.metadata.attempt)
             }
-            Some(Found::Pending(start)) => (start.snapshot(Tags::new()), start.metadata.attempt),
+            Some(Found::Pending(start)) => {
+                let why = self.timed_out(&start).await?;
+                let snapshot = start.snapshot(Tags::new());
+                let state = if why.is_some() { SnapshotState::Error } else { snapshot.state };
+                (Snapshot { state, state_message: why, ..snapshot }, start.metadata.attempt)
+            }
             None => return Err(not_found(id)),
         };
         if !tagged {
@@ -180,6 +185,7 @@ fn damaged(id: SnapshotId, error: &Error) -> Snapshot {
         volume_id: None,
         description: String::new(),
         start_time: jiff::Timestamp::UNIX_EPOCH,
+        completion_time: None,
         tags: Tags::new(),
         encrypted: false,
         content_digest: None,

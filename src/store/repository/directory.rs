@@ -289,10 +289,14 @@ impl Inner {
         };
         let time =
             time().map_err(|e| Error::from_io("cannot tell the time of the file system", e))?;
-        Timestamp::try_from(time).map_err(|e| {
-            Error::with_source(ErrorKind::Unavailable, "the clock of the file system is off", e)
-        })
+        timestamp(time)
     }
+}
+
+fn timestamp(time: std::time::SystemTime) -> Result<Timestamp> {
+    Timestamp::try_from(time).map_err(|e| {
+        Error::with_source(ErrorKind::Unavailable, "the clock of the file system is off", e)
+    })
 }
 
 /// Reads a range past the page cache: what is above keeps what is worth keeping, and a copy here
@@ -409,6 +413,17 @@ impl Objects for Directory {
     async fn list(&self, prefix: &str) -> Result<Vec<String>> {
         let prefix = prefix.to_owned();
         self.run(move |inner| inner.list(&prefix)).await
+    }
+
+    async fn modified(&self, name: &str) -> Result<Timestamp> {
+        let name = name.to_owned();
+        self.run(move |inner| {
+            let modified = inner.root.join(&name).symlink_metadata().and_then(|m| m.modified());
+            let modified = modified
+                .map_err(|e| Error::from_io(format!("cannot tell how old {name} is"), e))?;
+            timestamp(modified)
+        })
+        .await
     }
 
     async fn delete(&self, names: &[String]) -> Result<()> {

@@ -35,6 +35,9 @@ pub(super) struct Start {
     pub(super) metadata: Metadata,
     /// The parent's page list, which this keeps alive; `None` without a parent, or if it is empty.
     pub(super) parent_pages: Option<ObjectId>,
+    /// How long it may be left alone; `None` for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) timeout_minutes: Option<u32>,
 }
 
 /// `snapshots/<snap-id>.json`: a completed snapshot.
@@ -62,6 +65,7 @@ impl Metadata {
             volume_id: self.volume_id.clone(),
             description: self.description.clone(),
             start_time: self.start_time,
+            completion_time: None,
             tags,
             encrypted: false,
             content_digest: None,
@@ -98,6 +102,7 @@ impl Manifest {
             content_digest: Some(self.content_digest),
             data_blocks: Some(self.data_blocks),
             zero_blocks: Some(self.zero_blocks),
+            completion_time: Some(self.completed_time),
             ..self.metadata.snapshot(SnapshotState::Completed, tags)
         }
     }

@@ -59,6 +59,13 @@ pub(super) trait Objects: Debug + Send + Sync + 'static {
     /// What was created before the call began is in it; what others create meanwhile may be.
     async fn list(&self, prefix: &str) -> Result<Vec<String>>;
 
+    /// When an object was made, by the clock of this place.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` if there is no such object.
+    async fn modified(&self, name: &str) -> Result<Timestamp>;
+
     /// Deletes objects, in order; those that are not there are ignored. When this returns they do not
     /// come back, not even after a power cut.
     async fn delete(&self, names: &[String]) -> Result<()>;

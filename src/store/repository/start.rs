@@ -1,6 +1,7 @@
 //! Starting, deleting and aborting snapshots.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -60,7 +61,11 @@ impl Repository {
             client_token: request.client_token.clone(),
         };
         check_manifest_len(&metadata)?;
-        let start = Start { metadata, parent_pages: parent.as_ref().and_then(|p| p.pages) };
+        let start = Start {
+            metadata,
+            parent_pages: parent.as_ref().and_then(|p| p.pages),
+            timeout_minutes: request.timeout.map(minutes),
+        };
         if !self.objects.create(&names::start(id), document::encode(&start)).await? {
             return self.started_before(id, &request).await?.ok_or_else(|| exists(id));
         }
@@ -154,6 +159,11 @@ impl Repository {
         let ours = names.into_iter().filter(|name| names::is_of_attempt(name));
         self.objects.delete(&ours.collect::<Vec<_>>()).await
     }
+}
+
+/// Whole minutes, rounded up.
+fn minutes(time: Duration) -> u32 {
+    u32::try_from(time.as_secs().div_ceil(60)).unwrap_or(u32::MAX)
 }
 
 fn check(request: &StartRequest) -> Result<()> {

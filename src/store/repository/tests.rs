@@ -6,6 +6,7 @@ mod memory;
 mod model;
 mod property;
 mod races;
+mod timeout;
 mod writing;
 
 use std::sync::{Arc, OnceLock};

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -51,6 +52,10 @@ pub(super) struct Writer {
     who: OnceCell<(u32, Uuid)>,
     /// One permit a batch that is being saved.
     saving: Arc<Semaphore>,
+    /// Longest time between two puts.
+    timeout: Option<Duration>,
+    /// When a block was put last, in milliseconds by [`since_boot`].
+    last_put: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -132,6 +137,7 @@ impl Repository {
             return Err(Error::new(ErrorKind::Conflict, message));
         }
         let start = start.ok_or_else(|| not_found(id))?;
+        self.check_in_time(&start).await?;
         let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || Arc::new(Writer::new(&start, Arc::clone(&self.objects)));
         Ok(Arc::clone(writers.entry(id.clone()).or_insert_with(new)))
@@ -147,6 +153,8 @@ impl Writer {
             objects,
             who: OnceCell::new(),
             saving: Arc::new(Semaphore::new(MAX_SAVING as usize)),
+            timeout: start.timeout_minutes.map(|n| Duration::from_secs(60 * u64::from(n))),
+            last_put: AtomicU64::new(milliseconds(since_boot())),
             state: Mutex::new(State {
                 open: Batch::default(),
                 unsaved: Vec::new(),
@@ -179,6 +187,16 @@ impl Writer {
     /// The attempt at the snapshot that it writes for.
     pub(super) fn attempt(&self) -> Uuid {
         self.attempt
+    }
+
+    /// When a block was put last, or this writer was made, by [`since_boot`].
+    pub(super) fn last_put(&self) -> Duration {
+        Duration::from_millis(self.last_put.load(Ordering::Relaxed))
+    }
+
+    /// Whether this process put nothing for so long that the snapshot may have ended.
+    pub(super) fn is_late(&self) -> bool {
+        self.timeout.is_some_and(|timeout| since_boot().saturating_sub(self.last_put()) > timeout)
     }
 
     pub(super) async fn put(self: &Arc<Self>, index: BlockIndex, block: Block) -> Result<()> {
@@ -217,6 +235,7 @@ impl Writer {
                 }
                 state.take_full()
             };
+            self.last_put.store(milliseconds(since_boot()), Ordering::Relaxed);
             let Some(batch) = full else { return Ok(()) };
             let writer = Arc::clone(self);
             return unstoppable(async move {
@@ -365,6 +384,10 @@ impl Writer {
             format!("a collection found {pack} before it was of use; put all blocks again");
         Err(Error::new(ErrorKind::Conflict, message))
     }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Runs `work` to its end, also when whoever waits for it goes away: what was accepted is in it.

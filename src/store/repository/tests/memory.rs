@@ -27,6 +27,8 @@ pub(super) struct Space(Arc<Mutex<Inner>>);
 #[derive(Debug)]
 struct Inner {
     objects: BTreeMap<String, Bytes>,
+    /// When each was made.
+    made: BTreeMap<String, Timestamp>,
     now: Timestamp,
     random: u64,
     /// Two operations take turns at each call.
@@ -46,6 +48,7 @@ impl Space {
     pub(super) fn new(seed: u64) -> Self {
         Self(Arc::new(Mutex::new(Inner {
             objects: BTreeMap::from([("fspfs.json".to_owned(), Bytes::new())]),
+            made: BTreeMap::new(),
             now: "2026-01-01T00:00:00Z".parse().unwrap(),
             random: seed,
             turns: None,
@@ -309,6 +312,8 @@ impl Objects for Handle {
         let new = !inner.objects.contains_key(name);
         if new {
             inner.objects.insert(name.to_owned(), data);
+            let now = inner.now;
+            inner.made.insert(name.to_owned(), now);
         }
         if crashes { Err(crashed()) } else { Ok(new) }
     }
@@ -354,6 +359,12 @@ impl Objects for Handle {
             names.swap(n, self.space.random(n + 1));
         }
         Ok(names)
+    }
+
+    async fn modified(&self, name: &str) -> Result<Timestamp> {
+        self.begin_read(Call::Read, name).await?;
+        self.get(name)?;
+        Ok(self.space.inner().made[name])
     }
 
     async fn delete(&self, names: &[String]) -> Result<()> {
