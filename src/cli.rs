@@ -16,6 +16,7 @@ mod jobs;
 mod mount;
 mod output;
 mod run;
+mod serve;
 mod umount;
 mod values;
 mod working;
@@ -94,6 +95,8 @@ enum Command {
     Verify(VerifyArgs),
     /// Remove what no snapshot needs any more
     Gc(GcArgs),
+    /// Offer a store to every client of the EBS direct APIs
+    Serve(ServeArgs),
     /// Print a script that completes commands in a shell
     Completions(CompletionsArgs),
     /// Print the man page
@@ -329,6 +332,48 @@ struct GcArgs {
     /// Say what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Clients sign with the key in --credentials, else with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of
+this process, else with one that is made for this user. SIGTERM finishes what is in flight.
+
+Examples:
+  fspfs serve -s /srv/snaps
+  eval \"$(fspfs serve --print-env)\"; aws ec2 describe-snapshots --owner-ids self
+  fspfs serve -s /srv/snaps --no-auth --inject latency=20ms,throttle=5%,seed=7")]
+struct ServeArgs {
+    /// Address and port; port 0 for any that is free
+    #[arg(long, value_name = "ADDRESS", default_value = crate::serve::DEFAULT_LISTEN)]
+    listen: std::net::SocketAddr,
+    /// Print what a shell needs to reach the server, and end
+    #[arg(long)]
+    print_env: bool,
+    /// A file of keys that clients may sign with, as ~/.aws/credentials
+    #[arg(long, value_name = "FILE", help_heading = "Who may ask")]
+    credentials: Option<PathBuf>,
+    /// Ask for no signature: for programs on this machine alone
+    #[arg(long, conflicts_with = "credentials", help_heading = "Who may ask")]
+    no_auth: bool,
+    /// Memory for blocks
+    #[arg(long, value_name = "SIZE", value_parser = values::memory)]
+    #[arg(default_value_t = values::Size(crate::serve::DEFAULT_MEMORY))]
+    memory: values::Size,
+    /// How long a snapshot stays pending after its completion
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, help_heading = "As the service")]
+    pending: u32,
+    /// What goes wrong on purpose, as latency=20ms,throttle=5%,seed=7
+    #[arg(long, value_name = "SPEC", help_heading = "As the service")]
+    inject: Option<crate::serve::Faults>,
+    /// The account that owns the snapshots
+    #[arg(long, value_name = "ID", value_parser = values::account, help_heading = "As the service")]
+    #[arg(default_value = crate::serve::DEFAULT_ACCOUNT)]
+    account: String,
+    /// The region that it says it is in
+    #[arg(long, value_name = "REGION", help_heading = "As the service")]
+    #[arg(default_value = crate::serve::DEFAULT_REGION)]
+    region: String,
 }
 
 #[derive(Args, Debug)]

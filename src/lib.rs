@@ -14,6 +14,7 @@ pub(crate) mod jobs;
 pub mod model;
 pub mod mount;
 pub mod ops;
+pub mod serve;
 pub mod store;
 pub mod sys;
 pub mod transfer;

@@ -26,6 +26,7 @@ mod table;
 pub use attach::{Access, unmount};
 pub use background::{READY, start};
 pub use holders::Holder;
+pub(crate) use log::state_directory;
 pub use log::{log_file, log_to_file, log_to_stderr, stderr_to_file};
 pub use table::{MountEntry, our_mount, our_mounts};
 

@@ -67,6 +67,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<Exit> {
     match command {
         Command::Mount(args) => return mount::mount(global, args),
         Command::Umount(args) => return super::umount::umount(args),
+        Command::Serve(args) => return super::serve::serve(global, args),
         Command::Completions(args) => return completions(args),
         Command::Man(args) => return man(args),
         _ => {}
@@ -87,9 +88,11 @@ pub fn run(cli: &Cli) -> anyhow::Result<Exit> {
             Command::Delete(args) => delete(global, out, args).await,
             Command::Verify(args) => verify(global, out, args).await,
             Command::Gc(args) => gc(global, out, args).await,
-            Command::Mount(_) | Command::Umount(_) | Command::Completions(_) | Command::Man(_) => {
-                unreachable!("they were run above")
-            }
+            Command::Mount(_)
+            | Command::Umount(_)
+            | Command::Serve(_)
+            | Command::Completions(_)
+            | Command::Man(_) => unreachable!("they were run above"),
         }
     });
     runtime.shutdown_background();

@@ -53,6 +53,13 @@ pub(super) fn tag(text: &str) -> Result<(String, String), String> {
     }
 }
 
+pub(super) fn account(text: &str) -> Result<String, String> {
+    if text.len() == 12 && text.bytes().all(|b| b.is_ascii_digit()) {
+        return Ok(text.to_owned());
+    }
+    Err("an account has 12 digits".to_owned())
+}
+
 pub(super) fn grace(text: &str) -> Result<humantime::Duration, String> {
     let time = humantime::Duration::from_str(text).map_err(|e| e.to_string())?;
     if *time < MIN_GRACE {

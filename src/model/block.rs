@@ -133,6 +133,12 @@ impl Digest {
     pub fn to_base64(self) -> String {
         base64::engine::general_purpose::STANDARD.encode(self.0)
     }
+
+    /// Reads what [`to_base64`](Self::to_base64) writes; anything else is `None`.
+    pub fn from_base64(text: &str) -> Option<Self> {
+        let bytes = base64::engine::general_purpose::STANDARD.decode(text).ok()?;
+        bytes.try_into().ok().map(Self)
+    }
 }
 
 impl fmt::Display for Digest {

@@ -86,7 +86,7 @@ pub fn log_file(mount_point: &Path) -> PathBuf {
 }
 
 /// Where we keep what must survive: `$XDG_STATE_HOME/fspfs`.
-pub(super) fn state_directory() -> PathBuf {
+pub(crate) fn state_directory() -> PathBuf {
     let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
     let state = absolute("XDG_STATE_HOME").unwrap_or_else(|| match absolute("HOME") {
         Some(home) if !nix::unistd::geteuid().is_root() => home.join(".local/state"),

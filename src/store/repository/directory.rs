@@ -270,7 +270,8 @@ impl Inner {
             let entry = entry.map_err(failed)?;
             let ours = entry.file_name().to_str().is_some_and(|n| Uuid::try_parse(n).is_ok());
             let Ok(metadata) = entry.metadata() else { continue };
-            let old = metadata.modified().is_ok_and(|time| time < before.into());
+            let old =
+                metadata.modified().is_ok_and(|time| time < std::time::SystemTime::from(before));
             if ours && old && std::fs::remove_file(entry.path()).is_ok() {
                 bytes += metadata.len();
             }

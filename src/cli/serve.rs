@@ -1,0 +1,160 @@
+//! `serve`.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::run::{Exit, log_level, store_url};
+use super::{Global, ServeArgs};
+use crate::mount::{log_to_stderr, state_directory};
+use crate::serve::{self, Access, Keys, Options};
+use crate::store;
+
+/// Threads that may wait for a disk at the same time.
+const WAITING_THREADS: usize = 48;
+
+pub(super) fn serve(global: &Global, args: &ServeArgs) -> anyhow::Result<Exit> {
+    if args.print_env {
+        return print_env(args);
+    }
+    let url = store_url(global)?.absolute()?;
+    let access = access(args)?;
+    let level = match (global.quiet, global.verbose) {
+        (true, _) => tracing::Level::WARN,
+        (false, 0) => tracing::Level::INFO,
+        (false, _) => log_level(global),
+    };
+    log_to_stderr(level);
+    if let Access::Keys(keys) = &access {
+        tracing::info!("requests are signed with the key {} of {}", keys.first().id, keys.origin());
+    }
+    if !serve::is_local(args.listen) {
+        tracing::warn!(
+            "{} is not of this machine alone, and nothing is encrypted on the way: put a TLS proxy before it",
+            args.listen
+        );
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .max_blocking_threads(WAITING_THREADS)
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let store = store::open(&url).await?;
+        let listener = TcpListener::bind(args.listen)
+            .await
+            .with_context(|| format!("cannot listen on {}", args.listen))?;
+        let address = listener.local_addr()?;
+        let options = Options {
+            access,
+            pending: Duration::from_secs(args.pending.into()),
+            faults: args.inject.clone(),
+            memory: args.memory.0,
+            account: args.account.clone(),
+            region: args.region.clone(),
+            name: url.to_string(),
+        };
+        let stop = stop()?;
+        let mut stdout = std::io::stdout();
+        // Whoever waits for this line may have gone away.
+        let _ =
+            writeln!(stdout, "{url} is served at http://{address}").and_then(|()| stdout.flush());
+        serve::serve(listener, store, options, stop).await;
+        anyhow::Ok(())
+    })?;
+    // Threads that wait for a store that does not answer must not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    Ok(Exit::Done)
+}
+
+fn access(args: &ServeArgs) -> anyhow::Result<Access> {
+    if args.no_auth {
+        anyhow::ensure!(
+            serve::is_local(args.listen),
+            "--no-auth is for this machine alone: {} can be reached from others. Listen on 127.0.0.1, or use keys",
+            args.listen
+        );
+        return Ok(Access::Everybody);
+    }
+    Ok(Access::Keys(keys(args)?))
+}
+
+fn keys(args: &ServeArgs) -> anyhow::Result<Keys> {
+    let own = state_directory().join("serve").join("credentials");
+    Ok(Keys::find(args.credentials.as_deref(), true, &own)?)
+}
+
+/// The first SIGINT or SIGTERM ends it in order, a second one at once.
+fn stop() -> std::io::Result<impl Future<Output = ()> + Send> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        tracing::info!("finishing what is in flight");
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            tracing::warn!("ended at once");
+            std::process::exit(1);
+        });
+    })
+}
+
+/// What a shell evaluates so that clients find this server.
+fn print_env(args: &ServeArgs) -> anyhow::Result<Exit> {
+    let url = format!("http://{}", reachable(args.listen));
+    let mut lines = Vec::new();
+    let mut export = |name: &str, value: &str| {
+        let value = shlex::try_quote(value).context("a value holds a NUL")?;
+        lines.push(format!("export {name}={value}"));
+        anyhow::Ok(())
+    };
+    let (id, secret, session) = if args.no_auth {
+        // Clients insist on some key.
+        ("none".to_owned(), "none".to_owned(), None)
+    } else {
+        let pair = keys(args)?.first().clone();
+        (pair.id, pair.secret, pair.session)
+    };
+    export("AWS_ACCESS_KEY_ID", &id)?;
+    export("AWS_SECRET_ACCESS_KEY", &secret)?;
+    if let Some(session) = &session {
+        export("AWS_SESSION_TOKEN", session)?;
+    }
+    for name in ["AWS_REGION", "AWS_DEFAULT_REGION"] {
+        export(name, &args.region)?;
+    }
+    for name in ["AWS_ENDPOINT_URL_EBS", "AWS_ENDPOINT_URL_EC2", "AWS_ENDPOINT_URL_STS"] {
+        export(name, &url)?;
+    }
+    // They would win over the keys above.
+    lines.push(
+        "unset AWS_PROFILE AWS_DEFAULT_PROFILE AWS_IGNORE_CONFIGURED_ENDPOINT_URLS".to_owned(),
+    );
+    if session.is_none() {
+        lines.push("unset AWS_SESSION_TOKEN".to_owned());
+    }
+    writeln!(std::io::stdout(), "{}", lines.join("\n"))?;
+    Ok(Exit::Done)
+}
+
+/// The address for a client on this machine.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    if !address.ip().is_unspecified() {
+        return address;
+    }
+    let ip = if address.is_ipv4() {
+        [127, 0, 0, 1].into()
+    } else {
+        std::net::Ipv6Addr::LOCALHOST.into()
+    };
+    SocketAddr::new(ip, address.port())
+}
