@@ -51,7 +51,8 @@ pub struct Cli {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Global options")]
 struct Global {
-    /// Where the snapshots are: a directory, as `/srv/snaps` or `file:///srv/snaps`
+    /// Where the snapshots are: a directory, as `/srv/snaps` or `file:///srv/snaps`; `synth:` has
+    /// computed ones
     #[arg(short, long, global = true, visible_alias = "from", value_name = "STORE")]
     #[arg(env = "FSPFS_STORE")]
     store: Option<StoreUrl>,

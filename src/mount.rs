@@ -110,7 +110,8 @@ pub struct Options {
     pub memory: usize,
     /// How often the snapshots are listed anew.
     pub refresh: Duration,
-    /// What can be written, and how; `None` for a mount that is only read.
+    /// What can be written, and how; `None` for a mount that is only read. Without effect if the
+    /// store can only be read.
     pub writing: Option<Writing>,
 }
 
@@ -145,7 +146,11 @@ pub fn serve(
     let cache = Cache::new(options.memory);
     let store: SharedStore = Arc::new(count);
     let tree = Tree::new(Arc::clone(&store), Some(counters), Arc::clone(&cache), options.ownership);
-    let tree = match &options.writing {
+    let writing = options.writing.as_ref().filter(|_| url.is_writable());
+    if options.writing.is_some() && writing.is_none() {
+        tracing::info!("{url} can only be read: new/ is read-only");
+    }
+    let tree = match writing {
         Some(writing) => match staging(url, &options.mount_point, writing)? {
             Some(staging) => {
                 let shop = Workshop::new(store, cache, staging, patient(&writing.settings));

@@ -15,6 +15,8 @@
 //!   that cannot vouch for a block answers [`ErrorKind::Corrupt`], never other bytes.
 //! * **Cancellation.** Dropping a future leaves the store usable; whether the call took effect is
 //!   then unknown, as after a lost connection.
+//! * **Reading only.** A store that cannot be written answers [`ErrorKind::Unsupported`] to every
+//!   call that would change it.
 //!
 //! `tests/conformance.rs` is this contract as tests; it runs against every store and every wrapper.
 
@@ -29,12 +31,14 @@ use crate::model::{Block, BlockIndex, Digest, Snapshot, SnapshotId, Tags, Volume
 
 pub(crate) mod document;
 mod error;
+mod page;
 pub mod repository;
+pub mod synth;
 mod url;
 pub mod wrap;
 
 pub use error::{Error, ErrorKind, Result};
-pub use url::{InvalidStoreUrl, StoreUrl};
+pub use url::{InvalidStoreUrl, NoRepository, StoreUrl};
 
 /// A store, shared by everything that uses it.
 pub type SharedStore = Arc<dyn SnapshotStore>;
@@ -45,7 +49,10 @@ pub type SharedStore = Arc<dyn SnapshotStore>;
 ///
 /// If it is not there, or is no store that this version can use.
 pub async fn open(url: &StoreUrl) -> Result<SharedStore> {
-    Ok(Arc::new(repository::Repository::open(url.directory()).await?))
+    Ok(match url {
+        StoreUrl::Directory(path) => Arc::new(repository::Repository::open(path).await?),
+        StoreUrl::Synth(recipe) => Arc::new(synth::Synth::new(*recipe)),
+    })
 }
 
 /// Blocks that one page of a listing has at most, as in the EBS direct APIs.

@@ -1,6 +1,7 @@
 //! Running a command.
 
 use std::io::{IsTerminal as _, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -115,7 +116,7 @@ pub(super) fn store_url(global: &Global) -> anyhow::Result<&StoreUrl> {
 }
 
 async fn repository(global: &Global) -> anyhow::Result<Repository> {
-    Ok(Repository::open(store_url(global)?.directory()).await?)
+    Ok(Repository::open(store_url(global)?.directory()?).await?)
 }
 
 async fn init(global: &Global, out: Output, args: &InitArgs) -> anyhow::Result<Exit> {
@@ -123,7 +124,7 @@ async fn init(global: &Global, out: Output, args: &InitArgs) -> anyhow::Result<E
         Some(target) => target,
         None => store_url(global)?,
     };
-    let repository = Repository::create(url.directory()).await?;
+    let repository = Repository::create(url.directory()?).await?;
     let url = url.absolute()?;
     let made = serde_json::json!({ "store": url.to_string(), "id": repository.id() });
     out.result(&made, || vec![format!("{url} is an empty repository")])?;
@@ -206,7 +207,7 @@ async fn download(global: &Global, out: Output, args: &DownloadArgs) -> anyhow::
     let operation = Download {
         id: args.snapshot.clone(),
         path: args.path.clone(),
-        not_in: Some(url.directory().to_owned()),
+        not_in: url.directory().ok().map(Path::to_owned),
     };
     let progress = out.progress("Downloading");
     let done = until_signal(operation.run(store, progress))

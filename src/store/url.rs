@@ -4,12 +4,23 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use super::synth::{self, InvalidRecipe, Recipe};
+
 /// Where snapshots live, as the user says it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreUrl {
     /// A repository in a directory: `file:///srv/snaps`, `/srv/snaps` or `./snaps`.
     Directory(PathBuf),
+    /// Snapshots that are computed: `synth:` or `synth:?size=16TiB`.
+    Synth(Recipe),
 }
+
+/// A store that is not a repository, where one is needed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0} is computed, and no repository: this needs one in a directory, as `/srv/snaps` or `file:///srv/snaps`"
+)]
+pub struct NoRepository(StoreUrl);
 
 /// A text that names no store.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +43,9 @@ pub enum InvalidStoreUrl {
         "{0:?} is not a file URL: one is `file://` and an absolute path, as `file:///srv/snaps`"
     )]
     File(String),
+    /// A `synth:` URL with options that make no sense.
+    #[error(transparent)]
+    Synth(#[from] InvalidRecipe),
 }
 
 impl FromStr for StoreUrl {
@@ -50,6 +64,7 @@ impl FromStr for StoreUrl {
             };
         }
         match text.split_once(':') {
+            Some((synth::SCHEME, _)) => Ok(Self::Synth(text.parse()?)),
             Some((scheme, _)) if is_scheme(scheme) => {
                 Err(InvalidStoreUrl::Scheme { url: text.to_owned(), scheme: scheme.to_owned() })
             }
@@ -71,25 +86,42 @@ impl StoreUrl {
     ///
     /// If the working directory cannot be found out.
     pub fn absolute(&self) -> std::io::Result<Self> {
-        let Self::Directory(path) = self;
-        // A repository may not exist yet (`init`): then its path is made absolute as it is.
-        path.canonicalize().or_else(|_| std::path::absolute(path)).map(Self::Directory)
+        match self {
+            // A repository may not exist yet (`init`): then its path is made absolute as it is.
+            Self::Directory(path) => {
+                path.canonicalize().or_else(|_| std::path::absolute(path)).map(Self::Directory)
+            }
+            Self::Synth(_) => Ok(self.clone()),
+        }
     }
 
     /// The directory of the repository.
-    pub fn directory(&self) -> &Path {
-        let Self::Directory(path) = self;
-        path
+    ///
+    /// # Errors
+    ///
+    /// If it is a store of another kind.
+    pub fn directory(&self) -> Result<&Path, NoRepository> {
+        match self {
+            Self::Directory(path) => Ok(path),
+            Self::Synth(_) => Err(NoRepository(self.clone())),
+        }
+    }
+
+    /// Whether the store can be written at all.
+    pub fn is_writable(&self) -> bool {
+        match self {
+            Self::Directory(_) => true,
+            Self::Synth(_) => false,
+        }
     }
 }
 
 impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self::Directory(path) = self;
-        if path.is_absolute() {
-            write!(f, "file://{}", path.display())
-        } else {
-            path.display().fmt(f)
+        match self {
+            Self::Directory(path) if path.is_absolute() => write!(f, "file://{}", path.display()),
+            Self::Directory(path) => path.display().fmt(f),
+            Self::Synth(recipe) => recipe.fmt(f),
         }
     }
 }
@@ -111,6 +143,19 @@ mod tests {
         ] {
             assert_eq!(text.parse(), Ok(StoreUrl::Directory(path.into())), "{text}");
         }
+    }
+
+    #[test]
+    fn synthetic_stores() {
+        let text = "synth:?size=16TiB&versions=3";
+        let url: StoreUrl = text.parse().unwrap();
+        assert_eq!(url, StoreUrl::Synth(text.parse().unwrap()));
+        assert_eq!(url.to_string().parse(), Ok(url.clone()));
+        assert_eq!(url.absolute().unwrap(), url);
+        let error = url.directory().unwrap_err().to_string();
+        assert!(error.contains(text) && error.contains("/srv/snaps"), "{error}");
+        assert!("synth:?size=x".parse::<StoreUrl>().is_err());
+        assert_eq!("./synth:".parse(), Ok(StoreUrl::Directory("./synth:".into())));
     }
 
     #[test]

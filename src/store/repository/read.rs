@@ -13,9 +13,10 @@ use super::page_list::{self, PageRef, span_of, span_start};
 use super::table::{Entry, Location, Table, u32_at};
 use super::{Repository, pack};
 use crate::model::{Block, BlockIndex, Digest, SnapshotId};
+use crate::store::page::{page_token, start_index};
 use crate::store::{
     BlockPage, BlockToken, ChangedBlock, ChangedPage, Error, ErrorKind, ListFrom, ListedBlock,
-    MAX_PAGE_BLOCKS, PageToken, Result,
+    MAX_PAGE_BLOCKS, Result,
 };
 
 /// Bytes of pages and page lists that a repository keeps in memory, whatever it is used for.
@@ -266,19 +267,6 @@ fn check_page(page: &PageRef, table: &Table) -> Result<()> {
 
 pub(super) fn damaged(name: &str, why: &str) -> Error {
     Error::new(ErrorKind::Corrupt, format!("{name} is damaged: {why}"))
-}
-
-fn start_index(from: &ListFrom) -> Result<BlockIndex> {
-    match from {
-        ListFrom::Index(index) => Ok(*index),
-        ListFrom::Page(PageToken(token)) => token.parse().map(BlockIndex).map_err(|_| {
-            Error::new(ErrorKind::ExpiredToken, format!("{token:?} is not a page token"))
-        }),
-    }
-}
-
-fn page_token(next: BlockIndex) -> PageToken {
-    PageToken(next.to_string())
 }
 
 fn listed(entry: &Entry, token: BlockToken) -> ListedBlock {
