@@ -10,6 +10,7 @@ use fspfs::model::{
     SnapshotState, Tags, VolumeSize,
 };
 use fspfs::store::repository::Repository;
+use fspfs::store::synth::Synth;
 use fspfs::store::wrap::{Call, Corrupt, Count, Delay, Fail, Throttle};
 use fspfs::store::{
     BlockToken, ChangedBlock, CompleteRequest, Error, ErrorKind, ListFrom, ListedBlock,
@@ -32,10 +33,46 @@ async fn repository(wrap: impl Fn(SharedStore) -> SharedStore) -> Place {
     Place { store, other, _dir: dir }
 }
 
-/// Runs every test of `contract` against a place that is made anew for each.
+/// The snapshots of a recipe, each view of them behind what `wrap` puts around it.
+async fn synthetic(url: &str, wrap: impl Fn(SharedStore) -> SharedStore) -> Place {
+    let synth = || wrap(Arc::new(Synth::new(url.parse().unwrap())));
+    Place { store: synth(), other: synth(), _dir: tempfile::tempdir().unwrap() }
+}
+
+/// A repository with three snapshots of a lineage, and one of another.
+async fn filled() -> Place {
+    let place = repository(|store| store).await;
+    let store = &place.store;
+    let old = blocks(&[(0, data(0)), (1, Block::Zero), (2, data(2)), (40_000, data(4))]);
+    let mut request = StartRequest::new(gib(24));
+    snapshot(store, request.clone(), &old).await;
+    for n in 1..=3 {
+        let new = blocks(&[(2, data(n)), (16_383 + n, data(n)), (n, Block::Zero)]);
+        request.parent = Some(snapshot(store, request.clone(), &new).await.id);
+    }
+    place
+}
+
+/// Runs tests against a place that is made anew for each: with `writes` every test of the contract,
+/// on a place that is empty; with `reads` those of `reading`, on one with snapshots; with
+/// `reads_only` these and that nothing can be written.
 macro_rules! conforms {
-    ($store:ident, $place:expr) => {
-        conforms!($store, $place;
+    ($store:ident reads, $place:expr $(; $more:ident)?) => {
+        conforms!($store, $place; reading;
+            $($more,)?
+            each_snapshot_is_listed_once_and_as_it_is_described,
+            what_the_store_does_not_have_is_not_found,
+            any_part_of_a_listing_is_that_part_of_the_whole,
+            blocks_read_the_same_each_time,
+            versions_differ_where_their_blocks_do,
+            a_token_is_for_one_block,
+        );
+    };
+    ($store:ident reads_only, $place:expr) => {
+        conforms!($store reads, $place; nothing_can_be_written);
+    };
+    ($store:ident writes, $place:expr) => {
+        conforms!($store, $place; contract;
             what_is_not_there_is_not_found,
             a_started_snapshot_is_pending_and_unreadable,
             a_completed_snapshot_is_as_it_was_started,
@@ -62,32 +99,39 @@ macro_rules! conforms {
             the_list_has_each_snapshot_once,
         );
     };
-    ($store:ident, $place:expr; $($test:ident),* $(,)?) => {
+    ($store:ident, $place:expr; $tests:ident; $($test:ident),* $(,)?) => {
         mod $store {
             use super::*;
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $test() {
-                    contract::$test(&$place.await).await;
+                    $tests::$test(&$place.await).await;
                 }
             )*
         }
     };
 }
 
-conforms!(in_a_directory, repository(|store| store));
-conforms!(behind_count, repository(|store| Arc::new(Count::new(store))));
-conforms!(behind_delay, repository(|s| Arc::new(Delay::new(s, Duration::from_micros(500)))));
-conforms!(behind_fail, repository(|store| Arc::new(Fail::new(store))));
-conforms!(behind_corrupt, repository(|store| Arc::new(Corrupt::new(store))));
-conforms!(behind_throttle, repository(|store| Arc::new(Throttle::new(store, 1e6, 1e6))));
+conforms!(in_a_directory writes, repository(|store| store));
+conforms!(behind_count writes, repository(|store| Arc::new(Count::new(store))));
+conforms!(behind_delay writes, repository(|s| Arc::new(Delay::new(s, Duration::from_micros(500)))));
+conforms!(behind_fail writes, repository(|store| Arc::new(Fail::new(store))));
+conforms!(behind_corrupt writes, repository(|store| Arc::new(Corrupt::new(store))));
+conforms!(behind_throttle writes, repository(|store| Arc::new(Throttle::new(store, 1e6, 1e6))));
 conforms!(
-    behind_all,
+    behind_all writes,
     repository(|store| {
         let store: SharedStore = Arc::new(Throttle::new(store, 1e6, 1e6));
         Arc::new(Count::new(Arc::new(Fail::new(Arc::new(Corrupt::new(store))))))
     })
 );
+conforms!(filled reads, filled());
+conforms!(synthetic reads_only, synthetic(SPARSE, |store| store));
+conforms!(synthetic_behind_count reads_only, synthetic(SPARSE, |store| Arc::new(Count::new(store))));
+
+/// A synthetic store of which everything can be read in a test.
+const SPARSE: &str =
+    "synth:?size=24GiB&density=0.0005&zeros=0.3&versions=3&changed=20&lineages=2&seed=3";
 
 /// A block that differs from those of other numbers.
 fn data(number: u32) -> Block {
@@ -702,6 +746,148 @@ mod contract {
                 assert_eq!(snapshot, expected[&snapshot.id]);
             }
         }
+    }
+}
+
+/// The part of the contract that holds for snapshots which are there, however they came to be.
+mod reading {
+    use super::*;
+
+    pub(super) async fn each_snapshot_is_listed_once_and_as_it_is_described(
+        Place { store, other, .. }: &Place,
+    ) {
+        let mut all = listed(store).await;
+        assert!(all.len() >= 4);
+        for snapshot in &all {
+            assert_eq!(&store.describe(&snapshot.id).await.unwrap(), snapshot);
+            assert_eq!(&other.describe(&snapshot.id).await.unwrap(), snapshot);
+            let lineage = |id| all.iter().find(|s| s.id == id).map(|s| &s.lineage);
+            if let Some(parent) = &snapshot.parent {
+                assert_eq!(lineage(parent.clone()), Some(&snapshot.lineage));
+            }
+        }
+        let count = all.len();
+        all.sort_by(|a, b| a.id.cmp(&b.id));
+        all.dedup_by(|a, b| a.id == b.id);
+        assert_eq!(all.len(), count);
+    }
+
+    pub(super) async fn what_the_store_does_not_have_is_not_found(Place { store, .. }: &Place) {
+        let none = id("snap-00000000000000000");
+        let there = listed(store).await.swap_remove(0).id;
+        let from = || ListFrom::Index(BlockIndex::ZERO);
+        assert_eq!(kind(store.describe(&none).await), ErrorKind::NotFound);
+        assert_eq!(kind(store.list_blocks(&none, from(), 1).await), ErrorKind::NotFound);
+        for (first, second) in [(&none, &there), (&there, &none)] {
+            let changed = store.list_changed_blocks(first, second, from(), 1).await;
+            assert_eq!(kind(changed), ErrorKind::NotFound);
+        }
+        let token = BlockToken(bytes::Bytes::from_static(b"none"));
+        let got = store.get_block(&none, BlockIndex(0), &token).await;
+        assert!(matches!(kind(got), ErrorKind::NotFound | ErrorKind::ExpiredToken));
+    }
+
+    pub(super) async fn any_part_of_a_listing_is_that_part_of_the_whole(
+        Place { store, .. }: &Place,
+    ) {
+        for snapshot in listed(store).await {
+            let id = &snapshot.id;
+            let all = listing(store, id, 0, MAX_PAGE_BLOCKS).await;
+            assert!(all.iter().all(|block| snapshot.volume_size.contains(block.index)));
+            let end = snapshot.volume_size.blocks().0;
+            let middle = all[all.len() / 2].index.0;
+            for from in [0, 1, middle, middle + 1, 16_384, end - 1, end] {
+                for max in [1, 7, MAX_PAGE_BLOCKS] {
+                    let part = listing(store, id, from, max).await;
+                    let place = all.partition_point(|block| block.index.0 < from);
+                    assert_eq!(part, all[place..], "{id} from {from} by {max}");
+                }
+            }
+        }
+    }
+
+    pub(super) async fn blocks_read_the_same_each_time(Place { store, other, .. }: &Place) {
+        for snapshot in listed(store).await {
+            let content = super::content(store, &snapshot.id).await;
+            assert_eq!(super::content(other, &snapshot.id).await, content);
+            let zeros = content.values().filter(|block| block.is_zero()).count() as u64;
+            assert!(snapshot.zero_blocks.is_none_or(|blocks| blocks == zeros));
+            let data = content.len() as u64 - zeros;
+            assert!(snapshot.data_blocks.is_none_or(|blocks| blocks == data));
+        }
+    }
+
+    pub(super) async fn versions_differ_where_their_blocks_do(Place { store, .. }: &Place) {
+        let mut all = Vec::new();
+        for snapshot in listed(store).await {
+            let content = super::content(store, &snapshot.id).await;
+            all.push((snapshot, content));
+        }
+        let read = |blocks: &Blocks, x: u32| blocks.get(&x).cloned().unwrap_or(Block::Zero);
+        for (one, old) in &all {
+            for (two, new) in &all {
+                let changed = match changes(store, &one.id, &two.id, 0, 9).await {
+                    Err(error) if one.lineage != two.lineage => {
+                        assert_eq!(error.kind(), ErrorKind::Invalid);
+                        continue;
+                    }
+                    changed => changed.unwrap(),
+                };
+                let indexes: Vec<_> = changed.iter().map(|block| block.index.0).collect();
+                let union: BTreeMap<_, _> = old.iter().chain(new).collect();
+                let differ = union.into_keys().filter(|&&x| read(old, x) != read(new, x));
+                assert_eq!(indexes, differ.copied().collect::<Vec<_>>());
+                for ChangedBlock { index, first, second } in changed {
+                    for (listed, id, blocks) in [(first, &one.id, old), (second, &two.id, new)] {
+                        let block = blocks.get(&index.0);
+                        assert_eq!(listed.is_some(), block.is_some());
+                        let (Some(listed), Some(block)) = (listed, block) else { continue };
+                        let got = store.get_block(id, index, &listed.token).await.unwrap();
+                        assert_eq!(&got, block);
+                    }
+                }
+                let from = indexes.get(indexes.len() / 2).map_or(5, |index| index + 1);
+                let rest = changes(store, &one.id, &two.id, from, 2).await.unwrap();
+                let rest: Vec<_> = rest.iter().map(|block| block.index.0).collect();
+                assert_eq!(rest, indexes[indexes.partition_point(|&x| x < from)..]);
+            }
+        }
+    }
+
+    pub(super) async fn a_token_is_for_one_block(Place { store, .. }: &Place) {
+        let id = listed(store).await.swap_remove(0).id;
+        let listed = listing(store, &id, 0, 2).await;
+        let (one, two) = (&listed[0], &listed[1]);
+        assert_ne!(one.token, two.token);
+        let garbage = BlockToken(bytes::Bytes::from_static(b"garbage"));
+        for (index, token) in
+            [(one.index, &two.token), (two.index, &one.token), (one.index, &garbage)]
+        {
+            let got = store.get_block(&id, index, token).await;
+            assert_eq!(kind(got), ErrorKind::ExpiredToken);
+        }
+        let page = || ListFrom::Page(PageToken("garbage".to_owned()));
+        assert_eq!(kind(store.list_blocks(&id, page(), 10).await), ErrorKind::ExpiredToken);
+        let changed = store.list_changed_blocks(&id, &id, page(), 10).await;
+        assert_eq!(kind(changed), ErrorKind::ExpiredToken);
+    }
+
+    pub(super) async fn nothing_can_be_written(Place { store, .. }: &Place) {
+        let there = listed(store).await.swap_remove(0);
+        for id in [&there.id, &id("snap-00000000000000000")] {
+            let request = StartRequest { parent: Some(id.clone()), ..StartRequest::new(gib(1)) };
+            let put = store.put_block(id, BlockIndex(0), data(1)).await;
+            let outcomes = [
+                kind(store.start(request).await),
+                kind(put),
+                kind(store.flush(id).await),
+                kind(store.complete(id, count(&Blocks::new())).await),
+                kind(store.delete(id).await),
+                kind(store.set_tags(id, Tags::new()).await),
+            ];
+            assert_eq!(outcomes, [ErrorKind::Unsupported; 6]);
+        }
+        assert_eq!(store.describe(&there.id).await.unwrap(), there);
     }
 }
 
