@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
+use std::future::{Ready, ready};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,9 +35,9 @@ async fn repository(wrap: impl Fn(SharedStore) -> SharedStore) -> Place {
 }
 
 /// The snapshots of a recipe, each view of them behind what `wrap` puts around it.
-async fn synthetic(url: &str, wrap: impl Fn(SharedStore) -> SharedStore) -> Place {
+fn synthetic(url: &str, wrap: impl Fn(SharedStore) -> SharedStore) -> Ready<Place> {
     let synth = || wrap(Arc::new(Synth::new(url.parse().unwrap())));
-    Place { store: synth(), other: synth(), _dir: tempfile::tempdir().unwrap() }
+    ready(Place { store: synth(), other: synth(), _dir: tempfile::tempdir().unwrap() })
 }
 
 /// A repository with three snapshots of a lineage, and one of another.

@@ -86,7 +86,9 @@ impl Synth {
         blocks: &[(BlockIndex, Kind)],
     ) -> impl Iterator<Item = ListedBlock> {
         let mut tokens = BytesMut::with_capacity(blocks.len() * TOKEN_LEN);
-        blocks.iter().for_each(|(index, _)| tokens.put_slice(&self.token(version, *index)));
+        for (index, _) in blocks {
+            tokens.put_slice(&self.token(version, *index));
+        }
         let tokens = tokens.freeze();
         blocks.iter().enumerate().map(move |(n, &(index, kind))| ListedBlock {
             index,

@@ -118,7 +118,7 @@ proptest! {
                 let [(_, old), (_, new)] = pair else { unreachable!("windows of two") };
                 // The formula of the documents.
                 let offset = (n as u64 + 1) * 2_654_435_761 % 2048;
-                let formula = (0..u64::from(changed)).map(|i| (i * 2048 + offset) / changed as u64);
+                let formula = (0..u64::from(changed)).map(|i| (i * 2048 + offset) / u64::from(changed));
                 let formula: Vec<_> = formula.map(|x| u32::try_from(x).unwrap()).collect();
                 assert_eq!(differ(old, new), formula, "{url}");
                 assert!(old.keys().all(|x| new.contains_key(x)), "nothing goes away");

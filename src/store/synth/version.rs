@@ -177,6 +177,25 @@ mod tests {
     }
 
     #[test]
+    fn a_difference_tells_what_was_there_before() {
+        // So many changes that most blocks are changed more than once.
+        let url = "synth:?size=1GiB&density=0.3&zeros=0.5&versions=4&changed=900";
+        for older in 1..4 {
+            let old = version(url, 1, older);
+            let blocks = old.page(BlockIndex::ZERO, usize::MAX).blocks;
+            let kind = |index| {
+                let place = blocks.binary_search_by_key(&index, |(index, _)| *index);
+                place.map_or(Kind::Hole, |place| blocks[place].1)
+            };
+            let page = old.changes_to(&version(url, 1, 4), BlockIndex::ZERO, usize::MAX);
+            assert!(page.blocks.len() >= 900);
+            for (index, was) in page.blocks {
+                assert_eq!(was, kind(index), "block {index} of version {older}");
+            }
+        }
+    }
+
+    #[test]
     fn densities_are_those_of_the_url() {
         let version = version("synth:?size=64GiB&density=0.25&zeros=0.5&lineages=2", 2, 1);
         let page = version.page(BlockIndex::ZERO, usize::MAX);
