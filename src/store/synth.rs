@@ -236,6 +236,7 @@ impl Version {
             description: format!("version {number} of lineage {family}, computed by {recipe}"),
             start_time: Timestamp::from_second(FIRST_START + hours * BETWEEN_STARTS)
                 .expect("it is in this century"),
+            completion_time: None,
             tags: Tags::from([(NAME_TAG.to_owned(), name)]),
             encrypted: false,
             content_digest: None,

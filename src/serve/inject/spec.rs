@@ -185,7 +185,9 @@ fn operation(text: &str) -> Result<Operation, String> {
         "get" => Operation::GetSnapshotBlock,
         "ec2" => Operation::Query,
         _ => {
-            return Err("operations are start, put, complete, list, changed, get and ec2".to_owned());
+            return Err(
+                "operations are start, put, complete, list, changed, get and ec2".to_owned()
+            );
         }
     })
 }
