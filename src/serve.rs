@@ -40,7 +40,7 @@ pub const DEFAULT_ACCOUNT: &str = "000000000000";
 pub const DEFAULT_REGION: &str = "us-east-1";
 
 /// Memory for blocks, unless other is given.
-pub const DEFAULT_MEMORY: usize = 64 << 20;
+pub const DEFAULT_MEMORY: usize = 32 << 20;
 
 /// Who may ask.
 #[derive(Debug)]

@@ -38,6 +38,10 @@ const SAVED_ELSEWHERE_TRIES: u32 = 2;
 /// Pages of listings that are made or sent at the same time; each has up to 2 MB.
 const MAX_LISTINGS: usize = 16;
 
+/// Blocks that are being put into the store at the same time. Each takes a second buffer there, and
+/// more than the cores can compress do not make it faster.
+const MAX_PUTS: usize = 8;
+
 /// The tag that remembers that a snapshot was asked to be encrypted, and with which key, in a store
 /// that does not encrypt. Clients do not see it.
 pub(super) const KMS_TAG: &str = "fspfs:serve:kms-key";
@@ -56,6 +60,7 @@ pub(super) struct Endpoint {
     pub(super) metrics: Arc<Metrics>,
     /// One permit a page of a listing.
     pub(super) listings: Arc<Semaphore>,
+    puts: Semaphore,
     /// Tags are read, changed and written by one request at a time.
     pub(super) tagging: tokio::sync::Mutex<()>,
     pending: Duration,
@@ -106,6 +111,7 @@ impl Endpoint {
             blocks: Cache::new(options.memory),
             metrics: Arc::default(),
             listings: Arc::new(Semaphore::new(MAX_LISTINGS)),
+            puts: Semaphore::new(MAX_PUTS),
             tagging: tokio::sync::Mutex::default(),
             pending: options.pending,
             seen: Mutex::new(LruCache::new(MAX_SNAPSHOTS)),
@@ -201,7 +207,9 @@ impl Endpoint {
     /// die, the completion would otherwise not notice that it was lost. A first one is saved within
     /// a second, and noticed missing by the count of blocks.
     pub(super) async fn put(&self, id: &SnapshotId, index: BlockIndex, block: Block) -> Result<()> {
+        let permit = self.puts.acquire().await.expect("it is never closed");
         self.store.put_block(id, index, block).await?;
+        drop(permit);
         let first = {
             let mut written = self.written();
             let written = written.get_or_insert_mut(id.clone(), Written::default);
