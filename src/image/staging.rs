@@ -16,7 +16,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::model::{BLOCK_SIZE_U64, Digest};
+use crate::model::{BLOCK_SIZE_U64, Block, BlockBuffer, BlockIndex, Digest};
 use crate::store::document;
 
 pub(crate) mod files;
@@ -347,27 +347,33 @@ impl Files {
         if data.metadata()?.len() < data_len {
             return Err(map::Unusable::Damaged("its data was cut off"));
         }
-        map.trim()?;
+        let strays = files::strays(&data, &marks)?;
+        let files = Self { id, data, map: map.into(), sums, paths };
+        // A data file that is another one's must not lose anything by what this map says.
+        if !strays.is_empty() {
+            // What another run did not sync may be missing: that is no reason to refuse the rest.
+            let (_, synced, _) = map::MapFile::open(&files.paths[1], id, same_run, true)?;
+            for index in &marks.hashed & &synced.hashed {
+                if !files.is_vouched_for(index)? {
+                    return Err(map::Unusable::Damaged("a block is not what was written"));
+                }
+            }
+        }
+        files.lock_map().trim()?;
         // A crash may have left bytes that no record speaks of; what is written next to them would
         // bring them to light.
-        let mut at = 0;
-        while let Some(found) = files::next_data(&data, at)? {
-            if found >= data.metadata()?.len() {
-                break;
-            }
-            let index = u32::try_from(found / BLOCK_SIZE_U64).unwrap_or(u32::MAX);
-            let (mark, end) = marks.run(index, u32::MAX);
-            let end = u64::from(end) * BLOCK_SIZE_U64;
-            if mark != Some(map::Mark::Staged) {
-                files::punch(&data, u64::from(index) * BLOCK_SIZE_U64, end)?;
-            }
-            at = end;
+        for stray in strays {
+            files::punch(&files.data, stray.start, stray.end)?;
         }
-        Ok((Arc::new(Self { id, data, map: map.into(), sums, paths }), marks))
+        Ok((Arc::new(files), marks))
+    }
+
+    fn lock_map(&self) -> std::sync::MutexGuard<'_, map::MapFile> {
+        self.map.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     pub(crate) fn append(&self, records: &[map::Record]) -> io::Result<()> {
-        self.map.lock().unwrap_or_else(std::sync::PoisonError::into_inner).append(records)
+        self.lock_map().append(records)
     }
 
     /// Notes the SHA-256 of a block, to be vouched for by a record of the map.
@@ -381,20 +387,32 @@ impl Files {
         Ok(Digest(sum))
     }
 
+    /// Whether a block is what its sum says, which the map vouches for.
+    pub(crate) fn is_vouched_for(&self, index: u32) -> io::Result<bool> {
+        let mut buffer = BlockBuffer::block();
+        files::read_padded(&self.data, &mut buffer, BlockIndex(index).offset())?;
+        let sum = match self.read_sum(index) {
+            // The sums were cut off.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+            sum => sum?,
+        };
+        Ok(sum == Block::new(buffer.freeze()).digest())
+    }
+
     /// Makes data, sums and map durable.
     pub(crate) fn sync(&self) -> io::Result<()> {
         // What somebody appends meanwhile is not vouched for.
         let len = self.data.metadata()?.len();
         self.data.sync_data()?;
         self.sums.sync_data()?;
-        self.map.lock().unwrap_or_else(std::sync::PoisonError::into_inner).sync(len)
+        self.lock_map().sync(len)
     }
 
     /// Changes the length of the data.
     pub(crate) fn set_len(&self, len: u64) -> io::Result<()> {
         if len < self.data.metadata()?.len() {
             // First the map, which vouches for a length.
-            self.map.lock().unwrap_or_else(std::sync::PoisonError::into_inner).sync(len)?;
+            self.lock_map().sync(len)?;
         }
         self.data.set_len(len)
     }

@@ -2,11 +2,15 @@
 
 use std::fs::{DirBuilder, File};
 use std::io::{self, Write as _};
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{Whence, lseek};
+
+use super::map::{Mark, Marks};
+use crate::model::{BlockIndex, MAX_VOLUME_BYTES};
 
 /// Makes a private directory, with those above it.
 pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
@@ -69,6 +73,21 @@ pub(crate) fn next_data(file: &File, at: u64) -> io::Result<Option<u64>> {
         Err(nix::Error::EINVAL | nix::Error::EOPNOTSUPP) => Ok(Some(at)),
         Err(error) => Err(error.into()),
     }
+}
+
+/// The ranges of a data file that may hold data, and that its map does not call staged.
+pub(crate) fn strays(data: &File, marks: &Marks) -> io::Result<Vec<Range<u64>>> {
+    let len = data.metadata()?.len().min(MAX_VOLUME_BYTES);
+    let (mut strays, mut at) = (Vec::new(), 0);
+    while let Some(found) = next_data(data, at)?.filter(|found| *found < len) {
+        let index = BlockIndex::containing(found);
+        let (mark, end) = marks.run(index.0, u32::MAX);
+        at = BlockIndex(end).offset();
+        if mark != Some(Mark::Staged) {
+            strays.push(index.offset()..at);
+        }
+    }
+    Ok(strays)
 }
 
 /// Reads a range; what is behind the end of the file is zeros.

@@ -215,9 +215,7 @@ fn check(mut world: World, directories: &[PathBuf; 2], data: &Path, swapped: boo
     }
     let told = log.text().contains(name(0));
     assert!(told, "{case}: nothing tells of {}: {errors}\n{}", name(0), log.text());
-    // Of a file that another image's has taken the place of, what the map does not speak of goes.
-    let ours = !case.contains("Data, Foreign") && !case.contains("Data, Swapped");
-    assert!(!ours || std::fs::read(data).ok() == staged, "{case}: data is deleted or changed");
+    assert!(std::fs::read(data).ok() == staged, "{case}: data is deleted or changed");
 }
 
 #[rstest]
