@@ -161,6 +161,8 @@ struct Inner {
     starting: usize,
     /// Somebody puts, or waits for the store.
     running: bool,
+    /// Times that this began.
+    runs: u64,
     /// The document, or a name of it, may not be durable.
     unsynced: bool,
 }
@@ -224,6 +226,7 @@ impl WorkingImage {
                 direct: 0,
                 starting: 0,
                 running: false,
+                runs: 0,
                 unsynced: true,
             };
             let image = Self::with(shop, directory, inner);

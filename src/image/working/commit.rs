@@ -21,6 +21,9 @@ const ASK_AT_MOST: Duration = Duration::from_secs(10);
 /// Why there is no snapshot of an image without a byte.
 pub(super) const EMPTY: &str = "it is empty: no snapshot was made";
 
+/// Why a commit ended that nothing else is known of.
+const DIED: &str = "the commit died";
+
 /// What asking for a commit led to.
 #[derive(Debug)]
 pub(super) enum Begun {
@@ -277,20 +280,22 @@ impl WorkingImage {
 
     /// Commits what is frozen, in the background, if that is not under way.
     pub(super) fn go_on(self: &Arc<Self>) {
-        let start = {
+        let run = {
             let mut state = self.state();
             state.trouble = None;
             state.notice = None;
-            !std::mem::replace(&mut state.running, true)
+            let start = !std::mem::replace(&mut state.running, true);
+            state.runs += u64::from(start);
+            start.then(|| Run { image: Arc::clone(self), number: state.runs })
         };
-        if start {
-            let image = Arc::clone(self);
+        if let Some(run) = run {
             tokio::spawn(async move {
-                let commits = tokio::spawn(Arc::clone(&image).commit_all());
-                // Whoever waits for it must be told, whatever happens.
+                let image = &run.image;
+                let commits = tokio::spawn(Arc::clone(image).commit_all());
                 if commits.await.is_err() {
-                    image.fail(Error::Interrupted("the commit died".to_owned())).await;
+                    image.fail(Error::Interrupted(DIED.to_owned())).await;
                 }
+                image.tidy();
             });
         }
     }
@@ -317,7 +322,6 @@ impl WorkingImage {
                 }
             }
         }
-        self.tidy();
     }
 
     /// Commits the lowest generation, and waits until the store is done with it.
@@ -391,18 +395,17 @@ impl WorkingImage {
     }
 
     /// Keeps what could not be committed.
-    async fn fail(self: &Arc<Self>, error: Error) {
+    pub(super) async fn fail(self: &Arc<Self>, error: Error) {
         let name = self.name();
         let cancelled = matches!(error, Error::Cancelled);
         tracing::error!("{name} could not be committed: {error}");
         let abort = {
             let mut state = self.state();
-            let layer = &mut state.layers[0];
-            let abort = cancelled.then(|| layer.pending()).flatten();
-            if cancelled {
+            state.layers.first_mut().filter(|_| cancelled).and_then(|layer| {
+                let abort = layer.pending();
                 layer.renew();
-            }
-            abort
+                abort
+            })
         };
         if let Some(id) = abort {
             self.abort(&id).await;
@@ -411,7 +414,7 @@ impl WorkingImage {
         let kept = blocking(move || {
             let (files, hash) = {
                 let state = image.state();
-                let layer = &state.layers[0];
+                let Some(layer) = state.layers.first() else { return Ok(()) };
                 let hash = &layer.marks.staged - &layer.marks.hashed;
                 (Arc::clone(&layer.files), hash)
             };
@@ -424,27 +427,13 @@ impl WorkingImage {
         if let Err(error) = &kept {
             tracing::error!("what is staged of {name} may not survive a power cut: {error}");
         }
-        let commits: Vec<_> = {
-            let mut state = self.state();
-            state.trouble = Some(if cancelled {
-                Trouble::Interrupted(error.to_string())
-            } else {
-                Trouble::Failed(error.to_string())
-            });
-            state.running = false;
-            // With another one over it, it stays what that one is over.
-            state.layers[0].frozen = state.layers.len() > 1;
-            state.layers[0].durable = kept.is_ok();
-            let commits = state.layers.iter_mut().map(|layer| std::mem::take(&mut layer.commit));
-            commits.collect()
-        };
+        let trouble = if cancelled { Trouble::Interrupted } else { Trouble::Failed };
+        let commits = self.state().stop(trouble(error.to_string()), kept.is_ok());
         if let Err(error) = self.recorded(true).await {
             tracing::error!("{error}");
         }
         for commit in commits {
-            if commit.outcome.borrow().is_none() {
-                commit.end(Err(error.clone()));
-            }
+            commit.end_if_open(&error);
         }
     }
 
@@ -479,7 +468,44 @@ impl Drop for Starting {
     }
 }
 
+/// Commits that are under way, one after the other. Whatever becomes of them, they are not when this
+/// is dropped, and whoever waits for one is told.
+pub(super) struct Run {
+    pub(super) image: Arc<WorkingImage>,
+    pub(super) number: u64,
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        let commits = {
+            let mut state = self.image.state();
+            // Another run may have begun since this one came to its end.
+            if !state.running || state.runs != self.number {
+                return;
+            }
+            state.stop(Trouble::Failed(DIED.to_owned()), false)
+        };
+        for commit in commits {
+            commit.end_if_open(&Error::Interrupted(DIED.to_owned()));
+        }
+    }
+}
+
 impl super::Inner {
+    /// Ends a run of commits that went wrong; the commits that were to be made.
+    fn stop(&mut self, trouble: Trouble, durable: bool) -> Vec<Arc<Commit>> {
+        self.running = false;
+        let is_under_another = self.layers.len() > 1;
+        // What was not frozen was not to be committed.
+        if let Some(layer) = self.layers.first_mut().filter(|layer| layer.frozen) {
+            // With another one over it, it stays what that one is over.
+            layer.frozen = is_under_another;
+            layer.durable = durable;
+            self.trouble = Some(trouble);
+        }
+        self.layers.iter_mut().map(|layer| std::mem::take(&mut layer.commit)).collect()
+    }
+
     /// The commit that puts blocks, if there is one.
     pub(super) fn putting(&self) -> Option<&Arc<Commit>> {
         let frozen = self.layers.iter().filter(|layer| self.running && layer.frozen);

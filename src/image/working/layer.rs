@@ -52,6 +52,13 @@ impl Commit {
         self.outcome.send_replace(Some(outcome));
     }
 
+    /// Ends it with an error, unless it has ended.
+    pub(super) fn end_if_open(&self, error: &Error) {
+        if self.outcome.borrow().is_none() {
+            self.end(Err(error.clone()));
+        }
+    }
+
     /// Waits for the end.
     pub(super) async fn wait(&self) -> Result<SnapshotId> {
         let mut outcome = self.outcome.subscribe();

@@ -108,6 +108,7 @@ impl WorkingImage {
             direct: 0,
             starting: 0,
             running: false,
+            runs: 0,
             unsynced: true,
         };
         Ok(Some(Self::with(Arc::clone(shop), directory.to_owned(), inner)))

@@ -2,6 +2,7 @@
 
 mod content;
 mod damage;
+mod failures;
 mod property;
 mod trap;
 mod world;

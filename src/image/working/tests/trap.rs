@@ -20,6 +20,8 @@ pub(super) enum Fault {
     Fail,
     /// The call is made, and its answer lost.
     Lose,
+    /// The call is not made, and whoever makes it dies.
+    Panic,
     /// The call is not made before it is let go.
     HangBefore,
     /// The call is made, and not answered before it is let go.
@@ -114,6 +116,7 @@ impl Trap {
         let fault = self.fault(call);
         match fault {
             Some(Fault::Fail) => return failed(),
+            Some(Fault::Panic) => panic!("as planned"),
             Some(Fault::HangBefore) => self.hang().await,
             _ => {}
         }
