@@ -126,22 +126,17 @@ fn attributes_that_cannot_be_are_refused() {
         assert_eq!(set(name, value), invalid, "{name}");
     }
     assert_eq!(set("user.other", "x"), unsupported);
-    for n in 0..50 {
-        let _ = xattr::set(&path, format!("user.fspfs.tag.k{n}"), b"v");
+    // Our own ones need room beside them.
+    for n in 0..48 {
+        xattr::set(&path, format!("user.fspfs.tag.k{n}"), b"v").unwrap();
     }
-    assert_eq!(set("user.fspfs.tag.one-more", "x"), invalid);
+    assert_eq!(set("user.fspfs.tag.one-more", "x"), Errno::ENOSPC as i32);
     assert_eq!(mount.told(".x", "state"), "dirty");
     // A parent that is not there is known when it is committed.
     xattr::set(&path, "user.fspfs.parent", b"snap-0123456789abcdef0").unwrap();
     let said = sandbox.fails(&["commit", "mnt/new/.x"]);
     assert!(said.contains("snap-0123456789abcdef0"), "{said}");
     xattr::remove(&path, "user.fspfs.parent").unwrap();
-    // Our own ones need room beside them.
-    let said = sandbox.fails(&["commit", "mnt/new/.x"]);
-    assert!(said.contains("tags are too many"), "{said}");
-    for n in 0..2 {
-        xattr::remove(&path, format!("user.fspfs.tag.k{n}")).unwrap();
-    }
     sandbox.ok(&["commit", "mnt/new/.x"]);
     mount.unmount();
 }
@@ -165,6 +160,22 @@ fn a_staging_directory_that_cannot_be_used_is_told_at_once() {
         assert!(support::mounts_below(&sandbox.join("mnt")).is_empty());
     }
     assert!(Path::new(&sandbox.join("file")).is_file());
+}
+
+#[test]
+fn tags_that_no_snapshot_can_have_are_refused_at_the_mount() {
+    let sandbox = Sandbox::with_store();
+    let tags: Vec<String> = (0..49).map(|n| format!("--tag=k{n}=v")).collect();
+    let long = format!("--tag=k={}", "v".repeat(256));
+    let description = format!("--description={}", "d".repeat(256));
+    for (options, says) in [
+        (tags.iter().map(String::as_str).collect(), "tags are too many"),
+        (vec![&long[..]], "the value of the tag"),
+        (vec![&description[..]], "255 characters"),
+    ] {
+        let said = sandbox.fails(&[&["mount"], &options[..], &["mnt"]].concat());
+        assert!(said.contains("cannot mount at") && said.contains(says), "{said}");
+    }
 }
 
 #[test]

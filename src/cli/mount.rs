@@ -19,6 +19,9 @@ const WAITING_THREADS: usize = 48;
 pub(super) fn mount(global: &Global, args: &MountArgs) -> anyhow::Result<Exit> {
     let url = store_url(global)?.absolute()?;
     let mount_point = std::path::absolute(&args.mount_point)?;
+    if let Err(why) = settings(&args.writing).check() {
+        anyhow::bail!("cannot mount at {}: {why}", mount_point.display());
+    }
     if args.foreground || args.daemon {
         return serve(global, &url, args, &mount_point);
     }
@@ -176,15 +179,19 @@ fn writing(args: &WritingArgs) -> mount::Writing {
     mount::Writing {
         staging: args.staging.clone(),
         limit: args.staging_limit.unwrap_or(u64::MAX),
-        settings: Settings {
-            commit_at_close: args.commit == CommitWhen::Close,
-            full_copy: args.full_copy,
-            encrypted_holes: args.encrypted_holes == EncryptedHoles::Write,
-            description: args.description.clone(),
-            tags: args.tags.iter().cloned().collect(),
-            encrypted: args.encrypted,
-            kms_key: args.kms_key_id.clone(),
-            ..Settings::default()
-        },
+        settings: settings(args),
+    }
+}
+
+fn settings(args: &WritingArgs) -> Settings {
+    Settings {
+        commit_at_close: args.commit == CommitWhen::Close,
+        full_copy: args.full_copy,
+        encrypted_holes: args.encrypted_holes == EncryptedHoles::Write,
+        description: args.description.clone(),
+        tags: args.tags.iter().cloned().collect(),
+        encrypted: args.encrypted,
+        kms_key: args.kms_key_id.clone(),
+        ..Settings::default()
     }
 }

@@ -79,7 +79,9 @@ pub(super) fn file_attr(attributes: &Attributes) -> FileAttr {
 
 fn of_working(error: &working::Error) -> Errno {
     match error {
-        working::Error::Limit(_) | working::Error::DiskFull => Errno::ENOSPC,
+        working::Error::Limit(_) | working::Error::DiskFull | working::Error::TooManyTags(_) => {
+            Errno::ENOSPC
+        }
         working::Error::TooLarge => Errno::EFBIG,
         working::Error::Busy => Errno::EBUSY,
         working::Error::Cancelled => Errno::ECANCELED,

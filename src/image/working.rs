@@ -21,7 +21,9 @@ use super::staging::Staging;
 use super::staging::record::{self, GenerationRecord, ImageRecord, Trouble, Wishes, boot};
 use super::{Image, Reader};
 use crate::cache::Cache;
-use crate::model::{BLOCK_SIZE_U64, BlockIndex, SnapshotId, SnapshotState, Tags};
+use crate::model::{
+    BLOCK_SIZE_U64, BlockIndex, LENGTH_TAG, NAME_TAG, SnapshotId, SnapshotState, Tags, check_tags,
+};
 use crate::store::{ErrorKind, SharedStore};
 
 mod attributes;
@@ -83,6 +85,28 @@ impl Default for Settings {
             encrypted: false,
             kms_key: None,
         }
+    }
+}
+
+impl Settings {
+    /// Checks what every snapshot would be refused for.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong, for people.
+    pub fn check(&self) -> std::result::Result<(), String> {
+        attributes::check_description(self.description.as_deref())?;
+        check_tags(&self.tags_of(NAME_TAG, &Tags::new())).map_err(|e| e.to_string())
+    }
+
+    /// The tags of a snapshot that is made under a `name`, with the image's `own`; room for the length
+    /// is kept.
+    fn tags_of(&self, name: &str, own: &Tags) -> Tags {
+        let mut tags = self.tags.clone();
+        tags.entry(NAME_TAG.to_owned()).or_insert_with(|| name::stem(name).to_owned());
+        tags.extend(own.clone());
+        tags.insert(LENGTH_TAG.to_owned(), String::new());
+        tags
     }
 }
 

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::{Error, Inner, Result, Trouble, WorkingImage};
-use crate::model::{BLOCK_SIZE_U64, MAX_DESCRIPTION_CHARS, SnapshotId, Tags, check_tags};
+use crate::model::{
+    BLOCK_SIZE_U64, InvalidTags, MAX_DESCRIPTION_CHARS, MAX_TAGS, SnapshotId, Tags, check_tags,
+};
 
 /// Where a working image is between two snapshots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,7 +162,8 @@ impl WorkingImage {
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`] if there is no such attribute, if the value cannot be, or if it is too late.
+    /// [`Error::Refused`] if there is no such attribute, if the value cannot be, or if it is too late;
+    /// [`Error::TooManyTags`] if no snapshot could have all of its tags.
     pub async fn wish(self: &Arc<Self>, name: &str, value: Option<&str>) -> Result<()> {
         {
             let mut state = self.state();
@@ -169,11 +172,7 @@ impl WorkingImage {
             let mut wishes = state.wishes.clone();
             match name {
                 "description" => {
-                    if value.is_some_and(|text| text.chars().count() > MAX_DESCRIPTION_CHARS) {
-                        return refuse(format!(
-                            "a description has at most {MAX_DESCRIPTION_CHARS} characters"
-                        ));
-                    }
+                    check_description(value).map_err(Error::Refused)?;
                     wishes.description = value.map(str::to_owned);
                 }
                 "parent" | "encrypted" | "kms-key" if late => {
@@ -197,7 +196,13 @@ impl WorkingImage {
                 }
                 "kms-key" => wishes.kms_key = value.map(str::to_owned),
                 _ => match name.strip_prefix("tag.") {
-                    Some(key) => set_tag(&mut wishes.tags, key, value)?,
+                    Some(key) => {
+                        set_tag(&mut wishes.tags, key, value)?;
+                        let all = self.shop.settings.tags_of(&state.name, &wishes.tags).len();
+                        if value.is_some() && all > MAX_TAGS {
+                            return Err(Error::TooManyTags(all));
+                        }
+                    }
                     None => return refuse(format!("there is no attribute {name:?} to set")),
                 },
             }
@@ -215,5 +220,16 @@ fn set_tag(tags: &mut Tags, key: &str, value: Option<&str>) -> Result<()> {
         Some(value) => tags.insert(key.to_owned(), value.to_owned()),
         None => tags.remove(key),
     };
-    check_tags(tags).map_err(|e| Error::Refused(e.to_string()))
+    match check_tags(tags) {
+        // They are counted with those that are not the image's own.
+        Ok(()) | Err(InvalidTags::TooMany(_)) => Ok(()),
+        Err(error) => Err(Error::Refused(error.to_string())),
+    }
+}
+
+pub(super) fn check_description(text: Option<&str>) -> std::result::Result<(), String> {
+    if text.is_some_and(|text| text.chars().count() > MAX_DESCRIPTION_CHARS) {
+        return Err(format!("a description has at most {MAX_DESCRIPTION_CHARS} characters"));
+    }
+    Ok(())
 }

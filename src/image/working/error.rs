@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::super::staging::NoRoom;
 use crate::cache::SharedError;
+use crate::model::MAX_TAGS;
 use crate::store;
 
 /// What came of a request.
@@ -62,6 +63,11 @@ pub enum Error {
         /// What is wrong.
         why: String,
     },
+    /// More tags than a snapshot can have.
+    #[error(
+        "{0} tags are too many: a snapshot has at most {MAX_TAGS}, with its name, its length and those that --tag gives it"
+    )]
+    TooManyTags(usize),
     /// An attribute that cannot be set, or no longer.
     #[error("{0}")]
     Refused(String),

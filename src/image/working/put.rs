@@ -9,7 +9,6 @@ use roaring::RoaringBitmap;
 use tokio::task::JoinHandle;
 
 use super::layer::Commit;
-use super::name::stem;
 use super::{Error, Result, WorkingImage, blocking, end_block};
 use crate::image::Image;
 use crate::image::staging::Files;
@@ -17,8 +16,8 @@ use crate::image::staging::files::read_padded;
 use crate::image::staging::map::{Mark, Marks};
 use crate::image::staging::record::{Attempt, Wishes};
 use crate::model::{
-    Block, BlockBuffer, BlockIndex, Digester, LENGTH_TAG, MAX_DESCRIPTION_CHARS, NAME_TAG,
-    Snapshot, SnapshotState, VolumeSize,
+    Block, BlockBuffer, BlockIndex, Digester, LENGTH_TAG, MAX_DESCRIPTION_CHARS, Snapshot,
+    SnapshotState, VolumeSize,
 };
 use crate::store::{CompleteRequest, ErrorKind, StartRequest};
 
@@ -339,9 +338,7 @@ fn request(
 ) -> Result<StartRequest> {
     let volume_size = VolumeSize::holding(attempt.len).map_err(|_| Error::Empty)?;
     let Wishes { description, tags: own, encrypted, kms_key, .. } = &attempt.wishes;
-    let mut tags = settings.tags.clone();
-    tags.entry(NAME_TAG.to_owned()).or_insert_with(|| stem(&attempt.name).to_owned());
-    tags.extend(own.clone());
+    let mut tags = settings.tags_of(&attempt.name, own);
     tags.remove(LENGTH_TAG);
     if attempt.len != volume_size.bytes() {
         tags.insert(LENGTH_TAG.to_owned(), attempt.len.to_string());

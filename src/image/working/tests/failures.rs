@@ -7,7 +7,7 @@ use rstest::rstest;
 use super::trap::{Fault, Plan};
 use super::world::{Change, World};
 use crate::image::working::commit::Run;
-use crate::image::working::{Error, State};
+use crate::image::working::{Error, Settings, State};
 use crate::model::BLOCK_SIZE_U64;
 use crate::store::wrap::Call;
 
@@ -91,4 +91,35 @@ async fn a_run_that_is_given_up_is_not_under_way_and_tells_who_waits() {
     assert!(!image.state().running);
     assert!(matches!(waiting.await.unwrap(), Err(Error::Interrupted(_))));
     assert_eq!(image.status().state, State::Failed);
+}
+
+#[tokio::test]
+async fn a_tag_too_many_is_refused_when_it_is_set() {
+    let mut world = written().await;
+    let image = world.slots[0].image();
+    // Beside the name and the length, which are our own.
+    for n in 0..48 {
+        image.wish(&format!("tag.k{n}"), Some("v")).await.unwrap();
+    }
+    let error = image.wish("tag.k48", Some("v")).await.unwrap_err();
+    assert!(matches!(error, Error::TooManyTags(51)), "{error}");
+    // What takes no more room is fine.
+    image.wish("tag.k47", Some("w")).await.unwrap();
+    image.wish("tag.Name", Some("web")).await.unwrap();
+    image.wish("tag.k0", None).await.unwrap();
+    image.wish("tag.k48", Some("v")).await.unwrap();
+    assert_eq!(image.wishes().len(), 49);
+    world.commit().await;
+}
+
+#[test]
+fn default_tags_need_room_beside_our_own() {
+    let with = |count: usize| {
+        let tags = (0..count).map(|n| (format!("k{n}"), String::new())).collect();
+        Settings { tags, ..Settings::default() }
+    };
+    assert!(with(48).check().is_ok());
+    assert!(with(49).check().unwrap_err().contains("too many"));
+    let long = Settings { description: Some("d".repeat(256)), ..Settings::default() };
+    assert!(long.check().unwrap_err().contains("description"));
 }
