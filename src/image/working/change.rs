@@ -202,7 +202,8 @@ impl WorkingImage {
                     return Ok(Arc::clone(&layer.files));
                 }
                 if state.layers.len() > 1 {
-                    return Err(Error::Busy);
+                    drop(state);
+                    return image.thaw();
                 }
                 state.len
             };
@@ -217,6 +218,27 @@ impl WorkingImage {
             Ok(files)
         })
         .await
+    }
+
+    /// Lets the uppermost generation take writes again, which waits for a commit that went wrong.
+    /// Notes durably, before anything changes, that it is no longer to be committed.
+    fn thaw(&self) -> Result<Arc<Files>> {
+        let (files, durable) = {
+            let mut state = self.state();
+            if state.running {
+                return Err(Error::Busy);
+            }
+            let layer = state.layers.last_mut().expect("there are two");
+            layer.frozen = false;
+            (Arc::clone(&layer.files), std::mem::replace(&mut layer.durable, false))
+        };
+        let recorded = self.record(true);
+        if recorded.is_err() {
+            let mut state = self.state();
+            let layer = state.layers.last_mut().expect("there are two");
+            (layer.frozen, layer.durable) = (true, durable);
+        }
+        recorded.map(|()| files)
     }
 
     /// Notes, durably and before anything changes, that this is no longer what a commit has failed

@@ -123,3 +123,73 @@ fn default_tags_need_room_beside_our_own() {
     let long = Settings { description: Some("d".repeat(256)), ..Settings::default() };
     assert!(long.check().unwrap_err().contains("description"));
 }
+
+/// A world with an image whose commit went wrong after it was closed once more.
+async fn failed_with_another_behind(cancelled: bool) -> World {
+    let mut world = written().await;
+    let image = world.slots[0].image();
+    let trap = Arc::clone(&world.life().trap);
+    let first = world.slots[0].content.clone();
+    world.attempts.push(first);
+    trap.arm(Plan { call: Call::PutBlock, after: 1, fault: Fault::HangBefore });
+    let committing = tokio::spawn({
+        let image = Arc::clone(&image);
+        async move { image.commit().await }
+    });
+    trap.caught.acquire().await.unwrap().forget();
+    world.change(0, write(1, 50)).await.unwrap();
+    let second = world.slots[0].content.clone();
+    world.attempts.push(second);
+    assert_eq!(image.commit_closed().await.unwrap(), None);
+    assert!(matches!(world.change(0, write(1, 60)).await, Err(Error::Busy)));
+    if cancelled {
+        image.cancel().unwrap();
+    } else {
+        trap.arm(Plan { call: Call::Complete, after: 0, fault: Fault::Fail });
+        trap.release();
+    }
+    committing.await.unwrap().unwrap_err();
+    world.quiet().await;
+    world
+}
+
+#[rstest]
+#[tokio::test]
+async fn what_waits_for_a_commit_that_went_wrong_can_be_written(
+    #[values(false, true)] cancelled: bool,
+) {
+    let mut world = failed_with_another_behind(cancelled).await;
+    let expected = if cancelled { State::Interrupted } else { State::Failed };
+    assert_eq!(world.slots[0].image().status().state, expected);
+    world.change(0, write(1, 70)).await.unwrap();
+    world.change(0, Change::Punch { offset: 0, len: BLOCK_SIZE_U64 }).await.unwrap();
+    world.change(0, Change::Truncate(3 * BLOCK_SIZE_U64)).await.unwrap();
+    assert_eq!(world.slots[0].image().status().state, expected);
+    world.slots[0].changed = true;
+    world.commit().await;
+    world.check_store().await;
+    // What was there when the first commit was asked for is a snapshot of its own.
+    assert_eq!(world.snapshots.len(), 2);
+}
+
+#[rstest]
+fn what_was_written_there_and_not_closed_is_not_committed(#[values(false, true)] closed: bool) {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let process = runtime();
+    let mut world = process.block_on(async {
+        let mut world = failed_with_another_behind(false).await;
+        if !closed {
+            world.change(0, write(1, 70)).await.unwrap();
+        }
+        world
+    });
+    drop(process);
+    world.die();
+    runtime().block_on(async {
+        world.live().await;
+        let state = world.slots[0].image().status().state;
+        assert_eq!(state, if closed { State::Clean } else { State::Dirty });
+        world.check_images().await;
+        world.commit().await;
+    });
+}

@@ -380,7 +380,8 @@ impl World {
 
 /// Whether there are two generations that take no more writes.
 fn is_full(image: &WorkingImage) -> bool {
-    image.state().layers.iter().filter(|layer| layer.frozen).count() > 1
+    let state = image.state();
+    state.running && state.layers.iter().filter(|layer| layer.frozen).count() > 1
 }
 
 fn runtime() -> Runtime {
