@@ -10,6 +10,9 @@ use crate::model::SnapshotId;
 /// The directory of a mount that holds the working images.
 pub(crate) const WORKING_DIRECTORY: &str = "new";
 
+/// The control file that tells what is staged and cannot be used.
+pub(crate) const DAMAGED: &str = "damaged";
+
 /// `commit`
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 #[command(after_help = "\

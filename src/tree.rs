@@ -427,7 +427,8 @@ impl Tree {
                 Ok((self.add_handle(Handle::Image(Arc::new(reader))), Caching::Keep))
             }
             Node::File(file) => {
-                let text = file.content(&self.cache, self.counters.as_deref(), self.staged());
+                let shop = self.new.as_ref().map(|new| new.shop.as_ref());
+                let text = file.content(&self.cache, self.counters.as_deref(), shop);
                 Ok((self.add_handle(Handle::Text(text.into())), Caching::Never))
             }
             Node::Operation(_) | Node::JobFile(..) => {
@@ -550,10 +551,6 @@ impl Tree {
         let attributes = self.xattrs(ino)?.into_iter();
         let found = attributes.into_iter().find(|(key, _)| name == key.as_str());
         found.map(|(_, value)| value).ok_or(Error::NoSuchAttribute)
-    }
-
-    fn staged(&self) -> Option<u64> {
-        self.new.as_ref().map(|new| new.shop.staging().staged())
     }
 
     /// Bytes that can still be written, for `df`.

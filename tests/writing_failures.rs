@@ -173,6 +173,40 @@ fn a_killed_cp_commits_nothing() {
     assert_eq!(sandbox.snapshots().len(), 2);
 }
 
+/// What is staged and damaged is told, stays as it is, and is in nobody's way.
+#[test]
+fn damaged_images_are_listed_and_kept() {
+    if !can_mount(&[]) {
+        return;
+    }
+    let sandbox = Sandbox::with_store();
+    let mount = sandbox.mount(&[]);
+    std::fs::write(mount.new_file("x.img.part"), "one").unwrap();
+    mount.unmount();
+    sandbox.sh("truncate -s 100 state/fspfs/staging/*/images/*/*.map");
+    let kept = sandbox.sh("cd state/fspfs/staging/*/images && sha256sum */*.{data,map,sums}");
+    for content in ["two", "three"] {
+        let mount = sandbox.mount(&[]);
+        let staged = sandbox.ok(&["staged", "mnt"]);
+        let line = staged.lines().find(|line| line.contains("damaged")).unwrap();
+        assert!(line.starts_with("x.img.part ") && line.contains("map was cut off"), "{staged}");
+        std::fs::write(mount.new_file("x.img.part"), content).unwrap();
+        let staged: serde_json::Value =
+            serde_json::from_str(&sandbox.ok(&["staged", "mnt", "--json"])).unwrap();
+        let mut found: Vec<_> = staged.as_array().unwrap().iter().collect();
+        found.sort_by_key(|image| image["state"].to_string());
+        assert_eq!(found.len(), 2, "{staged}");
+        assert_eq!([&found[0]["state"], &found[1]["state"]], ["damaged", "dirty"]);
+        assert_eq!([&found[0]["name"], &found[1]["name"]], ["x.img.part"; 2]);
+        let why = found[0]["error"].as_str().unwrap();
+        assert!(why.contains("/images/") && why.contains("map was cut off"), "{why}");
+        assert_eq!(std::fs::read(mount.new_file("x.img.part")).unwrap(), content.as_bytes());
+        mount.unmount();
+    }
+    let now = sandbox.sh("cd state/fspfs/staging/*/images && sha256sum */*.{data,map,sums}");
+    assert!(kept.lines().all(|line| now.contains(line)), "{now}");
+}
+
 /// `cp` of more than can be staged is told so, and nothing is committed; less is fine.
 fn meets_the_end_of_the_room(sandbox: &Sandbox, mount: &Mount, says: &str) {
     sandbox.random("large", 40 * MIB);

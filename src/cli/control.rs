@@ -9,7 +9,8 @@ use serde::Serialize;
 
 use super::output::{Output, tell};
 use super::run::Exit;
-use crate::arguments::{OperationName, WORKING_DIRECTORY};
+use crate::arguments::{DAMAGED, OperationName, WORKING_DIRECTORY};
+use crate::image::working::Damaged;
 use crate::mount;
 use crate::ops::{self, until_signal};
 use crate::transfer::Progress;
@@ -58,6 +59,20 @@ impl Control {
     /// The directory of the working images.
     pub(super) fn working_directory(&self) -> PathBuf {
         self.mount_point.join(WORKING_DIRECTORY)
+    }
+
+    /// What is staged and cannot be used. Those who may not look into `control/` are not told.
+    pub(super) fn damaged(&self) -> anyhow::Result<Vec<Damaged>> {
+        let text = match fs_err::read_to_string(self.file(DAMAGED)) {
+            Ok(text) => text,
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) =>
+            {
+                return Ok(Vec::new());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
     }
 
     fn file(&self, name: &str) -> PathBuf {

@@ -11,6 +11,7 @@ use super::control::Control;
 use super::output::{self, Output};
 use super::run::Exit;
 use crate::arguments::{CloneArgs, CommitArgs, OperationName};
+use crate::image::working::Damaged;
 
 pub(super) async fn commit(out: Output, args: &CommitArgs) -> anyhow::Result<Exit> {
     let (control, name) = Control::of_working_image(&args.file)?;
@@ -39,7 +40,7 @@ struct WorkingImage {
     name: String,
     state: String,
     /// Bytes.
-    size: u64,
+    size: Option<u64>,
     staged_bytes: Option<u64>,
     snapshot: String,
     error: String,
@@ -48,11 +49,23 @@ struct WorkingImage {
 pub(super) async fn staged(out: Output, args: &StagedArgs) -> anyhow::Result<Exit> {
     let control = Control::of_mount(&args.mount_point)?;
     // The mount may be slow to answer.
-    let read = tokio::task::spawn_blocking(move || images(&control.working_directory()));
+    let read = tokio::task::spawn_blocking(move || {
+        let mut images = images(&control.working_directory())?;
+        images.extend(control.damaged()?.into_iter().map(WorkingImage::from));
+        images.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok::<_, anyhow::Error>(images)
+    });
     let images = read.await??;
     let header = ["NAME", "STATE", "SIZE", "STAGED", "SNAPSHOT", "ERROR"];
     out.result(&images, || output::columns(header, images.iter().map(row)))?;
     Ok(Exit::Done)
+}
+
+impl From<Damaged> for WorkingImage {
+    fn from(damaged: Damaged) -> Self {
+        let Damaged { name, error, .. } = damaged;
+        Self { name, state: "damaged".to_owned(), error, ..Self::default() }
+    }
 }
 
 fn row(image: &WorkingImage) -> [String; 6] {
@@ -60,7 +73,7 @@ fn row(image: &WorkingImage) -> [String; 6] {
     [
         text(&image.name),
         text(&image.state),
-        output::size(image.size),
+        image.size.map_or_else(|| "-".to_owned(), output::size),
         image.staged_bytes.map_or_else(|| "-".to_owned(), output::size),
         text(&image.snapshot),
         text(&image.error),
@@ -80,7 +93,6 @@ fn images(directory: &Path) -> anyhow::Result<Vec<WorkingImage>> {
             }
         }
     }
-    images.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     Ok(images)
 }
 
@@ -92,7 +104,7 @@ fn image(path: &Path) -> std::io::Result<WorkingImage> {
     Ok(WorkingImage {
         name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         state: attribute("state")?,
-        size: path.symlink_metadata()?.len(),
+        size: Some(path.symlink_metadata()?.len()),
         staged_bytes: attribute("staged-bytes")?.parse().ok(),
         snapshot: attribute("snapshot")?,
         error: attribute("error")?,
@@ -105,8 +117,11 @@ mod tests {
 
     #[test]
     fn what_an_image_does_not_tell_is_a_dash() {
-        let image =
-            WorkingImage { name: "web.img".to_owned(), size: 3 << 30, ..WorkingImage::default() };
+        let image = WorkingImage {
+            name: "web.img".to_owned(),
+            size: Some(3 << 30),
+            ..WorkingImage::default()
+        };
         assert_eq!(row(&image), ["web.img", "-", "3.0 GiB", "-", "-", "-"]);
         let image = WorkingImage {
             state: "failed".to_owned(),
@@ -125,8 +140,9 @@ mod tests {
             std::fs::write(dir.path().join(name), name).unwrap();
         }
         let found = images(dir.path()).unwrap();
-        let names: Vec<_> = found.iter().map(|image| (&image.name[..], image.size)).collect();
-        assert_eq!(names, [("a", 1), ("b", 1)]);
+        let mut names: Vec<_> = found.iter().map(|image| (&image.name[..], image.size)).collect();
+        names.sort_unstable();
+        assert_eq!(names, [("a", Some(1)), ("b", Some(1))]);
         assert!(images(&dir.path().join("none")).is_err());
     }
 }

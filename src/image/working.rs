@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{RwLock, Semaphore};
 
 use self::layer::{Layer, Source};
@@ -118,6 +119,18 @@ pub struct Workshop {
     staging: Staging,
     settings: Settings,
     commits: Semaphore,
+    damaged: Mutex<Vec<Damaged>>,
+}
+
+/// What is staged of an image and cannot be used. It stays where it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Damaged {
+    /// Its name in `new/`, or that of its directory, if that is damaged too.
+    pub name: String,
+    /// Where it is.
+    pub directory: PathBuf,
+    /// What is wrong with it.
+    pub error: String,
 }
 
 impl Workshop {
@@ -128,7 +141,13 @@ impl Workshop {
         staging: Staging,
         settings: Settings,
     ) -> Arc<Self> {
-        Arc::new(Self { store, cache, staging, settings, commits: Semaphore::new(MAX_COMMITS) })
+        let (commits, damaged) = (Semaphore::new(MAX_COMMITS), Mutex::default());
+        Arc::new(Self { store, cache, staging, settings, commits, damaged })
+    }
+
+    /// What [`WorkingImage::load_all`] could not use.
+    pub fn damaged(&self) -> Vec<Damaged> {
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Where the data is.

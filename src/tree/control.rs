@@ -3,7 +3,9 @@
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 
+use crate::arguments::DAMAGED;
 use crate::cache::Cache;
+use crate::image::working::{Damaged, Workshop};
 use crate::store::wrap::{Call, Counters};
 
 /// A file below `control/`.
@@ -12,6 +14,7 @@ pub(super) enum ControlFile {
     Readme,
     Metrics,
     Pid,
+    Damaged,
 }
 
 const README: &str = "\
@@ -23,6 +26,7 @@ This directory is about the mount itself.
   metrics   what the mount has done so far, in the text format of Prometheus:
             requests to the store, bytes, hits and misses of the cache
   pid       the process that serves the mount
+  damaged   what is staged and cannot be used: a line of JSON each
 
 Reading commit or clone shows how to word a line for it. Writing the line starts
 a job and does not wait for it:
@@ -54,13 +58,14 @@ The images are one directory up. Each has extended attributes:
 ";
 
 impl ControlFile {
-    pub(super) const ALL: [Self; 3] = [Self::Readme, Self::Metrics, Self::Pid];
+    pub(super) const ALL: [Self; 4] = [Self::Readme, Self::Metrics, Self::Pid, Self::Damaged];
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Readme => "README",
             Self::Metrics => "metrics",
             Self::Pid => "pid",
+            Self::Damaged => DAMAGED,
         }
     }
 
@@ -68,14 +73,20 @@ impl ControlFile {
         self,
         cache: &Cache,
         store: Option<&Counters>,
-        staged: Option<u64>,
+        shop: Option<&Workshop>,
     ) -> String {
         match self {
             Self::Readme => README.to_owned(),
-            Self::Metrics => metrics(cache, store, staged),
+            Self::Metrics => metrics(cache, store, shop.map(|shop| shop.staging().staged())),
+            Self::Damaged => damaged(&shop.map(Workshop::damaged).unwrap_or_default()),
             Self::Pid => format!("{}\n", std::process::id()),
         }
     }
+}
+
+fn damaged(images: &[Damaged]) -> String {
+    let line = |image| serde_json::to_string(image).expect("it is made of strings") + "\n";
+    images.iter().map(line).collect()
 }
 
 /// Prometheus text format, version 0.0.4.

@@ -1,12 +1,14 @@
 //! Working images that an earlier mount has left.
 
 use std::collections::HashMap;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
 
 use super::layer::Layer;
 use super::put::in_time;
-use super::{Error, Inner, REMOVED, Reader, Result, Trouble, WorkingImage, Workshop, blocking};
+use super::{
+    Damaged, Error, Inner, REMOVED, Reader, Result, Trouble, WorkingImage, Workshop, blocking,
+};
 use crate::image::staging::record::{self, ImageRecord, RECORD, boot};
 use crate::image::staging::{Files, Staging};
 
@@ -14,7 +16,8 @@ impl WorkingImage {
     /// All images that are staged; those that were being committed, or failed, are to be committed
     /// again.
     ///
-    /// What cannot be read stays where it is, and is logged.
+    /// What cannot be read stays where it is, is logged, and is among
+    /// [`Workshop::damaged`].
     pub async fn load_all(shop: &Arc<Workshop>) -> Vec<Arc<Self>> {
         let directories = match shop.staging.images() {
             Ok(directories) => directories,
@@ -36,6 +39,8 @@ impl WorkingImage {
                         "what is staged in {} cannot be used: {error}",
                         directory.display()
                     );
+                    let damaged = Damaged::new(directory, &error);
+                    shop.damaged.lock().unwrap_or_else(PoisonError::into_inner).push(damaged);
                 }
             }
         }
@@ -133,6 +138,15 @@ impl WorkingImage {
                 }
             });
         }
+    }
+}
+
+impl Damaged {
+    fn new(directory: PathBuf, error: &Error) -> Self {
+        let id = record::id_of(&directory);
+        let record = ImageRecord::read(&directory).ok().filter(|record| Some(record.id) == id);
+        let name = record.map(|record| record.name).or_else(|| id.map(|id| id.to_string()));
+        Self { name: name.unwrap_or_default(), directory, error: error.to_string() }
     }
 }
 

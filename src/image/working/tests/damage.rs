@@ -192,6 +192,14 @@ fn check(mut world: World, directories: &[PathBuf; 2], data: &Path, swapped: boo
     let errors = process.block_on(async {
         let mut errors = String::new();
         let images = world.begin().await;
+        // What cannot be used is told.
+        for directory in directories {
+            let is_back = images.iter().any(|image| image.directory == *directory);
+            let damaged = world.life().shop.damaged();
+            let told = damaged.iter().find(|damaged| damaged.directory == *directory);
+            assert!(is_back != told.is_some(), "{case}: {told:?}");
+            assert!(told.is_none_or(|told| !told.name.is_empty() && !told.error.is_empty()));
+        }
         for image in &images {
             image.resume();
         }
