@@ -28,6 +28,7 @@ use crate::model::{
 use crate::store::{ErrorKind, SharedStore};
 
 mod attributes;
+mod base;
 mod change;
 mod commit;
 mod error;
@@ -188,6 +189,8 @@ struct Inner {
     modified: Timestamp,
     len: u64,
     base: Option<Arc<Reader>>,
+    /// The base, as long as the store does not tell of it.
+    missing: Option<base::Missing>,
     /// From the bottom up. All but the last one are frozen.
     layers: Vec<Layer>,
     trouble: Option<Trouble>,
@@ -259,6 +262,7 @@ impl WorkingImage {
                 modified: Timestamp::now(),
                 len: base.as_ref().map_or(0, |base| base.len()),
                 base: base.map(|base| Arc::new(Reader::new(base))),
+                missing: None,
                 layers: Vec::new(),
                 trouble: None,
                 notice: None,
@@ -424,7 +428,7 @@ impl Inner {
             uid: self.uid,
             gid: self.gid,
             modified: self.modified,
-            base: self.base.as_ref().map(|base| base.image().snapshot().id.clone()),
+            base: self.base_id(),
             snapshot: self.snapshot.clone(),
             trouble: self.trouble.clone(),
             wishes: self.wishes.clone(),
@@ -442,6 +446,9 @@ impl Inner {
             if layer.marks.holes.contains(index.0) || layer.marks.cut_off {
                 return Source::Zeros;
             }
+        }
+        if let Some(missing) = &self.missing {
+            return Source::Missing(missing.error());
         }
         match &self.base {
             Some(base) if !base.image().is_known_empty(index) => Source::Base(Arc::clone(base)),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::ffi::OsStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -16,6 +17,9 @@ use crate::store::{Error as StoreError, ErrorKind};
 
 /// Longest name of a file in bytes (`NAME_MAX`).
 const MAX_NAME: usize = 255;
+
+/// Longest time that opening a file waits for the store to tell of its base.
+const FIND_BASE: Duration = Duration::from_secs(5);
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug)]
@@ -186,6 +190,8 @@ impl Tree {
         image: &Arc<WorkingImage>,
         mode: OpenMode,
     ) -> Result<(u64, Caching)> {
+        // Without it what is staged can be read all the same.
+        let _ = tokio::time::timeout(FIND_BASE, image.find_base()).await;
         let opened = Opened::new(Arc::clone(image), mode.read, mode.write, mode.opener);
         if mode.truncate && mode.write {
             opened.begin_change();
@@ -381,7 +387,7 @@ impl Tree {
             let image = Arc::clone(&image);
             async move {
                 loop {
-                    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+                    tokio::time::sleep(Duration::from_millis(200)).await;
                     if let Some((done, total)) = image.status().progress {
                         report(done, total);
                     }

@@ -73,6 +73,9 @@ pub struct Status {
 
 impl Inner {
     pub(super) fn status(&self) -> State {
+        if self.missing.is_some() && !self.running {
+            return State::Failed;
+        }
         match &self.trouble {
             Some(Trouble::Failed(_)) if !self.running => return State::Failed,
             Some(Trouble::Interrupted(_)) if !self.running => return State::Interrupted,
@@ -98,15 +101,16 @@ impl WorkingImage {
             Some(base) if !cut_off => base.image().allocated(),
             _ => 0,
         };
-        let error = match &state.trouble {
-            Some(Trouble::Failed(why) | Trouble::Interrupted(why)) => Some(why.clone()),
-            None => state.notice.clone(),
+        let error = match (&state.missing, &state.trouble) {
+            (Some(missing), _) => Some(missing.why.clone()),
+            (None, Some(Trouble::Failed(why) | Trouble::Interrupted(why))) => Some(why.clone()),
+            (None, None) => state.notice.clone(),
         };
         Status {
             state: state.status(),
             error,
             snapshot: state.snapshot.clone(),
-            base: state.base.as_ref().map(|base| base.image().snapshot().id.clone()),
+            base: state.base_id(),
             len: state.len,
             staged: staged * BLOCK_SIZE_U64,
             allocated: (staged * BLOCK_SIZE_U64 + beneath).min(state.len),
@@ -168,7 +172,7 @@ impl WorkingImage {
         {
             let mut state = self.state();
             let refuse = |why: String| Err(Error::Refused(why));
-            let late = state.base.is_some() || state.layers.iter().any(|layer| layer.frozen);
+            let late = state.has_base() || state.layers.iter().any(|layer| layer.frozen);
             let mut wishes = state.wishes.clone();
             match name {
                 "description" => {

@@ -92,6 +92,7 @@ impl WorkingImage {
         let mut block = BytesMut::zeroed(BLOCK_SIZE);
         match source {
             Source::Zeros => {}
+            Source::Missing(error) => return Err(error),
             Source::Base(base) => {
                 let read = base.read(index.offset(), BLOCK_SIZE).await?;
                 block[..read.len()].copy_from_slice(&read);
@@ -201,6 +202,10 @@ impl WorkingImage {
                 if let Some(layer) = state.active() {
                     return Ok(Arc::clone(&layer.files));
                 }
+                if let Some(missing) = state.missing.as_ref().filter(|_| state.layers.is_empty()) {
+                    // Nobody knows how long it is.
+                    return Err(missing.error());
+                }
                 if state.layers.len() > 1 {
                     drop(state);
                     return image.thaw();
@@ -277,7 +282,7 @@ impl WorkingImage {
         let old = {
             let state = self.state();
             // Nothing changes, and that is no reason to commit.
-            if len == state.len && (len > 0 || (state.layers.is_empty() && state.base.is_none())) {
+            if len == state.len && (len > 0 || (state.layers.is_empty() && !state.has_base())) {
                 return Ok(());
             }
             state.len
@@ -302,7 +307,7 @@ impl WorkingImage {
             let dropped = {
                 let mut state = image.state();
                 let blocks = end_block(len)..end_block(old).max(end_block(len));
-                let over = state.layers.len() > 1 || state.base.is_some();
+                let over = state.layers.len() > 1 || state.has_base();
                 let layer = state.layers.last_mut().expect("it was made");
                 let before = layer.marks.staged.len();
                 if len < old && inside > 0 && layer.marks.staged.contains(cut.0) {
@@ -365,7 +370,7 @@ impl WorkingImage {
             let failed = |e| Error::io("stage in", &image.directory, e);
             let (dropped, vouched) = {
                 let mut state = image.state();
-                let over = state.layers.len() > 1 || state.base.is_some();
+                let over = state.layers.len() > 1 || state.has_base();
                 let layer = state.layers.last_mut().expect("it was made");
                 let before = layer.marks.staged.len();
                 let vouched = layer.marks.hashed.range_cardinality(first..last) > 0;

@@ -182,7 +182,7 @@ impl WorkingImage {
             if state.len == 0 && state.is_dirty() {
                 return Ok(Some(EMPTY.to_owned()));
             }
-            if state.base.is_some() || state.layers.len() != 1 || state.layers[0].frozen {
+            if state.has_base() || state.layers.len() != 1 || state.layers[0].frozen {
                 return Ok(None);
             }
             let layer = &state.layers[0];
@@ -378,6 +378,7 @@ impl WorkingImage {
         let layer = {
             let mut state = self.state();
             state.base = Some(base);
+            state.missing = None;
             // Its parent was for the first snapshot.
             state.wishes.parent = None;
             state.layers.remove(0)

@@ -55,6 +55,9 @@ pub enum Error {
     /// The store does not acknowledge blocks any more.
     #[error("the store has not acknowledged a block for {} seconds", .0.as_secs())]
     Stalled(Duration),
+    /// The snapshot beneath it is not known.
+    #[error("{0}")]
+    NoBase(String),
     /// Staged data is not what was written.
     #[error("what is staged in {path} is damaged: {why}")]
     Damaged {

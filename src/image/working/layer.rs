@@ -97,4 +97,16 @@ pub(super) enum Source {
     Zeros,
     Staged(Arc<Files>),
     Base(Arc<Reader>),
+    /// In a base that the store does not tell of.
+    Missing(Error),
+}
+
+impl Source {
+    /// Why it cannot be read.
+    pub(super) fn error(&self) -> Option<&Error> {
+        match self {
+            Self::Missing(error) => Some(error),
+            _ => None,
+        }
+    }
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
+use super::base::Missing;
 use super::layer::Layer;
 use super::put::in_time;
 use super::{
@@ -65,16 +66,19 @@ impl WorkingImage {
             left.map_err(|e| Error::io("remove", directory, e))?;
             return Ok(None);
         }
-        let base = match &record.base {
-            Some(id) => Some(shop.image(in_time(shop.store.describe(id)).await?)),
-            None => None,
-        };
+        let (mut base, mut missing) = (None, None);
+        if let Some(id) = &record.base {
+            match in_time(shop.store.describe(id)).await {
+                Ok(snapshot) => base = Some(shop.image(snapshot)),
+                Err(error) => missing = Some(Missing::new(id.clone(), &error)),
+            }
+        }
         let same_run = record.boot == boot();
         let mut layers = Vec::new();
         let mut len = base.as_ref().map_or(0, |base| base.len());
         for generation in &record.generations {
             let (place, id) = (directory.to_owned(), generation.id);
-            let over_data = base.is_some() || !layers.is_empty();
+            let over_data = record.base.is_some() || !layers.is_empty();
             let opened = blocking(move || Files::open(&place, id, same_run, over_data)).await;
             let (files, marks) = opened.map_err(|e| damaged(e.to_string()))?;
             len = files.data.metadata().map_err(|e| Error::io("read", directory, e))?.len();
@@ -85,6 +89,11 @@ impl WorkingImage {
             layer.durable = generation.durable;
             layer.attempt.clone_from(&generation.attempt);
             layers.push(layer);
+        }
+        // What was truncated to nothing has nothing of it.
+        missing = missing.filter(|_| !layers.first().is_some_and(|layer| layer.marks.cut_off));
+        if let Some(Missing { why, .. }) = &missing {
+            tracing::error!("new/{}: {why}", record.name);
         }
         let mut trouble = record.trouble;
         if !same_run && layers.iter().any(|layer| layer.frozen && !layer.durable) {
@@ -103,6 +112,7 @@ impl WorkingImage {
             modified: record.modified,
             len,
             base: base.map(|base| Arc::new(Reader::new(base))),
+            missing,
             layers,
             trouble,
             notice: None,

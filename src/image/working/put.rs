@@ -145,6 +145,9 @@ impl Put {
 
     /// What the snapshot is a child of.
     async fn parent(&self, attempt: &Attempt) -> Result<Option<Arc<Image>>> {
+        if !attempt.cut_off {
+            self.image.find_base().await?;
+        }
         let base = self.image.state().base.as_ref().map(|base| Arc::clone(base.image()));
         match (base, &attempt.wishes.parent) {
             (Some(base), _) if !attempt.cut_off => Ok(Some(base)),

@@ -30,6 +30,9 @@ impl WorkingImage {
             let part = |part: BlockPart| (part, state.source(part.index, state.layers.len()));
             block_parts(offset, len as u64).map(part).collect()
         };
+        if let Some(error) = sources.iter().find_map(|(_, source)| source.error()) {
+            return Err(error.clone());
+        }
         let len = sources.iter().map(|(part, _)| part.len).sum();
         // A block that is cached whole needs no copy.
         if let [(part, Source::Base(base))] = &sources[..]
@@ -85,7 +88,8 @@ impl WorkingImage {
             let (source, end) = self.run(BlockIndex::containing(at), len);
             let found = match source {
                 Source::Zeros => (!data).then_some(at),
-                Source::Staged(_) => data.then_some(at),
+                // Reading tells what is wrong.
+                Source::Staged(_) | Source::Missing(_) => data.then_some(at),
                 Source::Base(base) if data => base.image().seek_data(at).await?,
                 Source::Base(base) => base.image().seek_hole(at).await?,
             };
@@ -112,6 +116,9 @@ impl WorkingImage {
             return (source, u64::from(end) * BLOCK_SIZE_U64);
         }
         let end = u64::from(end) * BLOCK_SIZE_U64;
+        if let Some(missing) = &state.missing {
+            return (Source::Missing(missing.error()), end);
+        }
         match &state.base {
             Some(base) if index.offset() < base.image().len() => {
                 let base_end = base.image().len().next_multiple_of(BLOCK_SIZE_U64);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::content::{Content, difference};
-use super::trap::Trap;
+use super::trap::{Plan, Trap};
 use crate::cache::{Cache, MIN_BUDGET};
 use crate::image::Image;
 use crate::image::staging::Staging;
@@ -64,6 +64,8 @@ impl Slot {
 pub(super) struct World {
     dir: tempfile::TempDir,
     life: Option<Life>,
+    /// What goes wrong when the next process begins.
+    pub(super) at_begin: Option<Plan>,
     pub(super) slots: Vec<Slot>,
     /// Completed ones.
     pub(super) snapshots: BTreeMap<SnapshotId, Content>,
@@ -136,6 +138,7 @@ impl World {
         let mut world = Self {
             dir,
             life: None,
+            at_begin: None,
             slots: Vec::new(),
             snapshots: BTreeMap::new(),
             attempts: Vec::new(),
@@ -160,6 +163,9 @@ impl World {
         let count = Count::new(Arc::new(repository));
         let counters = count.counters();
         let trap = Arc::new(Trap::new(Arc::new(count)));
+        if let Some(plan) = self.at_begin.take() {
+            trap.arm(plan);
+        }
         let store: SharedStore = Arc::clone(&trap) as SharedStore;
         let staging = Staging::open(&self.staging(), STORE, u64::MAX).unwrap();
         let shop = Workshop::new(store, Cache::new(MIN_BUDGET), staging, Settings::default());
