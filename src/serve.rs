@@ -21,6 +21,8 @@ use crate::store::SharedStore;
 mod connections;
 mod direct;
 mod endpoint;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod gate;
 mod guard;
 mod inject;

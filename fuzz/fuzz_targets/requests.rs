@@ -1,0 +1,5 @@
+//! Requests to `fspfs serve`, made of arbitrary bytes. `scripts/fuzz.sh` runs it.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fspfs::serve::fuzz::request_from(data));
