@@ -181,6 +181,8 @@ mod tests {
             let error = Error::from(store::Error::new(kind, "x"));
             assert_eq!(errno(&error), Errno::EIO);
         }
+        let denied = Error::from(store::Error::new(ErrorKind::Denied, "x"));
+        assert_eq!(errno(&denied), Errno::EACCES);
         assert_eq!(errno(&Error::Denied), Errno::EACCES);
         assert_eq!(errno(&Error::NotPermitted), Errno::EPERM);
     }

@@ -1,5 +1,6 @@
 //! Working images without a mount: random operations against a model, and damage of what is staged.
 
+mod adoption;
 mod base;
 mod content;
 mod damage;

@@ -9,7 +9,9 @@ use super::world::{Change, World};
 use crate::image::working::commit::Run;
 use crate::image::working::{Error, Settings, State};
 use crate::model::BLOCK_SIZE_U64;
+use crate::store::ErrorKind;
 use crate::store::wrap::Call;
+use crate::tree;
 
 const fn write(block: u64, value: u8) -> Change {
     Change::Write { offset: block * BLOCK_SIZE_U64 + 1000, len: 300_000, value }
@@ -55,6 +57,55 @@ async fn a_commit_that_dies_has_failed(
     world.commit_in_vain(call, Fault::Panic).await;
     let status = world.slots[0].image().status();
     assert_eq!(status.state, State::Failed, "{status:?}");
+    world.slots[0].changed = true;
+    world.commit().await;
+}
+
+/// What `close()` answers is `EACCES`: see the table of errors.
+#[rstest]
+#[tokio::test]
+async fn a_store_that_denies_is_asked_again(
+    #[values(Call::Start, Call::PutBlock, Call::Complete)] call: Call,
+) {
+    let mut world = written().await;
+    let error = world.commit_in_vain(call, Fault::Deny).await;
+    match tree::Error::from(error) {
+        tree::Error::Store(error) => assert_eq!(error.kind(), ErrorKind::Denied),
+        error => panic!("{error}"),
+    }
+    let status = world.slots[0].image().status();
+    assert_eq!(status.state, State::Failed);
+    assert!(status.error.unwrap().contains("not for you"));
+    world.check_images().await;
+    world.commit().await;
+    assert_eq!(world.life().trap.repeated(), 0);
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_store_that_answers_nothing_for_a_minute_is_not_waited_for(
+    #[values(Call::Start, Call::PutBlock, Call::Complete)] call: Call,
+    #[values(Fault::HangBefore, Fault::HangAfter)] fault: Fault,
+) {
+    let mut world = written().await;
+    let image = world.slots[0].image();
+    world.attempts.push(world.slots[0].content.clone());
+    world.life().trap.arm(Plan { call, after: 0, fault });
+    let committing = tokio::spawn({
+        let image = Arc::clone(&image);
+        async move { image.commit().await }
+    });
+    world.life().trap.caught.acquire().await.unwrap().forget();
+    // From here on nothing goes on but the clock.
+    tokio::time::pause();
+    let begun = tokio::time::Instant::now();
+    let error = committing.await.unwrap().unwrap_err();
+    let waited = begun.elapsed();
+    tokio::time::resume();
+    assert!(matches!(error, Error::Stalled(_)), "{error}");
+    assert!((59..65).contains(&waited.as_secs()), "{waited:?}");
+    world.quiet().await;
+    assert_eq!(image.status().state, State::Failed);
     world.slots[0].changed = true;
     world.commit().await;
 }

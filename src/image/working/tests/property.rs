@@ -7,7 +7,7 @@ use tokio::runtime::Runtime;
 
 use super::trap::{Fault, Plan};
 use super::world::{Change, PATIENCE, World};
-use crate::image::working::{Closed, Error, Opened, State, WorkingImage};
+use crate::image::working::{Closed, Error, Opened, Settings, State, WorkingImage};
 use crate::model::{BLOCK_SIZE, BLOCK_SIZE_U64};
 use crate::store::wrap::Call;
 
@@ -72,6 +72,10 @@ enum Op {
     },
     Rename {
         to: To,
+    },
+    /// Asks for a parent of its first snapshot.
+    WishParent {
+        snapshot: usize,
     },
     Remove,
     Crash,
@@ -160,6 +164,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => Just(Op::Commit),
         5 => hang,
         1 => to.prop_map(|to| Op::Rename { to }),
+        2 => (0..100usize).prop_map(|snapshot| Op::WishParent { snapshot }),
         1 => Just(Op::Remove),
         2 => Just(Op::Crash),
     ]
@@ -228,6 +233,15 @@ impl World {
                     _ => {}
                 }
             }
+            Op::WishParent { snapshot } if !self.snapshots.is_empty() => {
+                let mut ids = self.snapshots.keys();
+                let id = ids.nth(snapshot % self.snapshots.len()).unwrap().to_string();
+                let wished = image.wish("parent", Some(&id)).await;
+                let first = !image.state().has_base();
+                let frozen = image.state().layers.iter().any(|layer| layer.frozen);
+                assert!(wished.is_ok() == (first && !frozen), "{wished:?}");
+            }
+            Op::WishParent { .. } => {}
             Op::Remove => {
                 image.remove().await;
                 self.quiet().await;
@@ -238,6 +252,22 @@ impl World {
         }
         trap.disarm();
         crash
+    }
+
+    /// A commit of `n` has ended, and nobody waited for it.
+    fn committed_in_background(&mut self, n: usize) {
+        let trap = Arc::clone(&self.life().trap);
+        let repeated = trap.repeated();
+        let slot = &mut self.slots[n];
+        assert!(repeated == 0 || slot.changed, "{repeated} blocks were put again");
+        match slot.image().status().state {
+            State::Failed => {
+                assert!(slot.failed || slot.changed || !trap.disarm());
+                (slot.failed, slot.changed) = (true, false);
+            }
+            State::Clean => (slot.failed, slot.changed, slot.pristine) = (false, false, false),
+            _ => {}
+        }
     }
 
     async fn close(&mut self, n: usize, change: Change, how: How) {
@@ -267,7 +297,9 @@ impl World {
             }
             Ok(Closed::Commit) => {
                 assert!(matches!(how, How::Clean | How::Slowly));
-                let may_be_none = content.blocks().is_empty() || image.is_temporary();
+                let Settings { commit_at_close, in_background, .. } = self.settings;
+                let by_itself = commit_at_close && !in_background;
+                let may_be_none = content.blocks().is_empty() || image.is_temporary() || !by_itself;
                 let result = image.commit_closed().await;
                 if result.is_ok() {
                     // The store may not be done with it.
@@ -280,6 +312,9 @@ impl World {
                     }
                     None => assert!(may_be_none, "{:?}", image.status()),
                 }
+                if in_background {
+                    self.committed_in_background(n);
+                }
             }
             Ok(Closed::Nothing) => {}
         }
@@ -289,10 +324,12 @@ impl World {
                 // Of what was there before, if the write was refused: that had been closed.
                 image.commit_in_background();
                 self.quiet().await;
-                let failed = image.status().state == State::Failed;
-                assert!(!failed || !trap.disarm());
-                self.slots[n].failed = failed;
-                self.slots[n].changed &= failed;
+                if self.settings.commit_at_close {
+                    let failed = image.status().state == State::Failed;
+                    assert!(!failed || !trap.disarm());
+                    self.slots[n].failed = failed;
+                    self.slots[n].changed &= failed;
+                }
             }
         } else {
             let puts = self.puts();
@@ -388,9 +425,19 @@ fn runtime() -> Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-fn run(steps: Vec<Step>) {
+fn settings() -> impl Strategy<Value = Settings> {
+    let seldom = || prop::bool::weighted(0.25);
+    (seldom(), seldom(), seldom()).prop_map(|(manual, in_background, full_copy)| Settings {
+        commit_at_close: !manual,
+        in_background,
+        full_copy,
+        ..Settings::default()
+    })
+}
+
+fn run(settings: Settings, steps: Vec<Step>) {
     let mut process = runtime();
-    let mut world = process.block_on(World::new());
+    let mut world = process.block_on(World::with(settings));
     for step in steps {
         let crash = process.block_on(async {
             let step = tokio::time::timeout(PATIENCE, world.step(step));
@@ -425,8 +472,9 @@ proptest! {
 
     #[test]
     fn images_and_snapshots_are_what_a_map_of_pages_would_be(
+        settings in settings(),
         steps in prop::collection::vec(step(), 1..40),
     ) {
-        run(steps);
+        run(settings, steps);
     }
 }

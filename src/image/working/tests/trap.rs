@@ -20,6 +20,8 @@ pub(super) enum Fault {
     Fail,
     /// The call is made, and its answer lost.
     Lose,
+    /// The store does not let this user do it: the call is not made.
+    Deny,
     /// The call is not made, and whoever makes it dies.
     Panic,
     /// The call is not made before it is let go.
@@ -116,6 +118,7 @@ impl Trap {
         let fault = self.fault(call);
         match fault {
             Some(Fault::Fail) => return failed(),
+            Some(Fault::Deny) => return Err(Error::new(ErrorKind::Denied, "it is not for you")),
             Some(Fault::Panic) => panic!("as planned"),
             Some(Fault::HangBefore) => self.hang().await,
             _ => {}

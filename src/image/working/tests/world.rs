@@ -63,6 +63,7 @@ impl Slot {
 
 pub(super) struct World {
     dir: tempfile::TempDir,
+    pub(super) settings: Settings,
     life: Option<Life>,
     /// What goes wrong when the next process begins.
     pub(super) at_begin: Option<Plan>,
@@ -133,10 +134,16 @@ pub(super) fn tempdir() -> tempfile::TempDir {
 
 impl World {
     pub(super) async fn new() -> Self {
+        Self::with(Settings::default()).await
+    }
+
+    /// A world in which mounts have these settings.
+    pub(super) async fn with(settings: Settings) -> Self {
         let dir = tempdir();
         Repository::create(&dir.path().join("store")).await.unwrap();
         let mut world = Self {
             dir,
+            settings,
             life: None,
             at_begin: None,
             slots: Vec::new(),
@@ -159,6 +166,11 @@ impl World {
 
     /// A new process; the images that it finds.
     pub(super) async fn begin(&mut self) -> Vec<Arc<WorkingImage>> {
+        let staging = Staging::open(&self.staging(), STORE, u64::MAX).unwrap();
+        self.begin_in(staging).await
+    }
+
+    pub(super) async fn begin_in(&mut self, staging: Staging) -> Vec<Arc<WorkingImage>> {
         let repository = Repository::open(&self.dir.path().join("store")).await.unwrap();
         let count = Count::new(Arc::new(repository));
         let counters = count.counters();
@@ -167,8 +179,8 @@ impl World {
             trap.arm(plan);
         }
         let store: SharedStore = Arc::clone(&trap) as SharedStore;
-        let staging = Staging::open(&self.staging(), STORE, u64::MAX).unwrap();
-        let shop = Workshop::new(store, Cache::new(MIN_BUDGET), staging, Settings::default());
+        let settings = self.settings.clone();
+        let shop = Workshop::new(store, Cache::new(MIN_BUDGET), staging, settings);
         let loaded = WorkingImage::load_all(&shop).await;
         self.life = Some(Life { shop, trap, counters });
         loaded
