@@ -381,7 +381,7 @@ impl Files {
         self.sums.write_all_at(&sum.0, u64::from(index) * 32)
     }
 
-    pub(crate) fn read_sum(&self, index: u32) -> io::Result<Digest> {
+    fn read_sum(&self, index: u32) -> io::Result<Digest> {
         let mut sum = [0; 32];
         self.sums.read_exact_at(&mut sum, u64::from(index) * 32)?;
         Ok(Digest(sum))
@@ -391,12 +391,16 @@ impl Files {
     pub(crate) fn is_vouched_for(&self, index: u32) -> io::Result<bool> {
         let mut buffer = BlockBuffer::block();
         files::read_padded(&self.data, &mut buffer, BlockIndex(index).offset())?;
-        let sum = match self.read_sum(index) {
+        self.is_sum(index, Block::new(buffer.freeze()).digest())
+    }
+
+    /// Whether this is the sum of a block, as it was noted.
+    pub(crate) fn is_sum(&self, index: u32, sum: Digest) -> io::Result<bool> {
+        match self.read_sum(index) {
             // The sums were cut off.
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
-            sum => sum?,
-        };
-        Ok(sum == Block::new(buffer.freeze()).digest())
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            noted => Ok(noted? == sum),
+        }
     }
 
     /// Makes data, sums and map durable.

@@ -30,6 +30,7 @@ use crate::store::{ErrorKind, SharedStore};
 mod attributes;
 mod base;
 mod change;
+mod check;
 mod commit;
 mod error;
 mod layer;
@@ -441,7 +442,7 @@ impl Inner {
     fn source(&self, index: BlockIndex, layers: usize) -> Source {
         for layer in self.layers[..layers].iter().rev() {
             if layer.marks.staged.contains(index.0) {
-                return Source::Staged(Arc::clone(&layer.files));
+                return Source::Staged(layer.staged(index.0));
             }
             if layer.marks.holes.contains(index.0) || layer.marks.cut_off {
                 return Source::Zeros;

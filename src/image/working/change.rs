@@ -11,7 +11,7 @@ use tokio::sync::RwLockReadGuard;
 use super::layer::{Layer, Source};
 use super::{COPY_UPS, Error, Inner, Result, Trouble, WorkingImage, blocking, end_block};
 use crate::image::staging::Files;
-use crate::image::staging::files::{punch, read_padded};
+use crate::image::staging::files::punch;
 use crate::image::staging::map::{Mark, Record};
 use crate::model::{BLOCK_SIZE, BLOCK_SIZE_U64, BlockIndex, MAX_VOLUME_BYTES, block_parts};
 
@@ -97,12 +97,10 @@ impl WorkingImage {
                 let read = base.read(index.offset(), BLOCK_SIZE).await?;
                 block[..read.len()].copy_from_slice(&read);
             }
-            Source::Staged(files) => {
-                let directory = self.directory.clone();
+            Source::Staged(staged) => {
+                let image = Arc::clone(self);
                 block = blocking(move || {
-                    read_padded(&files.data, &mut block, index.offset())
-                        .map(|()| block)
-                        .map_err(|e| Error::io("read", &directory, e))
+                    image.read_staged(&staged, index.offset(), true, &mut block).map(|()| block)
                 })
                 .await?;
             }
@@ -124,7 +122,7 @@ impl WorkingImage {
     }
 
     /// Writes to the data file, and notes that the blocks are there. The caller holds the gate.
-    fn put_at(&self, files: &Files, offset: u64, end: u64, data: &[u8]) -> Result<()> {
+    fn put_at(&self, files: &Arc<Files>, offset: u64, end: u64, data: &[u8]) -> Result<()> {
         let blocks = BlockIndex::containing(offset).0..end_block(end);
         let failed = |e| Error::io("stage in", &self.directory, e);
         let (new, settled) = {
@@ -134,6 +132,12 @@ impl WorkingImage {
             let settled: Vec<_> = marks.hashed.range(blocks.clone()).collect();
             (u64::from(blocks.end - blocks.start) - there, settled)
         };
+        for index in settled.iter().map(|index| BlockIndex(*index)) {
+            let covered = offset <= index.offset() && index.next().offset() <= end;
+            if !covered {
+                self.check_staged(files, index)?;
+            }
+        }
         self.shop.staging.take(new)?;
         if !settled.is_empty() {
             // Nothing may vouch for what is about to change.
@@ -303,6 +307,9 @@ impl WorkingImage {
         }
         let image = Arc::clone(self);
         blocking(move || {
+            if len < old && inside > 0 {
+                image.check_staged(&files, cut)?;
+            }
             let failed = |e| Error::io("stage in", &image.directory, e);
             let dropped = {
                 let mut state = image.state();

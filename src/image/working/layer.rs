@@ -9,6 +9,7 @@ use super::super::Reader;
 use super::super::staging::Files;
 use super::super::staging::map::Marks;
 use super::super::staging::record::Attempt;
+use super::check::Staged;
 use super::{Error, Result};
 use crate::model::SnapshotId;
 
@@ -85,6 +86,11 @@ impl Layer {
         }
     }
 
+    /// Where a block is that is staged in it.
+    pub(super) fn staged(&self, index: u32) -> Staged {
+        Staged { files: Arc::clone(&self.files), vouched: self.marks.hashed.contains(index) }
+    }
+
     /// The snapshot that was started for it.
     pub(super) fn pending(&self) -> Option<SnapshotId> {
         self.attempt.as_ref()?.snapshot.clone()
@@ -95,7 +101,7 @@ impl Layer {
 #[derive(Clone, Debug)]
 pub(super) enum Source {
     Zeros,
-    Staged(Arc<Files>),
+    Staged(Staged),
     Base(Arc<Reader>),
     /// In a base that the store does not tell of.
     Missing(Error),

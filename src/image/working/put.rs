@@ -326,11 +326,10 @@ impl WorkingImage {
                 state.layers[0].mark(Mark::Hashed, index.0..index.0 + 1).map_err(failed)
             });
         }
-        if plan.files.read_sum(index.0).map_err(failed)? == block.digest() {
-            return Ok(());
+        match plan.files.is_sum(index.0, block.digest()).map_err(failed)? {
+            true => Ok(()),
+            false => Err(self.damaged(index)),
         }
-        let why = format!("block {index} is not what was written");
-        Err(Error::Damaged { path: self.directory.display().to_string(), why })
     }
 }
 

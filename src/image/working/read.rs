@@ -5,10 +5,9 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use super::layer::Source;
-use super::{Error, Result, WorkingImage, blocking, end_block};
-use crate::image::staging::files::read_padded;
+use super::{Result, WorkingImage, blocking, end_block};
 use crate::image::staging::map::Mark;
-use crate::model::{BLOCK_SIZE_U64, BlockIndex, BlockPart, block_parts};
+use crate::model::{BLOCK_SIZE, BLOCK_SIZE_U64, BlockIndex, BlockPart, block_parts};
 
 impl WorkingImage {
     /// Length in bytes.
@@ -23,12 +22,12 @@ impl WorkingImage {
 
     /// Up to `len` bytes from `offset` on; fewer only at the end.
     pub async fn read(self: &Arc<Self>, offset: u64, len: usize) -> Result<Bytes> {
-        let sources: Vec<(BlockPart, Source)> = {
+        let (end, sources): (u64, Vec<(BlockPart, Source)>) = {
             let state = self.state();
             let len =
                 usize::try_from(state.len.saturating_sub(offset)).map_or(len, |rest| rest.min(len));
             let part = |part: BlockPart| (part, state.source(part.index, state.layers.len()));
-            block_parts(offset, len as u64).map(part).collect()
+            (state.len, block_parts(offset, len as u64).map(part).collect())
         };
         if let Some(error) = sources.iter().find_map(|(_, source)| source.error()) {
             return Err(error.clone());
@@ -59,10 +58,11 @@ impl WorkingImage {
         blocking(move || {
             let mut at = 0;
             for (part, source) in sources {
-                if let Source::Staged(files) = source {
+                if let Source::Staged(staged) = source {
                     let offset = part.index.offset() + part.start as u64;
-                    read_padded(&files.data, &mut bytes[at..at + part.len], offset)
-                        .map_err(|e| Error::io("read", &image.directory, e))?;
+                    let upto = offset + part.len as u64;
+                    let whole = part.start == 0 && (part.len == BLOCK_SIZE || upto == end);
+                    image.read_staged(&staged, offset, whole, &mut bytes[at..at + part.len])?;
                 }
                 at += part.len;
             }
@@ -109,7 +109,7 @@ impl WorkingImage {
             let (mark, run_end) = layer.marks.run(index.0, end);
             end = end.min(run_end);
             let source = match mark {
-                Some(Mark::Staged) => Source::Staged(Arc::clone(&layer.files)),
+                Some(Mark::Staged) => Source::Staged(layer.staged(index.0)),
                 None if !layer.marks.cut_off => continue,
                 _ => Source::Zeros,
             };

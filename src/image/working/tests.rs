@@ -6,5 +6,6 @@ mod content;
 mod damage;
 mod failures;
 mod property;
+mod sums;
 mod trap;
 mod world;

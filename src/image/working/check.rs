@@ -1,0 +1,76 @@
+//! Staged blocks that are vouched for are what they were then, or nobody sees them.
+
+use std::sync::Arc;
+
+use super::{Error, Result, WorkingImage};
+use crate::image::staging::Files;
+use crate::image::staging::files::read_padded;
+use crate::model::{BLOCK_SIZE, BlockBuffer, BlockIndex, Digest, Digester, zeros};
+
+/// Data of a generation, and whether that vouches for the block.
+#[derive(Clone, Debug)]
+pub(super) struct Staged {
+    pub(super) files: Arc<Files>,
+    pub(super) vouched: bool,
+}
+
+impl WorkingImage {
+    /// Reads what is staged at `offset`; `whole` says that this is a block up to the end of the image.
+    /// Such a block is checked, if it is vouched for. Waits for the disk.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Damaged`] if it is not what was written.
+    pub(super) fn read_staged(
+        &self,
+        staged: &Staged,
+        offset: u64,
+        whole: bool,
+        buffer: &mut [u8],
+    ) -> Result<()> {
+        let failed = |e| Error::io("read", &self.directory, e);
+        let (files, index) = (&staged.files, BlockIndex::containing(offset));
+        // Twice, for it may have been changed and vouched for anew meanwhile.
+        for _ in 0..2 {
+            read_padded(&files.data, buffer, offset).map_err(failed)?;
+            if !whole || !staged.vouched {
+                return Ok(());
+            }
+            let is_as_written = files.is_sum(index.0, padded(buffer)).map_err(failed)?;
+            // Who changes a block takes back first what vouches for it.
+            if is_as_written || !self.vouches(files, index) {
+                return Ok(());
+            }
+        }
+        Err(self.damaged(index))
+    }
+
+    /// Checks a block that is about to be changed in part, if it is vouched for: nothing may vouch for
+    /// the rest of it anew if it is damaged. Waits for the disk.
+    pub(super) fn check_staged(&self, files: &Arc<Files>, index: BlockIndex) -> Result<()> {
+        if !self.vouches(files, index) {
+            return Ok(());
+        }
+        let staged = Staged { files: Arc::clone(files), vouched: true };
+        self.read_staged(&staged, index.offset(), true, &mut BlockBuffer::block())
+    }
+
+    pub(super) fn damaged(&self, index: BlockIndex) -> Error {
+        let why = format!("block {index} is not what was written");
+        Error::Damaged { path: self.directory.display().to_string(), why }
+    }
+
+    fn vouches(&self, files: &Files, index: BlockIndex) -> bool {
+        let state = self.state();
+        let layer = state.layers.iter().find(|layer| layer.files.id == files.id);
+        layer.is_some_and(|layer| layer.marks.hashed.contains(index.0))
+    }
+}
+
+/// The SHA-256 of the beginning of a block, and of zeros up to its end.
+fn padded(bytes: &[u8]) -> Digest {
+    let mut digester = Digester::default();
+    digester.update(bytes);
+    digester.update(&zeros()[..BLOCK_SIZE - bytes.len()]);
+    digester.finish()
+}
