@@ -197,7 +197,15 @@ impl World {
                 let id = ids.nth(snapshot % self.snapshots.len()).cloned();
                 self.create(id).await;
             }
-            Op::Create | Op::Clone { .. } => {}
+            Op::WishParent { snapshot } if !self.snapshots.is_empty() => {
+                let mut ids = self.snapshots.keys();
+                let id = ids.nth(snapshot % self.snapshots.len()).unwrap().to_string();
+                let wished = image.wish("parent", Some(&id)).await;
+                let first = !image.state().has_base();
+                let frozen = image.state().layers.iter().any(|layer| layer.frozen);
+                assert!(wished.is_ok() == (first && !frozen), "{wished:?}");
+            }
+            Op::Create | Op::Clone { .. } | Op::WishParent { .. } => {}
             Op::Change(change) => {
                 let result = self.change(n, change).await;
                 assert!(result.is_ok() || is_full(&image) || !trap.disarm(), "{result:?}");
@@ -233,15 +241,6 @@ impl World {
                     _ => {}
                 }
             }
-            Op::WishParent { snapshot } if !self.snapshots.is_empty() => {
-                let mut ids = self.snapshots.keys();
-                let id = ids.nth(snapshot % self.snapshots.len()).unwrap().to_string();
-                let wished = image.wish("parent", Some(&id)).await;
-                let first = !image.state().has_base();
-                let frozen = image.state().layers.iter().any(|layer| layer.frozen);
-                assert!(wished.is_ok() == (first && !frozen), "{wished:?}");
-            }
-            Op::WishParent { .. } => {}
             Op::Remove => {
                 image.remove().await;
                 self.quiet().await;

@@ -35,7 +35,7 @@ async fn damaged() -> World {
     world
 }
 
-fn is_damage<T: std::fmt::Debug>(result: Result<T, Error>) {
+fn is_damage<T: std::fmt::Debug>(result: &Result<T, Error>) {
     assert!(matches!(result, Err(Error::Damaged { .. })), "{result:?}");
 }
 
@@ -46,11 +46,11 @@ async fn reads_are_checked(world: &World, content: &Content) {
         let expected = content.read(block * BLOCK_SIZE_U64, BLOCK_SIZE);
         assert!(read(block, BLOCK_SIZE).await.unwrap() == expected);
     }
-    is_damage(read(1, BLOCK_SIZE).await);
-    is_damage(read(0, 3 * BLOCK_SIZE).await);
-    is_damage(read(4, BLOCK_SIZE).await);
+    is_damage(&read(1, BLOCK_SIZE).await);
+    is_damage(&read(0, 3 * BLOCK_SIZE).await);
+    is_damage(&read(4, BLOCK_SIZE).await);
     let len = usize::try_from(content.len).unwrap();
-    is_damage(read(0, len).await);
+    is_damage(&read(0, len).await);
 }
 
 #[tokio::test]
@@ -66,13 +66,13 @@ async fn damage_is_not_vouched_for_anew() {
     let mut content = world.slots[0].content.clone();
     for block in [1, 4] {
         let offset = block * BLOCK_SIZE_U64;
-        is_damage(image.write(offset, Bytes::from_static(b"x")).await);
-        is_damage(image.punch(offset + 10, 20).await);
+        is_damage(&image.write(offset, Bytes::from_static(b"x")).await);
+        is_damage(&image.punch(offset + 10, 20).await);
     }
-    is_damage(image.truncate(BLOCK_SIZE_U64 + 7).await);
-    is_damage(image.truncate(content.len - 1).await);
+    is_damage(&image.truncate(BLOCK_SIZE_U64 + 7).await);
+    is_damage(&image.truncate(content.len - 1).await);
     reads_are_checked(&world, &content).await;
-    is_damage(image.commit().await);
+    is_damage(&image.commit().await);
     world.quiet().await;
     assert_eq!(image.status().state, State::Failed);
     // What is written whole is fine.
@@ -99,7 +99,7 @@ async fn damage_beneath_is_not_copied_up() {
     tokio::spawn(async move { committing.commit().await });
     world.life().trap.caught.acquire().await.unwrap().forget();
     for block in [1, 4] {
-        is_damage(image.write(block * BLOCK_SIZE_U64, Bytes::from_static(b"x")).await);
+        is_damage(&image.write(block * BLOCK_SIZE_U64, Bytes::from_static(b"x")).await);
     }
     image.write(0, Bytes::from_static(b"x")).await.unwrap();
 }
