@@ -9,6 +9,9 @@ mod fail;
 mod forward;
 mod throttle;
 
+#[cfg(test)]
+pub(crate) use forward::Wrapper;
+
 pub use corrupt::Corrupt;
 pub use count::{Count, Counters};
 pub use delay::Delay;

@@ -80,7 +80,7 @@ impl Wrapper for Count {
         Ok(block)
     }
 
-    fn put(&self, _block: &Block) {
+    fn put(&self, _id: &SnapshotId, _index: BlockIndex) {
         self.counters.bytes_put.fetch_add(BLOCK_SIZE_U64, Ordering::Relaxed);
     }
 }

@@ -13,7 +13,7 @@ use crate::store::{
 
 /// A wrapper: by default it changes nothing.
 #[async_trait]
-pub(super) trait Wrapper: Debug + Send + Sync + 'static {
+pub(crate) trait Wrapper: Debug + Send + Sync + 'static {
     /// What is wrapped.
     fn inner(&self) -> &SharedStore;
 
@@ -25,21 +25,34 @@ pub(super) trait Wrapper: Debug + Send + Sync + 'static {
     /// Runs after each call that was made.
     fn after(&self, _call: Call, _succeeded: bool) {}
 
+    /// Runs after that, if the call succeeded; whoever called is not told so if this fails.
+    async fn answer(&self, _call: Call) -> Result<()> {
+        Ok(())
+    }
+
+    /// Sees each snapshot that a call tells of.
+    fn snapshot(&self, _call: Call, snapshot: Snapshot) -> Snapshot {
+        snapshot
+    }
+
     /// Sees each block that was read.
     fn block(&self, _id: &SnapshotId, _index: BlockIndex, block: Block) -> Result<Block> {
         Ok(block)
     }
 
-    /// Sees each block that was put.
-    fn put(&self, _block: &Block) {}
+    /// Learns of each block that was put.
+    fn put(&self, _id: &SnapshotId, _index: BlockIndex) {}
 }
 
-/// Makes one call of the inner store between `before` and `after`.
+/// Makes one call of the inner store between what the wrapper does.
 macro_rules! forward {
     ($self:ident, $call:ident, $made:expr) => {{
         $self.before(Call::$call).await?;
         let result = $made.await;
         $self.after(Call::$call, result.is_ok());
+        if result.is_ok() {
+            $self.answer(Call::$call).await?;
+        }
         result
     }};
 }
@@ -47,7 +60,8 @@ macro_rules! forward {
 #[async_trait]
 impl<W: Wrapper> SnapshotStore for W {
     async fn describe(&self, id: &SnapshotId) -> Result<Snapshot> {
-        forward!(self, Describe, self.inner().describe(id))
+        let snapshot = forward!(self, Describe, self.inner().describe(id))?;
+        Ok(self.snapshot(Call::Describe, snapshot))
     }
 
     async fn list(&self, token: Option<ListToken>) -> Result<SnapshotPage> {
@@ -80,12 +94,14 @@ impl<W: Wrapper> SnapshotStore for W {
     }
 
     async fn start(&self, request: StartRequest) -> Result<Snapshot> {
-        forward!(self, Start, self.inner().start(request))
+        let snapshot = forward!(self, Start, self.inner().start(request))?;
+        Ok(self.snapshot(Call::Start, snapshot))
     }
 
     async fn put_block(&self, id: &SnapshotId, index: BlockIndex, block: Block) -> Result<()> {
-        self.put(&block);
-        forward!(self, PutBlock, self.inner().put_block(id, index, block))
+        forward!(self, PutBlock, self.inner().put_block(id, index, block))?;
+        self.put(id, index);
+        Ok(())
     }
 
     async fn flush(&self, id: &SnapshotId) -> Result<()> {
@@ -93,7 +109,8 @@ impl<W: Wrapper> SnapshotStore for W {
     }
 
     async fn complete(&self, id: &SnapshotId, request: CompleteRequest) -> Result<Snapshot> {
-        forward!(self, Complete, self.inner().complete(id, request))
+        let snapshot = forward!(self, Complete, self.inner().complete(id, request))?;
+        Ok(self.snapshot(Call::Complete, snapshot))
     }
 
     async fn delete(&self, id: &SnapshotId) -> Result<()> {

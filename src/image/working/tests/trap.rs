@@ -6,12 +6,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use tokio::sync::Semaphore;
 
-use crate::model::{Block, BlockIndex, Snapshot, SnapshotId, SnapshotState, Tags};
-use crate::store::wrap::Call;
-use crate::store::{
-    BlockPage, BlockToken, ChangedPage, CompleteRequest, Error, ErrorKind, ListFrom, ListToken,
-    Result, SharedStore, SnapshotPage, SnapshotStore, StartRequest,
-};
+use crate::model::{BlockIndex, Snapshot, SnapshotId, SnapshotState};
+use crate::store::wrap::{Call, Wrapper};
+use crate::store::{Error, ErrorKind, Result, SharedStore};
 
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +25,13 @@ pub(super) enum Fault {
     HangBefore,
     /// The call is made, and not answered before it is let go.
     HangAfter,
+}
+
+impl Fault {
+    /// Whether the call is made before.
+    fn is_of_answer(self) -> bool {
+        matches!(self, Self::Lose | Self::HangAfter)
+    }
 }
 
 /// One fault.
@@ -99,38 +103,28 @@ impl Trap {
     }
 
     /// The fault of this call, if it is its turn.
-    fn fault(&self, call: Call) -> Option<Fault> {
+    fn fault(&self, call: Call, answered: bool) -> Option<Fault> {
         let mut state = self.state();
-        let plan = state.plan.as_mut().filter(|plan| plan.call == call)?;
+        let is_due = |plan: &&mut Plan| plan.call == call && plan.fault.is_of_answer() == answered;
+        let plan = state.plan.as_mut().filter(is_due)?;
         if plan.after > 0 {
             plan.after -= 1;
             return None;
         }
-        let fault = plan.fault;
-        state.plan = None;
-        Some(fault)
+        state.plan.take().map(|plan| plan.fault)
     }
 
-    async fn call<T>(&self, call: Call, made: impl Future<Output = Result<T>> + Send) -> Result<T> {
-        let failed = || {
-            Err(Error::new(ErrorKind::Unavailable, format!("{} fails as planned", call.as_str())))
-        };
-        let fault = self.fault(call);
-        match fault {
-            Some(Fault::Fail) => return failed(),
-            Some(Fault::Deny) => return Err(Error::new(ErrorKind::Denied, "it is not for you")),
+    async fn fall(&self, call: Call, answered: bool) -> Result<()> {
+        let failed = |kind, what: &str| Err(Error::new(kind, format!("{} {what}", call.as_str())));
+        match self.fault(call, answered) {
+            Some(Fault::Fail | Fault::Lose) => failed(ErrorKind::Unavailable, "fails as planned"),
+            Some(Fault::Deny) => failed(ErrorKind::Denied, "is not for you"),
             Some(Fault::Panic) => panic!("as planned"),
-            Some(Fault::HangBefore) => self.hang().await,
-            _ => {}
-        }
-        let result = made.await;
-        match fault {
-            Some(Fault::Lose) => failed(),
-            Some(Fault::HangAfter) => {
+            Some(Fault::HangBefore | Fault::HangAfter) => {
                 self.hang().await;
-                result
+                Ok(())
             }
-            _ => result,
+            None => Ok(()),
         }
     }
 
@@ -138,84 +132,41 @@ impl Trap {
         self.caught.add_permits(1);
         self.released.acquire().await.unwrap().forget();
     }
+}
 
-    fn slowed(&self, mut snapshot: Snapshot, completing: bool) -> Snapshot {
+#[async_trait]
+impl Wrapper for Trap {
+    fn inner(&self) -> &SharedStore {
+        &self.inner
+    }
+
+    async fn before(&self, call: Call) -> Result<()> {
+        self.fall(call, false).await
+    }
+
+    async fn answer(&self, call: Call) -> Result<()> {
+        self.fall(call, true).await
+    }
+
+    fn snapshot(&self, call: Call, mut snapshot: Snapshot) -> Snapshot {
         let mut state = self.state();
         // One that was completed before never goes back.
-        if completing && state.slow > 0 {
+        if call == Call::Complete && state.slow > 0 {
             state.slowed = Some(snapshot.id.clone());
         }
-        if state.slow > 0 && state.slowed.as_ref() == Some(&snapshot.id) {
+        let says = call != Call::Start && state.slow > 0;
+        if says && state.slowed.as_ref() == Some(&snapshot.id) {
             state.slow -= 1;
             snapshot.state = SnapshotState::Pending;
         }
         snapshot
     }
-}
 
-#[async_trait]
-impl SnapshotStore for Trap {
-    async fn describe(&self, id: &SnapshotId) -> Result<Snapshot> {
-        let snapshot = self.call(Call::Describe, self.inner.describe(id)).await?;
-        Ok(self.slowed(snapshot, false))
-    }
-
-    async fn list(&self, token: Option<ListToken>) -> Result<SnapshotPage> {
-        self.call(Call::List, self.inner.list(token)).await
-    }
-
-    async fn list_blocks(&self, id: &SnapshotId, from: ListFrom, max: usize) -> Result<BlockPage> {
-        self.call(Call::ListBlocks, self.inner.list_blocks(id, from, max)).await
-    }
-
-    async fn list_changed_blocks(
-        &self,
-        first: &SnapshotId,
-        second: &SnapshotId,
-        from: ListFrom,
-        max: usize,
-    ) -> Result<ChangedPage> {
-        let made = self.inner.list_changed_blocks(first, second, from, max);
-        self.call(Call::ListChangedBlocks, made).await
-    }
-
-    async fn get_block(
-        &self,
-        id: &SnapshotId,
-        index: BlockIndex,
-        token: &BlockToken,
-    ) -> Result<Block> {
-        self.call(Call::GetBlock, self.inner.get_block(id, index, token)).await
-    }
-
-    async fn start(&self, request: StartRequest) -> Result<Snapshot> {
-        self.call(Call::Start, self.inner.start(request)).await
-    }
-
-    async fn put_block(&self, id: &SnapshotId, index: BlockIndex, block: Block) -> Result<()> {
-        self.call(Call::PutBlock, self.inner.put_block(id, index, block)).await?;
+    fn put(&self, id: &SnapshotId, index: BlockIndex) {
         let mut state = self.state();
         let puts = state.puts.entry((id.clone(), index)).or_default();
         *puts += 1;
         let again = *puts > 1;
         state.repeated += u32::from(again);
-        Ok(())
-    }
-
-    async fn flush(&self, id: &SnapshotId) -> Result<()> {
-        self.call(Call::Flush, self.inner.flush(id)).await
-    }
-
-    async fn complete(&self, id: &SnapshotId, request: CompleteRequest) -> Result<Snapshot> {
-        let snapshot = self.call(Call::Complete, self.inner.complete(id, request)).await?;
-        Ok(self.slowed(snapshot, true))
-    }
-
-    async fn delete(&self, id: &SnapshotId) -> Result<()> {
-        self.call(Call::Delete, self.inner.delete(id)).await
-    }
-
-    async fn set_tags(&self, id: &SnapshotId, tags: Tags) -> Result<()> {
-        self.call(Call::SetTags, self.inner.set_tags(id, tags)).await
     }
 }
