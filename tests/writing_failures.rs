@@ -207,6 +207,43 @@ fn damaged_images_are_listed_and_kept() {
     assert!(kept.lines().all(|line| now.contains(line)), "{now}");
 }
 
+/// Without its base an image shows what is staged, and it is whole again once the base is there.
+#[test]
+fn a_base_that_comes_back_needs_no_new_mount() {
+    if !can_mount(&[]) {
+        return;
+    }
+    let sandbox = Sandbox::with_store();
+    sandbox.random("x.img", 2 * MIB);
+    let mount = sandbox.mount(&["--commit", "manual"]);
+    sandbox.sh("cp x.img mnt/new/");
+    let id = sandbox.ok(&["commit", "--wait", "mnt/new/x.img"]).lines().last().unwrap().to_owned();
+    for place in ["x.img", "mnt/new/x.img"] {
+        sandbox.sh(&format!("printf changed | dd status=none conv=notrunc of={place}"));
+    }
+    mount.unmount();
+    sandbox.sh(&format!("mv store/snapshots/{id}.json hidden"));
+    let mount = sandbox.mount(&[]);
+    let staged = sandbox.ok(&["staged", "mnt"]);
+    let line = staged.lines().find(|line| line.starts_with("x.img ")).unwrap();
+    assert!(line.contains("failed") && line.contains(&id), "{staged}");
+    let file = File::open(mount.new_file("x.img")).unwrap();
+    let mut start = vec![0; 512 << 10];
+    file.read_exact_at(&mut start, 0).unwrap();
+    assert!(start.starts_with(b"changed"));
+    assert_eq!(errno(file.read_at(&mut start, 1 << 20)), Errno::EIO as i32);
+    drop(file);
+    let said = sandbox.fails(&["commit", "mnt/new/x.img"]);
+    assert!(said.contains(&id), "{said}");
+    sandbox.sh(&format!("mv hidden store/snapshots/{id}.json"));
+    assert!(same(mount.new_file("x.img"), sandbox.join("x.img")));
+    sandbox.ok(&["commit", "--wait", "mnt/new/x.img"]);
+    assert_eq!(mount.state("x.img"), "clean");
+    let child = mount.told("x.img", "snapshot");
+    assert_eq!(sandbox.parent_of(&child), Some(id));
+    mount.unmount();
+}
+
 /// `cp` of more than can be staged is told so, and nothing is committed; less is fine.
 fn meets_the_end_of_the_room(sandbox: &Sandbox, mount: &Mount, says: &str) {
     sandbox.random("large", 40 * MIB);

@@ -1,16 +1,32 @@
 //! The snapshot beneath a working image, where the store does not tell of it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::put::in_time;
-use super::{Error, Inner, Reader, Result, WorkingImage};
-use crate::model::SnapshotId;
+use super::{Error, Inner, Reader, Result, WorkingImage, Workshop};
+use crate::model::{Snapshot, SnapshotId};
+use crate::store::{self, ErrorKind};
 
 /// A base that could not be looked up: what is not staged cannot be read, and nothing be committed.
 #[derive(Clone, Debug)]
 pub(super) struct Missing {
     pub(super) id: SnapshotId,
     pub(super) why: String,
+}
+
+/// Longest time that coming back waits for the store to tell of a base: the mount waits for it, and
+/// it is looked for again.
+const AT_FIRST: Duration = Duration::from_secs(5);
+
+pub(super) async fn look_up(shop: &Workshop, id: &SnapshotId) -> Result<Snapshot> {
+    match tokio::time::timeout(AT_FIRST, shop.store.describe(id)).await {
+        Ok(found) => Ok(found?),
+        Err(_) => {
+            let message = format!("no answer within {AT_FIRST:?}");
+            Err(store::Error::new(ErrorKind::Timeout, message).into())
+        }
+    }
 }
 
 impl Missing {

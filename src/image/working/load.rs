@@ -4,9 +4,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
-use super::base::Missing;
+use super::base::{self, Missing};
 use super::layer::Layer;
-use super::put::in_time;
 use super::{
     Damaged, Error, Inner, REMOVED, Reader, Result, Trouble, WorkingImage, Workshop, blocking,
 };
@@ -68,7 +67,7 @@ impl WorkingImage {
         }
         let (mut base, mut missing) = (None, None);
         if let Some(id) = &record.base {
-            match in_time(shop.store.describe(id)).await {
+            match base::look_up(shop, id).await {
                 Ok(snapshot) => base = Some(shop.image(snapshot)),
                 Err(error) => missing = Some(Missing::new(id.clone(), &error)),
             }

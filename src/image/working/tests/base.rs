@@ -97,6 +97,24 @@ fn what_is_not_staged_comes_back_with_the_base() {
 }
 
 #[test]
+fn a_store_that_does_not_answer_is_not_waited_for_long() {
+    let (mut world, base) = left(false);
+    runtime().block_on(async {
+        world.at_begin = Some(Plan { call: Call::Describe, after: 0, fault: Fault::HangBefore });
+        // What goes on beside the clock is waited for.
+        tokio::time::pause();
+        let begun = tokio::time::Instant::now();
+        let image = world.begin().await.remove(0);
+        let waited = begun.elapsed();
+        tokio::time::resume();
+        assert!(waited.as_secs() < 10, "{waited:?}");
+        lacks_its_base(&image, &world.slots[0].content, &base).await;
+        image.find_base().await.unwrap();
+        assert_eq!(image.status().state, State::Dirty);
+    });
+}
+
+#[test]
 fn a_commit_looks_for_the_base_again() {
     let (mut world, base) = left(true);
     runtime().block_on(async {
