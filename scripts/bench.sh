@@ -8,45 +8,52 @@ cd "$(dirname "$0")/.."
 
 usage() {
     cat <<'END'
-Usage: scripts/bench.sh [--runs N] [--size MIB] [--dir DIR]
+Usage: scripts/bench.sh [--runs N] [--size MIB] [--dir DIR] [--only PART]
 
   --runs N     how often each thing is measured (default 5)
   --size MIB   size of the large image (default 2048)
   --dir DIR    where to work: a disk with three times that much free (default: a
                temporary directory)
+  --only PART  `mount` or `serve`; both otherwise
 
 Needs root (mounts, loop devices, dropping the page cache), fio, jq, openssl,
-python3 and e2fsprogs; the cores should have nothing else to do.
+python3, e2fsprogs, nginx and wrk; the cores should have nothing else to do.
 END
 }
 
-runs=5 size=2048 base=${TMPDIR:-/tmp}
+runs=5 size=2048 base=${TMPDIR:-/tmp} only=
 while [ $# -gt 0 ]; do
     case $1 in
         -h | --help) usage && exit 0 ;;
         --runs) runs=$2 && shift 2 ;;
         --size) size=$2 && shift 2 ;;
         --dir) base=$2 && shift 2 ;;
+        --only) only=$2 && shift 2 ;;
         *) usage >&2 && exit 2 ;;
     esac
 done
 [ "$(id -u)" = 0 ] || { echo "bench.sh: this needs root" >&2 && exit 1; }
 missing=()
-for program in fio jq openssl mkfs.ext4 losetup python3; do
+for program in fio jq openssl mkfs.ext4 losetup python3 nginx wrk curl; do
     command -v "$program" >/dev/null || missing+=("${program/mkfs.ext4/e2fsprogs}")
 done
+nginx_is_new=no
+[[ " ${missing[*]} " != *" nginx "* ]] || nginx_is_new=yes
 if [ ${#missing[@]} -gt 0 ]; then
     echo "Installing ${missing[*]}"
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${missing[@]}" >/dev/null
+    # Debian starts what it installs; we run one of our own for a while.
+    [ "$nginx_is_new" = no ] || systemctl disable --now nginx 2>/dev/null || service nginx stop || true
 fi
 
-cargo build --release --locked
+cargo build --release --locked --bins --example put_load
 fspfs=$(cargo metadata --format-version 1 --no-deps | jq -r .target_directory)/release/fspfs
 
 work=$(mktemp -d "$base/fspfs-bench.XXXXXX")
 export XDG_STATE_HOME=$work/state FSPFS_STORE=$work/snaps
-loops=() daemon=
+loops=() servers=() daemon=''
 clean_up() {
+    for server in "${servers[@]}"; do kill "$server" 2>/dev/null || true; done
     for device in "${loops[@]}"; do losetup -d "$device" || true; done
     mountpoint -q "$work/files" && umount "$work/files"
     mountpoint -q "$work/mnt" && umount -l "$work/mnt"
@@ -95,6 +102,10 @@ unmount_store() {
 
 metric() { awk -v name="$1" 'index($0, name) == 1 { sum += $NF } END { print sum + 0 }' "$work/mnt/control/metrics"; }
 
+list() { printf '%s\n' "$@"; }
+
+rate() { awk -v mib="$1" -v s="$2" 'BEGIN { printf "%.0f MiB/s", mib / s }'; }
+
 # --- What is measured -----------------------------------------------------------------------------
 
 echo "Making images in $work"
@@ -102,6 +113,13 @@ large=$work/large.img warm_mib=160
 openssl enc -aes-128-ctr -K 00112233445566778899aabbccddeeff -iv 00 -in /dev/zero 2>/dev/null |
     head -c "${size}M" >"$large" || true
 [ "$(stat -c %s "$large")" = $((size << 20)) ] || { echo "cannot make $large" >&2 && exit 1; }
+"$fspfs" init >/dev/null
+if [ "$only" != mount ]; then
+    # shellcheck source=scripts/bench-serve.sh
+    . scripts/bench-serve.sh
+    [ "$only" != serve ] || exit 0
+fi
+
 head -c "${warm_mib}M" "$large" >"$work/warm.img"
 truncate -s "${warm_mib}M" "$work/hole.img"
 truncate -s 512M "$work/files.img"
@@ -110,7 +128,6 @@ mount -o loop "$work/files.img" "$work/files"
 for n in $(seq 400); do head -c 200000 "$large" >"$work/files/$n"; done
 umount "$work/files"
 
-"$fspfs" init >/dev/null
 dd_times=() hash_times=() upload_times=() download_times=() id=
 for _ in $(seq "$runs"); do
     rm -f "$work/copy" && drop_caches
@@ -130,7 +147,6 @@ for _ in $(seq "$runs"); do
         [ "$old" = "$keep" ] || "$fspfs" -q delete --yes "$old"
     done
 done
-list() { printf '%s\n' "$@"; }
 dd_time=$(list "${dd_times[@]}" | median) hash_time=$(list "${hash_times[@]}" | median)
 upload_time=$(list "${upload_times[@]}" | median) download_time=$(list "${download_times[@]}" | median)
 warm=$("$fspfs" -q upload "$work/warm.img" | tail -n 1)
@@ -285,7 +301,6 @@ unmount_store
 
 # --- The result -----------------------------------------------------------------------------------
 
-rate() { awk -v mib="$1" -v s="$2" 'BEGIN { printf "%.0f MiB/s", mib / s }'; }
 warm_time=$(list "${warm_times[@]}" | median) hole_time=$(list "${hole_times[@]}" | median)
 loop_time=$(list "${loop_times[@]}" | median)
 verify_time=$(list "${verify_times[@]}" | median) cold_time=$(list "${cold_times[@]}" | median)

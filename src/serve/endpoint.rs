@@ -27,8 +27,14 @@ const SEEN_LIFE: Duration = Duration::from_secs(1);
 /// Snapshots of which that is remembered, and pending ones whose puts are.
 const MAX_SNAPSHOTS: NonZeroUsize = NonZeroUsize::new(1024).expect("not 0");
 
-/// What was put is saved this often, so that other servers of the store see it.
-const SAVE_EVERY: Duration = Duration::from_secs(1);
+/// How often it is looked whether something that was put has to be saved, so that other servers of
+/// the store see it, and a crash does not lose it.
+const SAVE_EVERY: Duration = Duration::from_millis(500);
+
+/// It has to be if nothing more was put for this long, or if it is so old; under load the store
+/// saves what fills a pack anyway.
+const SAVE_IDLE: Duration = Duration::from_millis(300);
+const SAVE_AGE: Duration = Duration::from_secs(5);
 
 /// A completion that finds too few blocks waits this long for other servers to save theirs, so
 /// often.
@@ -82,7 +88,15 @@ struct Written {
     /// It was started here, so that all puts before those in `blocks` are known: none.
     ours: bool,
     blocks: RoaringBitmap,
-    unsaved: bool,
+    /// When the first and the last block were put that may not be saved yet.
+    unsaved: Option<(Instant, Instant)>,
+}
+
+impl Written {
+    fn is_due(&self) -> bool {
+        self.unsaved
+            .is_some_and(|(first, last)| last.elapsed() >= SAVE_IDLE || first.elapsed() >= SAVE_AGE)
+    }
 }
 
 impl Endpoint {
@@ -205,7 +219,7 @@ impl Endpoint {
 
     /// Puts a block. A later put of the same block is durable when this returns: should the server
     /// die, the completion would otherwise not notice that it was lost. A first one is saved within
-    /// a second, and noticed missing by the count of blocks.
+    /// seconds, and noticed missing by the count of blocks.
     pub(super) async fn put(&self, id: &SnapshotId, index: BlockIndex, block: Block) -> Result<()> {
         let permit = self.puts.acquire().await.expect("it is never closed");
         self.store.put_block(id, index, block).await?;
@@ -213,7 +227,8 @@ impl Endpoint {
         let first = {
             let mut written = self.written();
             let written = written.get_or_insert_mut(id.clone(), Written::default);
-            written.unsaved = true;
+            let now = Instant::now();
+            written.unsaved = Some((written.unsaved.map_or(now, |(first, _)| first), now));
             written.blocks.insert(index.0) && written.ours
         };
         if first { Ok(()) } else { self.store.flush(id).await }
@@ -251,17 +266,21 @@ impl Endpoint {
     pub(super) async fn save_regularly(self: Arc<Self>) {
         loop {
             tokio::time::sleep(SAVE_EVERY).await;
-            self.save_all().await;
+            self.save(Written::is_due).await;
         }
     }
 
-    /// Saves what was put.
+    /// Saves all that was put.
     pub(super) async fn save_all(&self) {
+        self.save(|written| written.unsaved.is_some()).await;
+    }
+
+    async fn save(&self, wanted: impl Fn(&Written) -> bool) {
         let ids: Vec<_> = {
             let mut written = self.written();
-            let unsaved = written.iter_mut().filter(|(_, written)| written.unsaved);
+            let unsaved = written.iter_mut().filter(|(_, written)| wanted(written));
             let take = |(id, written): (&SnapshotId, &mut Written)| {
-                written.unsaved = false;
+                written.unsaved = None;
                 id.clone()
             };
             unsaved.map(take).collect()
@@ -274,7 +293,8 @@ impl Endpoint {
                 _ => {
                     tracing::warn!("what was put into {id} is not saved yet: {error}");
                     if let Some(written) = self.written().peek_mut(&id) {
-                        written.unsaved = true;
+                        let now = Instant::now();
+                        written.unsaved.get_or_insert((now, now));
                     }
                 }
             }

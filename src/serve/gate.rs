@@ -223,6 +223,11 @@ async fn admit(
     let claim = match &endpoint.access {
         Access::Everybody => {
             guard::check(&parts.headers, endpoint.local)?;
+            // An image in a page is fetched by GET, and old browsers do not say that it is one.
+            if operation == Operation::Query && parts.method == Method::GET {
+                let message = "Without a signature, actions are taken by POST.";
+                return Err(Refusal::new(StatusCode::FORBIDDEN, "AccessDeniedException", message));
+            }
             None
         }
         // Whoever watches the server has no key for it. There is nothing secret in it.
