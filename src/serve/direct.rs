@@ -38,8 +38,12 @@ type Answer = Result<Response, Refusal>;
 
 /// What is none of the operations.
 pub(super) async fn unknown() -> Response {
+    unknown_operation().into_response()
+}
+
+pub(super) fn unknown_operation() -> Refusal {
     let message = "The requested operation is not one of the EBS direct APIs.";
-    Refusal::new(StatusCode::NOT_FOUND, "UnknownOperationException", message).into_response()
+    Refusal::new(StatusCode::NOT_FOUND, "UnknownOperationException", message)
 }
 
 /// The form of an error: the code in a header, the message and the reason in JSON.

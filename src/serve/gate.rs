@@ -171,6 +171,12 @@ pub(super) async fn pass(
     drop(working);
     let formed = response.extensions_mut().remove::<query::Refused>().map(|refused| refused.0);
     let refusal = response.extensions_mut().remove::<Refusal>();
+    let status = response.status();
+    let refusal = match refusal {
+        // A path that leads nowhere, or that is no text: the router itself refused it.
+        None if formed.is_none() && !status.is_success() => Some(unroutable(status)),
+        refusal => refusal,
+    };
     if let Some(refusal) = &refusal {
         response = match operation {
             Operation::Query => query::refuse(refusal, &id, is_sts),
@@ -201,6 +207,16 @@ pub(super) async fn pass(
     let millis = took.as_secs_f64() * 1000.0;
     tracing::info!(target: "access", "{peer} {action} {path} {status} {sent} {millis:.1}ms {}{why}", id.0);
     response
+}
+
+fn unroutable(status: StatusCode) -> Refusal {
+    match status {
+        StatusCode::BAD_REQUEST => {
+            Refusal::invalid("INVALID_PARAMETER_VALUE", "The path of the request is not valid.")
+        }
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => direct::unknown_operation(),
+        status => Refusal::internal(format!("the router answered {status}")),
+    }
 }
 
 /// Cuts the connection before anything is answered.
