@@ -53,7 +53,8 @@ pub(super) enum Operation {
 
 impl Operation {
     pub(super) fn of(method: &Method, path: &str) -> Self {
-        let mut parts = path.strip_prefix('/').unwrap_or(path).split('/');
+        let Some(path) = path.strip_prefix('/') else { return Self::Unknown };
+        let mut parts = path.split('/');
         let parts = [(); 5].map(|()| parts.next());
         match (method.as_str(), parts) {
             ("GET" | "POST", [Some(""), None, ..]) => Self::Query,
