@@ -50,13 +50,15 @@ if [ ${#packages[@]} -gt 0 ]; then
     (install_packages "$ask" "${packages[@]}") || [ -z "${CI:-}" ]
 fi
 
-# The one module that scripts/restore.py takes is kept beside the build.
+# What others wrote is kept beside the build: the one module that scripts/restore.py takes, and the
+# clients of `fspfs serve`.
 venv=$(realpath -m "${CARGO_TARGET_DIR:-target}")/venv
-if ! "$venv/bin/python3" -c 'import zstandard' 2>/dev/null; then
-    echo "Installing the Python module zstandard into $venv"
+if ! [ -x "$venv/bin/aws" ] || ! "$venv/bin/python3" -c 'import zstandard, boto3' 2>/dev/null; then
+    echo "Installing zstandard, boto3 and awscli into $venv"
     {
         python3 -m venv --clear "$venv" &&
-            "$venv/bin/python3" -m pip -q --disable-pip-version-check install zstandard
+            "$venv/bin/python3" -m pip -q --disable-pip-version-check install \
+                zstandard boto3 awscli
     } || [ -z "${CI:-}" ]
 fi
 export FSPFS_PYTHON=$venv/bin/python3

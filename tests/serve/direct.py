@@ -1,0 +1,502 @@
+"""The six operations of the EBS direct APIs, and what they refuse."""
+
+import concurrent.futures
+import datetime
+import re
+import uuid
+
+from common import *
+
+
+def a_start_answers_what_it_was_told():
+    ebs, ec2 = client(), client("ec2")
+    tags = [{"Key": "Name", "Value": "web <&> \"äö\""}, {"Key": "empty", "Value": ""}]
+    before = datetime.datetime.now(datetime.timezone.utc)
+    answer = ebs.start_snapshot(
+        VolumeSize=65536,
+        Description="a <b> & \"c\"",
+        Tags=tags,
+        ClientToken=str(uuid.uuid4()),
+        Timeout=4320,
+    )
+    metadata = answer.pop("ResponseMetadata")
+    assert metadata["HTTPStatusCode"] == 201
+    uuid.UUID(metadata["RequestId"])
+    parent = answer.pop("SnapshotId")
+    assert re.fullmatch("snap-[0-9a-f]{17}", parent), parent
+    # A store keeps its own time.
+    assert abs(answer.pop("StartTime") - before) < datetime.timedelta(seconds=10)
+    assert sorted(answer.pop("Tags"), key=lambda tag: tag["Key"]) == tags
+    assert answer.pop("SseType") == "none"
+    assert answer == {
+        "OwnerId": "000000000000",
+        "Status": "pending",
+        "VolumeSize": 65536,
+        "BlockSize": BLOCK,
+        "Description": "a <b> & \"c\"",
+    }
+    (shown,) = ec2.describe_snapshots(SnapshotIds=[parent])["Snapshots"]
+    assert shown["State"] == "pending" and shown["VolumeSize"] == 65536
+    assert shown["Description"] == "a <b> & \"c\""
+    assert sorted(shown["Tags"], key=lambda tag: tag["Key"]) == tags
+    assert complete(ebs, parent, 0)["Status"] == "completed"
+    child = ebs.start_snapshot(VolumeSize=65536, ParentSnapshotId=parent, Timeout=10)
+    assert child["ParentSnapshotId"] == parent
+    assert "Tags" not in child and child["Description"] == ""
+
+
+def a_client_token_is_for_one_request():
+    ebs = client()
+    first = {"VolumeSize": 1, "ClientToken": "t" * 64, "Tags": [{"Key": "a", "Value": "b"}]}
+    snapshot = start(ebs, 1, ClientToken="t" * 64, Tags=first["Tags"])
+    again = ebs.start_snapshot(**first)
+    assert again["SnapshotId"] == snapshot and again["ResponseMetadata"]["HTTPStatusCode"] == 201
+    for other in [
+        {"VolumeSize": 2},
+        {"Tags": [{"Key": "a", "Value": "c"}]},
+        {"Tags": []},
+        {"Description": "other"},
+        {"Timeout": 20},
+        {"Encrypted": True},
+        {"ParentSnapshotId": write(ebs, {})},
+    ]:
+        with fails("ConflictException", 409):
+            ebs.start_snapshot(**first | other)
+    # It is as good after the snapshot got its blocks, and was completed.
+    put(ebs, snapshot, 0, block(0))
+    assert ebs.start_snapshot(**first)["SnapshotId"] == snapshot
+    complete(ebs, snapshot, 1)
+    assert ebs.start_snapshot(**first)["SnapshotId"] == snapshot
+    assert start(ebs, 1, ClientToken="u") != snapshot
+    # boto3 makes a token of its own for each request.
+    assert start(ebs) != start(ebs)
+
+
+def a_start_is_refused_for_what_is_wrong_with_it():
+    ebs, lax = client(), client(validate=False)
+    for gib in [0, 65537, -1, 2**40]:
+        with invalid("INVALID_VOLUME_SIZE"):
+            start(lax, gib)
+    for more in [
+        {"Timeout": 9},
+        {"Timeout": 4321},
+        {"Description": "d" * 256},
+        {"ClientToken": "t" * 65},
+        {"ClientToken": "ä"},
+    ]:
+        with invalid("INVALID_PARAMETER_VALUE"):
+            start(lax, **more)
+    raw("POST", "/snapshots", body=b"{}").must_be(400, "ValidationException")
+    raw("POST", "/snapshots", body=b"{").must_be(400, "SerializationException")
+    raw("POST", "/snapshots", body=b'{"VolumeSize":"1"}').must_be(400, "SerializationException")
+    for bad in [
+        [{"Key": "k", "Value": "1"}, {"Key": "k", "Value": "2"}],
+        [{"Key": "aws:k", "Value": ""}],
+        [{"Key": "", "Value": ""}],
+        [{"Value": "no key"}],
+        [{"Key": "k" * 129, "Value": ""}],
+        [{"Key": "k", "Value": "v" * 257}],
+        [{"Key": f"k{n}", "Value": ""} for n in range(51)],
+    ]:
+        with invalid("INVALID_TAG"):
+            start(lax, Tags=bad)
+    start(ebs, Tags=[{"Key": f"k{n}", "Value": ""} for n in range(50)])
+    pending = start(ebs)
+    parent = write(ebs, {})
+    with fails("ResourceNotFoundException", 404, "SNAPSHOT_NOT_FOUND"):
+        start(ebs, ParentSnapshotId="snap-00000000000000000")
+    with invalid("INVALID_SNAPSHOT_ID"):
+        start(ebs, ParentSnapshotId=pending)
+    with invalid("INVALID_SNAPSHOT_ID"):
+        start(lax, ParentSnapshotId="vol-00000000000000000")
+    with invalid("INVALID_PARAMETER_VALUE"):
+        start(ebs, ParentSnapshotId=parent, Encrypted=True)
+    with invalid("INVALID_PARAMETER_VALUE"):
+        start(ebs, KmsKeyArn="arn:aws:kms:us-east-1:000000000000:key/k")
+    with invalid("INVALID_CUSTOMER_KEY"):
+        start(lax, Encrypted=True, KmsKeyArn="no arn")
+
+
+def encryption_is_said_and_inherited():
+    ebs, ec2 = client(), client("ec2")
+    key = "arn:aws:kms:us-east-1:000000000000:key/12345678-1234-1234-1234-123456789012"
+    for more, shown in [
+        ({"KmsKeyArn": key}, key),
+        ({}, "arn:aws:kms:us-east-1:000000000000:key/00000000-0000-0000-0000-000000000000"),
+    ]:
+        answer = ebs.start_snapshot(
+            VolumeSize=1, Encrypted=True, Tags=[{"Key": "k", "Value": "v"}], **more
+        )
+        parent = answer["SnapshotId"]
+        assert answer["KmsKeyArn"] == shown and answer["SseType"] == "sse-kms"
+        assert answer["Tags"] == [{"Key": "k", "Value": "v"}], answer
+        complete(ebs, parent, 0)
+        answer = ebs.start_snapshot(VolumeSize=1, ParentSnapshotId=parent)
+        child = answer["SnapshotId"]
+        assert answer["KmsKeyArn"] == shown and answer["SseType"] == "sse-kms"
+        for snapshot in [parent, child]:
+            (described,) = ec2.describe_snapshots(SnapshotIds=[snapshot])["Snapshots"]
+            assert described["Encrypted"] is True and described["KmsKeyId"] == shown
+        # What remembers it is no tag that clients see, or could take away.
+        ec2.delete_tags(Resources=[parent])
+        (described,) = ec2.describe_snapshots(SnapshotIds=[parent])["Snapshots"]
+        assert described["Encrypted"] is True and "Tags" not in described
+    plain = start(ebs)
+    (described,) = ec2.describe_snapshots(SnapshotIds=[plain])["Snapshots"]
+    assert described["Encrypted"] is False and "KmsKeyId" not in described
+    encrypted = [{"Name": "encrypted", "Values": ["true"]}]
+    assert len(ec2.describe_snapshots(Filters=encrypted)["Snapshots"]) == 4
+
+
+def a_put_is_checked():
+    ebs, lax = client(), client(validate=False)
+    snapshot, data = start(ebs), block(1)
+    answer = put(ebs, snapshot, 2047, data, Progress=50)
+    assert answer["ResponseMetadata"]["HTTPStatusCode"] == 201
+    assert answer["Checksum"] == checksum(data) and answer["ChecksumAlgorithm"] == "SHA256"
+    for more in [
+        {"Checksum": checksum(block(2))},
+        {"BlockData": data[:-1]},
+        {"BlockData": data + b"x"},
+        {"BlockData": b"", "Checksum": checksum(b"")},
+        {"BlockIndex": 2048},
+        {"BlockIndex": 2**31 - 1},
+    ]:
+        with invalid("INVALID_BLOCK"):
+            put(ebs, snapshot, 0, data, **more)
+    for more in [
+        {"DataLength": BLOCK - 1},
+        {"DataLength": 4096},
+        {"Progress": 101},
+        {"Progress": -1},
+        {"ChecksumAlgorithm": "MD5"},
+        {"Checksum": "short"},
+        {"BlockIndex": -1},
+        {"BlockIndex": 2**31},
+    ]:
+        with invalid("INVALID_PARAMETER_VALUE"):
+            put(lax, snapshot, 0, data, **more)
+    path = f"/snapshots/{snapshot}/blocks/0"
+    for name in put_headers(data):
+        headers = put_headers(data)
+        del headers[name]
+        raw("PUT", path, headers, data).must_be(400, "ValidationException")
+    for index in ["x", "+1", "1.0", "%31%20"]:
+        path = f"/snapshots/{snapshot}/blocks/{index}"
+        raw("PUT", path, put_headers(data), data).must_be(400, "ValidationException")
+    with fails("ResourceNotFoundException", 404, "SNAPSHOT_NOT_FOUND"):
+        put(ebs, "snap-00000000000000000", 0, data)
+    with invalid("INVALID_SNAPSHOT_ID"):
+        put(lax, "snap-NOID", 0, data)
+    # Nothing of all this has left a block.
+    complete(ebs, snapshot, 1)
+    assert read(ebs, snapshot) == {2047: data}
+
+
+def a_block_may_be_put_again_until_the_snapshot_is_completed():
+    ebs = client()
+    snapshot = start(ebs)
+    for number in range(3):
+        put(ebs, snapshot, 7, block(number))
+    put(ebs, snapshot, 7, block(2))
+    put(ebs, snapshot, 8, bytes(BLOCK))
+    complete(ebs, snapshot, 2)
+    with invalid("INVALID_SNAPSHOT_ID"):
+        put(ebs, snapshot, 7, block(3))
+    with invalid("INVALID_SNAPSHOT_ID"):
+        put(ebs, snapshot, 9, block(3))
+    # A block of zeros that was put is a block.
+    assert read(ebs, snapshot) == {7: block(2), 8: bytes(BLOCK)}
+
+
+def a_completion_counts_and_compares():
+    ebs, ec2 = client(), client("ec2")
+    blocks = {index: block(index % 3) for index in [5, 0, 1000, 7]}
+    snapshot = start(ebs)
+    for index, data in blocks.items():
+        put(ebs, snapshot, index, data)
+    put(ebs, snapshot, 5, block(9))
+    blocks[5] = block(9)
+    three = {
+        "Checksum": linear(blocks),
+        "ChecksumAlgorithm": "SHA256",
+        "ChecksumAggregationMethod": "LINEAR",
+    }
+    for count in [0, 3, 5]:
+        with invalid("INVALID_SNAPSHOT_ID"):
+            complete(ebs, snapshot, count, **three)
+    with invalid("INVALID_SNAPSHOT_ID"):
+        complete(ebs, snapshot, 4, **three | {"Checksum": checksum(b"")})
+    # None of these was its end.
+    answer = complete(ebs, snapshot, 4, **three)
+    assert answer["Status"] == "completed"
+    assert answer["ResponseMetadata"]["HTTPStatusCode"] == 202
+    (shown,) = ec2.describe_snapshots(SnapshotIds=[snapshot])["Snapshots"]
+    assert shown["State"] == "completed" and shown["Progress"] == "100%"
+    assert shown["CompletionTime"] >= shown["StartTime"]
+    with invalid("INVALID_SNAPSHOT_ID"):
+        complete(ebs, snapshot, 4, **three)
+    assert read(ebs, snapshot) == blocks
+    # A child counts and sums what was put into it alone.
+    child = start(ebs, ParentSnapshotId=snapshot)
+    put(ebs, child, 1, block(4))
+    complete(ebs, child, 1, **three | {"Checksum": linear({1: block(4)})})
+    assert read(ebs, child) == blocks | {1: block(4)}
+
+
+def a_completion_is_refused_for_what_is_wrong_with_it():
+    ebs, lax = client(), client(validate=False)
+    snapshot = start(ebs)
+    three = {
+        "Checksum": checksum(b""),
+        "ChecksumAlgorithm": "SHA256",
+        "ChecksumAggregationMethod": "LINEAR",
+    }
+    for name in three:
+        two = {other: value for other, value in three.items() if other != name}
+        for some in [two, {name: three[name]}]:
+            with invalid("INVALID_PARAMETER_VALUE"):
+                complete(ebs, snapshot, 0, **some)
+    for more in [
+        {"Checksum": "x"},
+        {"ChecksumAlgorithm": "SHA512"},
+        {"ChecksumAggregationMethod": "TREE"},
+        {"ChangedBlocksCount": -1},
+        {"ChangedBlocksCount": 2**31},
+    ]:
+        with invalid("INVALID_PARAMETER_VALUE"):
+            lax.complete_snapshot(**{"SnapshotId": snapshot, "ChangedBlocksCount": 0} | three | more)
+    path = f"/snapshots/completion/{snapshot}"
+    raw("POST", path).must_be(400, "ValidationException")
+    with fails("ResourceNotFoundException", 404, "SNAPSHOT_NOT_FOUND"):
+        complete(ebs, "snap-00000000000000000", 0)
+    with invalid("INVALID_SNAPSHOT_ID"):
+        complete(lax, "snap-NOID", 0)
+    complete(ebs, snapshot, 0, **three)
+    assert read(ebs, snapshot) == {}
+
+
+def pages_of_blocks():
+    ebs, lax = client(), client(validate=False)
+    blocks = {index: block(0) for index in range(0, 2048, 8)}
+    snapshot = write(ebs, blocks, 3)
+    page = ebs.list_snapshot_blocks(SnapshotId=snapshot)
+    assert page["VolumeSize"] == 3 and page["BlockSize"] == BLOCK
+    now = datetime.datetime.now(datetime.timezone.utc)
+    assert datetime.timedelta(days=6.9) < page["ExpiryTime"] - now < datetime.timedelta(days=7.1)
+    assert [listed["BlockIndex"] for listed in page["Blocks"]] == list(blocks)
+    assert "NextToken" not in page
+    assert all(len(listed["BlockToken"]) <= 256 for listed in page["Blocks"])
+    sizes = [
+        len(page["Blocks"])
+        for page in pages(ebs.list_snapshot_blocks, SnapshotId=snapshot, MaxResults=100)
+    ]
+    assert sizes == [100, 100, 56], sizes
+    # Fewer than a hundred are a hundred.
+    for few in [1, 99]:
+        page = lax.list_snapshot_blocks(SnapshotId=snapshot, MaxResults=few)
+        assert len(page["Blocks"]) == 100
+    ebs.list_snapshot_blocks(SnapshotId=snapshot, MaxResults=10000)
+    for bad in [0, -1, 10001]:
+        with invalid("INVALID_PARAMETER_VALUE"):
+            lax.list_snapshot_blocks(SnapshotId=snapshot, MaxResults=bad)
+    with invalid("INVALID_PARAMETER_VALUE"):
+        lax.list_snapshot_blocks(SnapshotId=snapshot, StartingBlockIndex=-1)
+    for first, expected in [(0, 0), (1, 8), (8, 8), (2040, 2040)]:
+        page = ebs.list_snapshot_blocks(SnapshotId=snapshot, StartingBlockIndex=first)
+        assert page["Blocks"][0]["BlockIndex"] == expected
+    for first in [2041, 6143, 6144, 2**31 - 1]:
+        page = ebs.list_snapshot_blocks(SnapshotId=snapshot, StartingBlockIndex=first)
+        assert page["Blocks"] == [] and "NextToken" not in page
+    # A token wins over an index.
+    page = ebs.list_snapshot_blocks(SnapshotId=snapshot, MaxResults=100)
+    page = ebs.list_snapshot_blocks(
+        SnapshotId=snapshot, NextToken=page["NextToken"], StartingBlockIndex=2040
+    )
+    assert page["Blocks"][0]["BlockIndex"] == 800
+
+
+def page_tokens_are_for_one_listing():
+    ebs = client()
+    blocks = {index: block(0) for index in range(101)}
+    one = write(ebs, blocks)
+    two = write(ebs, {index: block(1) for index in blocks}, ParentSnapshotId=one)
+    listing = ebs.list_snapshot_blocks(SnapshotId=one, MaxResults=100)
+    changes = ebs.list_changed_blocks(FirstSnapshotId=one, SecondSnapshotId=two, MaxResults=100)
+    token, other = listing["NextToken"], changes["NextToken"]
+    assert len(token) <= 256 and len(other) <= 256
+    changed = token[:-4] + ("AAA=" if token[-4:] != "AAA=" else "BBB=")
+    blocktoken = listing["Blocks"][0]["BlockToken"]
+    for bad in [changed, other, blocktoken, "AAAA", "%%%", "x" * 256]:
+        with invalid("INVALID_PAGE_TOKEN"):
+            ebs.list_snapshot_blocks(SnapshotId=one, NextToken=bad)
+    with invalid("INVALID_PAGE_TOKEN"):
+        ebs.list_snapshot_blocks(SnapshotId=two, NextToken=token)
+    for bad in [token, other[:-4] + "AAA="]:
+        with invalid("INVALID_PAGE_TOKEN"):
+            ebs.list_changed_blocks(FirstSnapshotId=one, SecondSnapshotId=two, NextToken=bad)
+    with invalid("INVALID_PAGE_TOKEN"):
+        ebs.list_changed_blocks(FirstSnapshotId=two, SecondSnapshotId=one, NextToken=other)
+    # As often as one likes.
+    for _ in range(2):
+        page = ebs.list_snapshot_blocks(SnapshotId=one, NextToken=token)
+        assert [listed["BlockIndex"] for listed in page["Blocks"]] == [100]
+
+
+def changes(ebs, first, second, **more):
+    """What differs: for each index, whether the first and the second snapshot have a block."""
+    found = {}
+    for page in pages(
+        ebs.list_changed_blocks, FirstSnapshotId=first, SecondSnapshotId=second, **more
+    ):
+        assert page["BlockSize"] == BLOCK and "ExpiryTime" in page
+        for changed in page["ChangedBlocks"]:
+            index = changed["BlockIndex"]
+            assert not found or index > max(found)
+            found[index] = (changed.get("FirstBlockToken"), changed.get("SecondBlockToken"))
+    return found
+
+
+def differences_of_a_lineage():
+    ebs = client()
+    a = {index: block(index) for index in range(4)}
+    one = write(ebs, a)
+    two = write(ebs, {1: block(10), 5: block(50)}, ParentSnapshotId=one)
+    three = write(ebs, {2: block(20), 2048: block(60)}, 2, ParentSnapshotId=two)
+    b = a | {1: block(10), 5: block(50)}
+    c = b | {2: block(20), 2048: block(60)}
+    assert ebs.list_changed_blocks(FirstSnapshotId=one, SecondSnapshotId=three)["VolumeSize"] == 2
+    for first, before, second, after in [(one, a, two, b), (one, a, three, c), (two, b, three, c)]:
+        found = changes(ebs, first, second)
+        differ = {index for index in after if before.get(index) != after[index]}
+        assert found.keys() == differ, found
+        for index, (old, new) in found.items():
+            assert get(ebs, second, index, new) == after[index]
+            # A block that is new has no token of the first.
+            assert (old is None) == (index not in before)
+            if old:
+                assert get(ebs, first, index, old) == before[index]
+        back = changes(ebs, second, first)
+        assert back.keys() == differ
+        for index, (old, new) in back.items():
+            assert get(ebs, second, index, old) == after[index]
+            assert (new is None) == (index not in before)
+    assert changes(ebs, two, two) == {}
+    # Two children of one parent are of its lineage.
+    sibling = write(ebs, {0: block(70)}, ParentSnapshotId=one)
+    assert changes(ebs, two, sibling).keys() == {0, 1, 5}
+
+
+def differences_are_paged():
+    ebs, lax = client(), client(validate=False)
+    one = write(ebs, {})
+    two = write(ebs, {index: block(0) for index in range(250)}, ParentSnapshotId=one)
+    parameters = {"FirstSnapshotId": one, "SecondSnapshotId": two}
+    sizes = [
+        len(page["ChangedBlocks"])
+        for page in pages(ebs.list_changed_blocks, MaxResults=100, **parameters)
+    ]
+    # The last page may be empty: only the want of a token ends a listing.
+    assert sum(sizes) == 250 and sizes[:3] == [100, 100, 50], sizes
+    found = changes(ebs, one, two, MaxResults=100, StartingBlockIndex=120)
+    assert list(found) == list(range(120, 250))
+    assert all(old is None for old, _ in found.values())
+    assert len(lax.list_changed_blocks(MaxResults=5, **parameters)["ChangedBlocks"]) == 100
+    for bad in [{"MaxResults": 10001}, {"MaxResults": 0}, {"StartingBlockIndex": -1}]:
+        with invalid("INVALID_PARAMETER_VALUE"):
+            lax.list_changed_blocks(**parameters, **bad)
+
+
+def unrelated_snapshots_have_no_differences():
+    ebs = client()
+    one, two = write(ebs, {0: block(0)}), write(ebs, {0: block(1)})
+    with invalid("UNRELATED_SNAPSHOTS"):
+        ebs.list_changed_blocks(FirstSnapshotId=one, SecondSnapshotId=two)
+    with invalid("INVALID_PARAMETER_VALUE"):
+        ebs.list_changed_blocks(SecondSnapshotId=two)
+    pending = start(ebs, ParentSnapshotId=one)
+    missing = "snap-00000000000000000"
+    for first, second in [(one, pending), (pending, one)]:
+        with invalid("INVALID_SNAPSHOT_ID"):
+            ebs.list_changed_blocks(FirstSnapshotId=first, SecondSnapshotId=second)
+    for first, second in [(one, missing), (missing, one)]:
+        with fails("ResourceNotFoundException", 404, "SNAPSHOT_NOT_FOUND"):
+            ebs.list_changed_blocks(FirstSnapshotId=first, SecondSnapshotId=second)
+
+
+def a_block_is_read_with_its_token():
+    ebs = client()
+    blocks = {0: block(0), 1: block(1), 2: bytes(BLOCK)}
+    one, two = write(ebs, blocks), write(ebs, blocks)
+    found, others = tokens(ebs, one), tokens(ebs, two)
+    assert read(ebs, one) == blocks
+    page = ebs.list_snapshot_blocks(SnapshotId=one)
+    token = found[0]
+    for index, bad in [
+        (1, token),
+        (0, others[0]),
+        (0, token[:-4] + ("AAA=" if token[-4:] != "AAA=" else "BBB=")),
+        (0, token[:-1]),
+        (0, "AAAA"),
+        (5, token),
+    ]:
+        with invalid("INVALID_BLOCK_TOKEN"):
+            get(ebs, one, index, bad)
+    with invalid("INVALID_BLOCK"):
+        get(ebs, one, 2048, token)
+    raw("GET", f"/snapshots/{one}/blocks/0").must_be(400, "ValidationException")
+    # They outlive another listing.
+    assert get(ebs, one, 0, token) == blocks[0]
+    assert page["Blocks"][1]["BlockIndex"] == 1
+    assert get(ebs, one, 1, page["Blocks"][1]["BlockToken"]) == blocks[1]
+
+
+def what_is_not_there_or_not_complete_is_not_read():
+    ebs, lax = client(), client(validate=False)
+    pending, missing = start(ebs), "snap-00000000000000000"
+    put(ebs, pending, 0, block(0))
+    for call in [
+        lambda snapshot: ebs.list_snapshot_blocks(SnapshotId=snapshot),
+        lambda snapshot: ebs.get_snapshot_block(
+            SnapshotId=snapshot, BlockIndex=0, BlockToken="AAAA"
+        ),
+    ]:
+        with invalid("INVALID_SNAPSHOT_ID"):
+            call(pending)
+        with fails("ResourceNotFoundException", 404, "SNAPSHOT_NOT_FOUND"):
+            call(missing)
+    with invalid("INVALID_SNAPSHOT_ID"):
+        lax.list_snapshot_blocks(SnapshotId="snap-x")
+    for method, path in [("GET", "/nothing"), ("DELETE", f"/snapshots/{pending}"), ("PUT", "/snapshots")]:
+        raw(method, path).must_be(404, "UnknownOperationException")
+
+
+def eight_writers_of_one_snapshot():
+    ebs = client()
+    snapshot = start(ebs)
+    # Each puts blocks of its own, and one that all put alike.
+    own = {writer: range(writer, 160, 8) for writer in range(8)}
+
+    def writer(number):
+        mine = client()
+        for index in own[number]:
+            put(mine, snapshot, index, block(index))
+            put(mine, snapshot, 200 + index % 5, block("shared"))
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(writer, range(8)))
+    blocks = {index: block(index) for index in range(160)}
+    blocks |= {200 + index: block("shared") for index in range(5)}
+    complete(
+        ebs,
+        snapshot,
+        len(blocks),
+        Checksum=linear(blocks),
+        ChecksumAlgorithm="SHA256",
+        ChecksumAggregationMethod="LINEAR",
+    )
+    assert read(ebs, snapshot) == blocks
+
+
+if __name__ == "__main__":
+    main(globals())
