@@ -2,6 +2,8 @@
 //! included, and the AWS CLI. What they ask and expect is in `tests/serve/*.py`.
 #![allow(clippy::unwrap_used)]
 
+#[path = "serve/interplay.rs"]
+mod interplay;
 mod support;
 
 use support::Sandbox;

@@ -35,7 +35,8 @@ pub fn has_clients() -> bool {
     skip(&missing)
 }
 
-fn aws_program() -> PathBuf {
+/// The AWS CLI.
+pub fn aws_program() -> PathBuf {
     python().with_file_name("aws")
 }
 
