@@ -4,6 +4,8 @@
 
 #[path = "serve/interplay.rs"]
 mod interplay;
+#[path = "serve/limits.rs"]
+mod limits;
 mod support;
 
 use support::Sandbox;
