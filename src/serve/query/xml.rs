@@ -70,10 +70,17 @@ pub(super) struct StsError<'a> {
     pub(super) message: &'a str,
 }
 
+/// Whether a character may be in XML 1.0 at all, be it escaped or not.
+fn is_allowed(c: char) -> bool {
+    !matches!(c, '\0'..='\x08' | '\x0B' | '\x0C' | '\x0E'..='\x1F' | '\u{FFFE}' | '\u{FFFF}')
+}
+
 /// A response with `value` as the element `root`.
 pub(super) fn xml(status: StatusCode, root: &str, value: &impl Serialize) -> Response {
     let body = quick_xml::se::to_string_with_root(root, value).expect("plain data");
     let text = format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n{body}");
+    // One such character in one description would make the whole list unreadable.
+    let text = text.replace(|c| !is_allowed(c), "\u{FFFD}");
     let mut response = Response::new(Body::from(text));
     *response.status_mut() = status;
     let kind = HeaderValue::from_static("text/xml;charset=UTF-8");
