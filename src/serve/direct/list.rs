@@ -1,12 +1,18 @@
 //! ListSnapshotBlocks and ListChangedBlocks.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::SystemTime;
 
+use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::response::Response;
+use bytes::Bytes;
 use http::StatusCode;
+use hyper::body::{Frame, SizeHint};
 use serde::Serialize;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::super::endpoint::Endpoint;
 use super::super::refusal::Refusal;
@@ -228,12 +234,32 @@ pub(in crate::serve) async fn list_changed_blocks(
 }
 
 /// The same response, which keeps its place among the pages until it is sent.
-fn held(response: Response, permit: tokio::sync::OwnedSemaphorePermit) -> Response {
-    use http_body_util::BodyExt as _;
-    response.map(|body| {
-        axum::body::Body::new(body.map_frame(move |frame| {
-            let _ = &permit;
-            frame
-        }))
-    })
+fn held(response: Response, permit: OwnedSemaphorePermit) -> Response {
+    response.map(|body| Body::new(Held { body, _permit: permit }))
+}
+
+/// A body with its place among the pages. Its length is known, as that of any other.
+struct Held {
+    body: Body,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl hyper::body::Body for Held {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
