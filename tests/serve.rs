@@ -59,6 +59,7 @@ mod query {
         tags_are_described
         there_are_fifty_tags_at_most
         snapshots_are_deleted
+        any_text_is_described
         where_and_who_one_is
         what_is_no_action_is_refused
     }

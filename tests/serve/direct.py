@@ -222,11 +222,16 @@ def a_completion_counts_and_compares():
         "ChecksumAlgorithm": "SHA256",
         "ChecksumAggregationMethod": "LINEAR",
     }
-    for count in [0, 3, 5]:
+
+    def is_refused(wrong):
+        count, sum_ = wrong
         with invalid("INVALID_SNAPSHOT_ID"):
-            complete(ebs, snapshot, count, **three)
-    with invalid("INVALID_SNAPSHOT_ID"):
-        complete(ebs, snapshot, 4, **three | {"Checksum": checksum(b"")})
+            complete(ebs, snapshot, count, **three | {"Checksum": sum_})
+
+    # Each waits for other servers to save what they may have.
+    good = linear(blocks)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(is_refused, [(0, good), (3, good), (5, good), (4, checksum(b""))]))
     # None of these was its end.
     answer = complete(ebs, snapshot, 4, **three)
     assert answer["Status"] == "completed"
@@ -282,6 +287,7 @@ def pages_of_blocks():
     snapshot = write(ebs, blocks, 3)
     page = ebs.list_snapshot_blocks(SnapshotId=snapshot)
     assert page["VolumeSize"] == 3 and page["BlockSize"] == BLOCK
+    assert int(page["ResponseMetadata"]["HTTPHeaders"]["content-length"]) > 256 * 50
     now = datetime.datetime.now(datetime.timezone.utc)
     assert datetime.timedelta(days=6.9) < page["ExpiryTime"] - now < datetime.timedelta(days=7.1)
     assert [listed["BlockIndex"] for listed in page["Blocks"]] == list(blocks)

@@ -6,17 +6,6 @@ import botocore.exceptions
 
 from common import *
 
-RETRIES = 15
-
-
-def failing(code, status=400, reason=None):
-    return fails(code, status, reason)
-
-
-def stored(blocks):
-    """A snapshot, made by a client that tries again."""
-    return write(client(attempts=RETRIES), blocks)
-
 
 def errors_have_their_names():
     ebs, ec2, sts = client(), client("ec2"), client("sts")
@@ -51,7 +40,7 @@ def answers_are_damaged():
     # The checksum is that of what was put, and tells.
     assert answer["Checksum"] == checksum(block(0)) != checksum(data)
     assert len(data) == BLOCK
-    differing = [n for n in range(BLOCK) if data[n] != block(0)[n]]
+    differing = [at for at, (is_, was) in enumerate(zip(data, block(0))) if is_ != was]
     assert len(differing) == 1, differing
 
 
@@ -122,9 +111,9 @@ def tokens_end_early():
     page = ebs.list_snapshot_blocks(SnapshotId=snapshot, MaxResults=100)
     token = page["Blocks"][0]["BlockToken"]
     left = page["ExpiryTime"].timestamp() - time.time()
-    assert -1 < left < 1.1, left
+    assert left < 2.1, left
     get(ebs, snapshot, 0, token)
-    time.sleep(1.2)
+    time.sleep(2.3)
     with invalid("INVALID_BLOCK_TOKEN"):
         get(ebs, snapshot, 0, token)
     with invalid("INVALID_PAGE_TOKEN"):
@@ -158,32 +147,32 @@ def a_rate_is_kept():
 
 
 def retries_bring_the_right_bytes():
-    ebs = client(attempts=RETRIES)
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        blocks = {index: block(index) for index in range(60)}
+    ebs = client(attempts=15)
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        blocks = {index: block(index) for index in range(30)}
         snapshot = start(ebs)
         list(pool.map(lambda index: put(ebs, snapshot, index, blocks[index]), blocks))
         three = {"ChecksumAlgorithm": "SHA256", "ChecksumAggregationMethod": "LINEAR"}
-        complete(ebs, snapshot, 60, Checksum=linear(blocks), **three)
+        complete(ebs, snapshot, 30, Checksum=linear(blocks), **three)
         listed = tokens(ebs, snapshot)
         found = list(pool.map(lambda index: get(ebs, snapshot, index, listed[index]), listed))
     assert dict(zip(listed, found)) == blocks
     # It was not for want of faults.
     tried = client(attempts=1)
     refused = 0
-    for index in range(60):
+    for index in range(30):
         try:
             get(tried, snapshot, index, listed[index])
         except (ClientError, botocore.exceptions.BotoCoreError):
             refused += 1
-    assert 8 <= refused <= 40, refused
+    assert 3 <= refused <= 20, refused
 
 
 def what_happens():
     """Prints how each of many requests ended."""
-    snapshot = stored({index: block(index) for index in range(40)})
-    ebs, patient = client(), client(attempts=RETRIES)
-    listed = tokens(patient, snapshot)
+    ebs = client()
+    snapshot = write(ebs, {index: block(index) for index in range(40)})
+    listed = tokens(ebs, snapshot)
     outcomes = {}
 
     def ask(index):

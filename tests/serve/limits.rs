@@ -58,15 +58,8 @@ fn keys_come_from_the_environment() {
     let mut fspfs = of_store(&sandbox);
     fspfs.env("AWS_ACCESS_KEY_ID", "AKIAENV").env("AWS_SECRET_ACCESS_KEY", "s/e+c=r et");
     fspfs.env("AWS_SESSION_TOKEN", "session/token==");
-    let mut server = Server::run(&sandbox, fspfs, &[]);
     // What is printed for clients is of the same environment.
-    for (name, value) in [
-        ("AWS_ACCESS_KEY_ID", "AKIAENV"),
-        ("AWS_SECRET_ACCESS_KEY", "s/e+c=r et"),
-        ("AWS_SESSION_TOKEN", "session/token=="),
-    ] {
-        server.environment.insert(name.to_owned(), value.to_owned());
-    }
+    let server = Server::run(&sandbox, fspfs, &[]);
     server.script("access.py", &["it_is", "AKIAENV"]);
     server.script("access.py", &["with_a_session", "session/token=="]);
     server.stop();
@@ -119,9 +112,9 @@ faults! {
     connections_are_cut: "get.cut=100%"
     pages_are_empty: "empty-pages=70%,seed=3"
     a_snapshot_is_not_known_at_once: "missing-after-start=2s"
-    tokens_end_early: "tokens=1s"
-    a_rate_is_kept: "get.rate=2/s:5,put.snapshot-rate=1/s:10"
-    retries_bring_the_right_bytes: "throttle=20%,error=10%,cut=5%,seed=11"
+    tokens_end_early: "tokens=2s"
+    a_rate_is_kept: "get.rate=0.2/s:5,put.snapshot-rate=0.1/s:10"
+    retries_bring_the_right_bytes: "throttle=20%,error=10%,cut=5%,seed=3"
 }
 
 #[test]
@@ -131,7 +124,7 @@ fn a_seed_repeats_what_happens() {
     }
     let sandbox = Sandbox::with_store();
     let outcomes = |seed: &str| {
-        let faults = format!("throttle=20%,error=10%,get.corrupt=20%,seed={seed}");
+        let faults = format!("get.throttle=20%,get.error=10%,get.corrupt=20%,seed={seed}");
         let server = Server::new(&sandbox, &["--inject", &faults]);
         let outcomes = server.script("faults.py", &["what_happens"]);
         server.stop();
@@ -153,6 +146,8 @@ fn slow_clients_do_not_keep_others_out() {
     let sandbox = Sandbox::with_store();
     let server = Server::new(&sandbox, &[]);
     server.script("load.py", &["slow_clients"]);
+    let memory = server.most_memory();
+    assert!(memory < 250 * MIB, "it had {} MiB", memory / MIB);
     server.stop();
 }
 

@@ -273,6 +273,13 @@ def snapshots_are_deleted():
         tokens(ebs, parent)
     # What the child shows of the parent stays.
     assert read(ebs, child) == blocks | {1: block(1)}
+    # As does the lineage, without those between.
+    between = write(ebs, {2: block(2)}, ParentSnapshotId=child)
+    last = write(ebs, {5: block(6)}, ParentSnapshotId=between)
+    ec2.delete_snapshot(SnapshotId=between)
+    page = ebs.list_changed_blocks(FirstSnapshotId=child, SecondSnapshotId=last)
+    assert [changed["BlockIndex"] for changed in page["ChangedBlocks"]] == [2, 5]
+    ec2.delete_snapshot(SnapshotId=last)
     for gone in [parent, pending, MISSING]:
         for dry in [False, True]:
             with fails("InvalidSnapshot.NotFound"):
@@ -312,6 +319,27 @@ def what_is_no_action_is_refused():
     raw("POST", "/", form, huge, service="ec2").must_be(413, "RequestEntityTooLarge")
     many = b"Action=DescribeSnapshots" + b"".join(b"&SnapshotId.%d=a" % n for n in range(2000))
     raw("POST", "/", form, many, service="ec2").must_be(400, "InvalidParameterValue")
+
+
+def any_text_is_described():
+    ebs, ec2 = client(), client("ec2")
+    for text, shown_as in [
+        ("  x  ", None),
+        (" ", None),
+        ("a\tb\nc\rd\r\n", None),
+        ("]]><!--&#1;&amp;\x7f😀", None),
+        # XML has no way to say these.
+        ("\x01a\x0b\x1f\ufffe", "\ufffda\ufffd\ufffd\ufffd"),
+    ]:
+        snapshot = start(ebs, Description=text, Tags=tag_list(k=text))
+        ec2.create_tags(Resources=[snapshot], Tags=tag_list(j=text))
+        (shown,) = described(ec2, SnapshotIds=[snapshot])
+        shown_as = shown_as or text
+        assert shown["Description"] == shown_as, shown
+        assert tags_of(ec2, snapshot) == {"k": shown_as, "j": shown_as}
+        ours = [{"Name": "resource-id", "Values": [snapshot]}]
+        assert {tag["Value"] for tag in ec2.describe_tags(Filters=ours)["Tags"]} == {shown_as}
+    assert len(described(ec2)) == 5
 
 
 if __name__ == "__main__":

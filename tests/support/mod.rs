@@ -193,7 +193,7 @@ fn clean_up(path: &Path) {
     for device in devices {
         let _ = Command::new("losetup").arg("-d").arg(device).status();
     }
-    for daemon in daemons_below(path) {
+    for daemon in daemons_below(path).into_iter().chain(servers_below(path)) {
         let _ = nix::sys::signal::kill(daemon, nix::sys::signal::SIGKILL);
     }
 }
@@ -224,6 +224,18 @@ pub fn daemons_below(path: &Path) -> Vec<nix::unistd::Pid> {
         let mut arguments = line.split(|&b| b == 0).filter_map(|a| std::str::from_utf8(a).ok());
         arguments.nth(1) == Some("mount")
             && arguments.next_back().is_some_and(|argument| Path::new(argument).starts_with(path))
+    };
+    let pid = |process: std::fs::DirEntry| process.file_name().to_str()?.parse().ok();
+    processes.filter(serves).filter_map(pid).map(nix::unistd::Pid::from_raw).collect()
+}
+
+/// The servers of stores that run in a directory below `path`.
+fn servers_below(path: &Path) -> Vec<nix::unistd::Pid> {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let serves = |process: &std::fs::DirEntry| {
+        let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+        line.split(|&b| b == 0).any(|argument| argument == b"serve")
+            && std::fs::read_link(process.path().join("cwd")).is_ok_and(|d| d.starts_with(path))
     };
     let pid = |process: std::fs::DirEntry| process.file_name().to_str()?.parse().ok();
     processes.filter(serves).filter_map(pid).map(nix::unistd::Pid::from_raw).collect()

@@ -1,6 +1,7 @@
 //! A server, and the clients of it that others wrote: boto3 and the AWS CLI.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -78,6 +79,9 @@ impl Server {
 
     /// Serves with a command that is set up but for the subcommand and its options.
     pub fn run(sandbox: &Sandbox, mut fspfs: Command, options: &[&str]) -> Self {
+        let own =
+            |(name, value): (&OsStr, Option<&OsStr>)| Some((name.to_owned(), value?.to_owned()));
+        let variables: Vec<_> = fspfs.get_envs().filter_map(own).collect();
         fspfs.args(["serve", "--listen", "127.0.0.1:0"]).args(options);
         let mut daemon = fspfs.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
@@ -105,7 +109,8 @@ impl Server {
             let _ = wait(&mut server.daemon, Duration::from_secs(1));
             panic!("it does not serve: {line:?} {}", server.log())
         });
-        server.environment = environment(sandbox, &server.url, options);
+        let mut fspfs = Self::command(sandbox);
+        server.environment = environment(fspfs.envs(variables), &server.url, options);
         server
     }
 
@@ -139,7 +144,7 @@ impl Server {
     #[track_caller]
     pub fn script(&self, file: &str, arguments: &[&str]) -> String {
         let output = run(&mut self.python(file, arguments));
-        self.checked(output, &format!("{file} {arguments:?}"))
+        succeeded(output, &format!("{file} {arguments:?}"))
     }
 
     /// A script with its arguments, the first of which is the function.
@@ -154,7 +159,7 @@ impl Server {
     #[track_caller]
     pub fn aws(&self, arguments: &[&str]) -> serde_json::Value {
         let output = self.try_aws(arguments);
-        let printed = self.checked(output, &format!("aws {arguments:?}"));
+        let printed = succeeded(output, &format!("aws {arguments:?}"));
         if printed.trim().is_empty() {
             return serde_json::Value::Null;
         }
@@ -165,12 +170,6 @@ impl Server {
     /// Runs the AWS CLI.
     pub fn try_aws(&self, arguments: &[&str]) -> Output {
         run(self.client(&aws_program()).args(arguments).args(["--output", "json"]))
-    }
-
-    #[track_caller]
-    fn checked(&self, output: Output, what: &str) -> String {
-        assert!(output.status.success(), "{what}: {}", text(&output));
-        String::from_utf8(output.stdout).unwrap()
     }
 
     /// The most memory that it ever had, in bytes.
@@ -214,10 +213,15 @@ impl Drop for Server {
     }
 }
 
+#[track_caller]
+fn succeeded(output: Output, what: &str) -> String {
+    assert!(output.status.success(), "{what}: {}", text(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
 /// The variables of AWS that a shell has after it evaluated what `--print-env` prints.
-fn environment(sandbox: &Sandbox, url: &str, options: &[&str]) -> BTreeMap<String, String> {
+fn environment(fspfs: &mut Command, url: &str, options: &[&str]) -> BTreeMap<String, String> {
     let address = url.strip_prefix("http://").unwrap();
-    let mut fspfs = Server::command(sandbox);
     let output = run(fspfs.args(["serve", "--print-env", "--listen", address]).args(options));
     assert!(output.status.success(), "--print-env: {}", text(&output));
     let mut bash = Command::new("bash");
