@@ -38,6 +38,9 @@ mod direct {
         a_block_may_be_put_again_until_the_snapshot_is_completed
         a_completion_counts_and_compares
         a_completion_is_refused_for_what_is_wrong_with_it
+        eight_writers_of_one_snapshot
+    }
+    scripts! { "reading.py":
         pages_of_blocks
         page_tokens_are_for_one_listing
         differences_of_a_lineage
@@ -45,7 +48,6 @@ mod direct {
         unrelated_snapshots_have_no_differences
         a_block_is_read_with_its_token
         what_is_not_there_or_not_complete_is_not_read
-        eight_writers_of_one_snapshot
     }
 }
 
