@@ -1,7 +1,7 @@
 //! A plain client for `scripts/bench.sh`: puts the blocks of a file over a number of connections,
 //! as fast as they are taken, and prints the seconds from the first byte to the last answer.
 //!
-//! put_load ADDRESS FILE CONNECTIONS
+//! `put_load` ADDRESS FILE CONNECTIONS
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};

@@ -32,7 +32,7 @@ mod translate;
 
 /// Longest time that any request waits. A program that waits for one cannot be killed, since fuser
 /// does not take interrupts; so no request may wait for ever.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 /// Reads under way at once that the kernel may send on its own: read-ahead and direct reads.
 /// Beyond three quarters of them the kernel drops its read-ahead.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::Error;
 
 /// How long a mount may take to be there.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_mins(1);
 
 /// The line that the daemon prints when the mount is there.
 pub const READY: &str = "ready";

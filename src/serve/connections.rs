@@ -31,7 +31,7 @@ const MAX_CONNECTIONS: usize = 256;
 
 /// A request has to begin within this time after the connection or the last request, and its head
 /// to be there as long after its first byte.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+const HEAD_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// How long a client may take no byte of its answer.
 const WRITE_STALL: Duration = Duration::from_secs(30);

@@ -29,7 +29,7 @@ use crate::model::{BLOCK_SIZE, Block, BlockBuffer, Digest};
 const MAX_BODY: usize = 256 << 10;
 
 /// A body has to be there within this time.
-const BODY_DEADLINE: Duration = Duration::from_secs(60);
+const BODY_DEADLINE: Duration = Duration::from_mins(1);
 
 /// Bytes of a body that are read after a refusal, so that the client comes to read why; and how
 /// long.

@@ -106,7 +106,9 @@ impl Draw {
     fn latency(&mut self, latency: Latency) -> Duration {
         match latency {
             Latency::Fixed(time) => time,
-            Latency::Between(least, most) => least + (most - least).mul_f64(self.fraction()),
+            Latency::Between(least, most) => {
+                least + most.saturating_sub(least).mul_f64(self.fraction())
+            }
             // Exponential, but not for ever.
             Latency::Mean(mean) => mean.mul_f64((-(1.0 - self.fraction()).ln()).min(10.0)),
         }

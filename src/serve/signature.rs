@@ -20,7 +20,7 @@ use super::refusal::Refusal;
 use crate::model::Digest;
 
 /// How far the clock of a client may be off.
-const MAX_SKEW: Duration = Duration::from_secs(5 * 60);
+const MAX_SKEW: Duration = Duration::from_mins(5);
 
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 const DATE: HeaderName = HeaderName::from_static("x-amz-date");
@@ -173,7 +173,7 @@ impl Claim<'_> {
         may_be_unsigned: bool,
     ) -> Result<(), Refusal> {
         let hash = body.to_hex();
-        let hashes: &[&str] = match parts.headers.get(CONTENT).map(|value| value.as_bytes()) {
+        let hashes: &[&str] = match parts.headers.get(CONTENT).map(http::HeaderValue::as_bytes) {
             Some(given) if given == UNSIGNED.as_bytes() && may_be_unsigned => &[UNSIGNED],
             Some(given) if given == hash.as_bytes() => &[&hash],
             Some(given) if given == UNSIGNED.as_bytes() => {

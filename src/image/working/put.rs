@@ -22,7 +22,7 @@ use crate::model::{
 use crate::store::{CompleteRequest, ErrorKind, StartRequest};
 
 /// How long a commit goes on without a block being acknowledged.
-const STALL: Duration = Duration::from_secs(60);
+const STALL: Duration = Duration::from_mins(1);
 
 /// Memory that a commit takes of the budget of the mount: blocks on their way, and what a store
 /// gathers before it writes.

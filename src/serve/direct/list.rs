@@ -110,7 +110,7 @@ fn resume(inner: &[u8]) -> Option<ListFrom> {
     }
 }
 
-fn resuming(known: Option<BlockIndex>, next: PageToken) -> Vec<u8> {
+fn resuming(known: Option<BlockIndex>, next: &PageToken) -> Vec<u8> {
     match known {
         Some(index) => [&[0], &index.0.to_be_bytes()[..]].concat(),
         None => [&[1], next.0.as_bytes()].concat(),
@@ -157,7 +157,7 @@ impl Endpoint {
         self.faults
             .as_ref()?
             .empties(*index)
-            .then(|| resuming(Some(*index), PageToken(String::new())))
+            .then(|| resuming(Some(*index), &PageToken(String::new())))
     }
 }
 
@@ -179,7 +179,7 @@ pub(in crate::serve) async fn list_blocks(
     let found =
         endpoint.store.list_blocks(&id, asked.from, asked.max).await.map_err(|e| refused(&e))?;
     let known = found.covered.or(found.blocks.last().map(|last| last.index.next()));
-    let next = found.next.map(|next| resuming(known, next));
+    let next = found.next.map(|next| resuming(known, &next));
     let listed = |block: &ListedBlock| Listed {
         block_index: block.index.0,
         block_token: endpoint.block_token(&id, block),
@@ -219,7 +219,7 @@ pub(in crate::serve) async fn list_changed_blocks(
     let found = store.list_changed_blocks(&first, &second, asked.from, asked.max).await;
     let found = found.map_err(|e| refused(&e))?;
     let known = found.blocks.last().map(|last| last.index.next());
-    let next = found.next.map(|next| resuming(known, next));
+    let next = found.next.map(|next| resuming(known, &next));
     let token = |id, listed: &Option<ListedBlock>| {
         listed.as_ref().map(|listed| endpoint.block_token(id, listed))
     };

@@ -20,10 +20,10 @@ const MAC_LEN: usize = 16;
 const MAX_TOKEN: usize = 256;
 
 /// How long a block token is good: seven days (EBS user guide).
-const BLOCK_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
+const BLOCK_LIFE: Duration = Duration::from_hours(168);
 
 /// How long a page token is good: sixty minutes (EBS user guide).
-const PAGE_LIFE: Duration = Duration::from_secs(3600);
+const PAGE_LIFE: Duration = Duration::from_hours(1);
 
 /// What a token is about.
 #[derive(Clone, Copy, Debug)]

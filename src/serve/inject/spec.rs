@@ -262,7 +262,7 @@ mod tests {
         let rate = Rate { per_second: 50.0, burst: 5.0 };
         assert_eq!(faults.rules[5], (Some(Operation::GetSnapshotBlock), Fault::SnapshotRate(rate)));
         assert_eq!(faults.block_token_life, Some(Duration::from_secs(2)));
-        assert_eq!(faults.missing_after_start, Some(Duration::from_secs(60)));
+        assert_eq!(faults.missing_after_start, Some(Duration::from_mins(1)));
         assert_eq!(faults.seed, 9);
     }
 

@@ -15,6 +15,7 @@ struct Described {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
+#[expect(clippy::struct_field_names, reason = "as EC2 calls them")]
 struct Region {
     region_name: String,
     region_endpoint: String,

@@ -20,10 +20,10 @@ use super::{Objects, Repository, document, since_boot};
 use crate::store::{Error, ErrorKind, Result};
 
 /// The grace period unless another is given: one week.
-pub const DEFAULT_GRACE: Duration = Duration::from_secs(7 * 24 * 3600);
+pub const DEFAULT_GRACE: Duration = Duration::from_hours(168);
 
 /// The shortest grace period: one hour.
-pub const MIN_GRACE: Duration = Duration::from_secs(3600);
+pub const MIN_GRACE: Duration = Duration::from_hours(1);
 
 /// Longest time between looking at what is reachable and deleting what is not.
 const MAX_RUN: Duration = Duration::from_secs(MIN_GRACE.as_secs() / 4);

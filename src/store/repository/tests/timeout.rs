@@ -7,7 +7,7 @@ use super::{block, chosen, count, kind, put, run, state};
 use crate::model::{BlockIndex, SnapshotState};
 use crate::store::{ErrorKind, SnapshotStore as _, StartRequest};
 
-const MINUTE: Duration = Duration::from_secs(60);
+const MINUTE: Duration = Duration::from_mins(1);
 
 #[test]
 fn what_is_left_alone_turns_to_error_and_stays_so() {
