@@ -80,11 +80,8 @@ pub async fn serve(
     stop: impl Future<Output = ()> + Send,
 ) {
     let endpoint = Endpoint::new(store, options, listener.local_addr().ok());
-    let saving = tokio::spawn(Arc::clone(&endpoint).save_regularly());
     let router = router(Arc::clone(&endpoint));
     connections::accept(listener, router, &endpoint.metrics, stop).await;
-    saving.abort();
-    endpoint.save_all().await;
 }
 
 fn router(endpoint: Arc<Endpoint>) -> Router {

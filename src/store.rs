@@ -133,6 +133,22 @@ pub trait SnapshotStore: Debug + Send + Sync + 'static {
     /// snapshot is not pending any more.
     async fn put_block(&self, id: &SnapshotId, index: BlockIndex, block: Block) -> Result<()>;
 
+    /// Puts one block so that it is durable when this returns, visible to a completion by another
+    /// process, and over whatever any process had put of it when this was called.
+    ///
+    /// # Errors
+    ///
+    /// As [`put_block`](Self::put_block).
+    async fn put_block_durably(
+        &self,
+        id: &SnapshotId,
+        index: BlockIndex,
+        block: Block,
+    ) -> Result<()> {
+        self.put_block(id, index, block).await?;
+        self.flush(id).await
+    }
+
     /// Makes every block that this process put durable, and visible to a completion by another.
     async fn flush(&self, id: &SnapshotId) -> Result<()>;
 

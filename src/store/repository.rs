@@ -142,6 +142,33 @@ impl Repository {
     }
 }
 
+impl Repository {
+    async fn put(
+        &self,
+        id: &SnapshotId,
+        index: BlockIndex,
+        block: Block,
+        durably: bool,
+    ) -> Result<()> {
+        let failed = |e: Error| e.context(format_args!("cannot put block {index} of {id}"));
+        let writer = self.writer(id).await.map_err(failed)?;
+        if writer.is_late()
+            && let Some(start) = self.start_of(id).await.map_err(failed)?
+        {
+            self.check_in_time(&start).await.map_err(failed)?;
+        }
+        let put = if durably {
+            writer.put_durably(index, block).await
+        } else {
+            writer.put(index, block).await
+        };
+        if put.as_ref().is_err_and(|e| e.kind() == ErrorKind::Conflict) {
+            self.forget_ended_writer(id, writer.attempt()).await;
+        }
+        put.map_err(failed)
+    }
+}
+
 fn read_info(store: &str, text: &[u8]) -> Result<Info> {
     // What a later format adds must not keep us from telling that it is later.
     let value: serde_json::Value = serde_json::from_slice(text).map_err(|e| {
@@ -259,18 +286,16 @@ impl SnapshotStore for Repository {
     }
 
     async fn put_block(&self, id: &SnapshotId, index: BlockIndex, block: Block) -> Result<()> {
-        let failed = |e: Error| e.context(format_args!("cannot put block {index} of {id}"));
-        let writer = self.writer(id).await.map_err(failed)?;
-        if writer.is_late()
-            && let Some(start) = self.start_of(id).await.map_err(failed)?
-        {
-            self.check_in_time(&start).await.map_err(failed)?;
-        }
-        let put = writer.put(index, block).await;
-        if put.as_ref().is_err_and(|e| e.kind() == ErrorKind::Conflict) {
-            self.forget_ended_writer(id, writer.attempt()).await;
-        }
-        put.map_err(failed)
+        self.put(id, index, block, false).await
+    }
+
+    async fn put_block_durably(
+        &self,
+        id: &SnapshotId,
+        index: BlockIndex,
+        block: Block,
+    ) -> Result<()> {
+        self.put(id, index, block, true).await
     }
 
     async fn flush(&self, id: &SnapshotId) -> Result<()> {

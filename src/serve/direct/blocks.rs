@@ -121,7 +121,7 @@ pub(in crate::serve) async fn put_block(
     if let Some(faults) = &endpoint.faults {
         faults.check_started(&id)?;
     }
-    endpoint.put(&id, index, block).await.map_err(|e| match e.kind() {
+    endpoint.store.put_block_durably(&id, index, block).await.map_err(|e| match e.kind() {
         ErrorKind::NotFound => Refusal::no_snapshot(&id),
         ErrorKind::Invalid => no_such_block(index),
         _ => Refusal::of_store(&e, "INVALID_SNAPSHOT_ID"),

@@ -54,7 +54,9 @@ pub(in crate::serve) async fn complete(
         faults.check_started(&id)?;
     }
     let request = CompleteRequest { changed_blocks, checksum };
-    let snapshot = endpoint.complete(&id, request).await.map_err(|e| match e.kind() {
+    let completed = endpoint.store.complete(&id, request).await;
+    endpoint.forget(&id);
+    let snapshot = completed.map_err(|e| match e.kind() {
         ErrorKind::NotFound => Refusal::no_snapshot(&id),
         _ => Refusal::of_store(&e, "INVALID_SNAPSHOT_ID"),
     })?;

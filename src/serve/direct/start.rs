@@ -81,7 +81,6 @@ pub(in crate::serve) async fn start(
             request.tags.insert(KMS_TAG.to_owned(), key.clone());
         }
     }
-    let began = jiff::Timestamp::now();
     let mut started = endpoint.store.start(request.clone()).await;
     if let (Err(error), Some(key)) = (&started, &request.kms_key)
         && error.kind() == ErrorKind::Unsupported
@@ -103,7 +102,10 @@ pub(in crate::serve) async fn start(
         }
         _ => Refusal::of_store(&e, "INVALID_PARAMETER_VALUE"),
     })?;
-    endpoint.started(&snapshot.id, snapshot.start_time, began);
+    endpoint.forget(&snapshot.id);
+    if let Some(faults) = &endpoint.faults {
+        faults.started(&snapshot.id);
+    }
     Ok(json(StatusCode::CREATED, &endpoint.describe_start(&snapshot)))
 }
 

@@ -271,7 +271,7 @@ pub(super) async fn delete(call: &Call<'_>) -> Answer {
     })?;
     call.check_dry_run()?;
     let deleted = call.endpoint.store.delete(&id).await;
-    call.endpoint.ended(&id);
+    call.endpoint.forget(&id);
     deleted.map_err(|e| of_store(&e, &id))?;
     Ok(call.done("DeleteSnapshotResponse"))
 }

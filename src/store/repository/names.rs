@@ -141,7 +141,17 @@ pub(super) fn sealed(id: &SnapshotId, attempt: Uuid) -> String {
     format!("{}sealed", self::attempt(id, attempt))
 }
 
-/// Whether this is the name of a record, or of what closes or seals them.
+/// Where the writers of an attempt make themselves known that put one block after another durably.
+pub(super) fn writers(id: &SnapshotId, attempt: Uuid) -> String {
+    format!("{}writers/", self::attempt(id, attempt))
+}
+
+/// Makes a writer known.
+pub(super) fn writer(id: &SnapshotId, attempt: Uuid, writer: Uuid) -> String {
+    format!("{}{}", writers(id, attempt), writer.simple())
+}
+
+/// Whether this is the name of a record, of what closes or seals them, or of a writer.
 pub(super) fn is_of_attempt(name: &str) -> bool {
     let mut parts = name.strip_prefix(PENDING).into_iter().flat_map(|rest| rest.split('/'));
     let id = parts.next().and_then(|id| id.parse().ok());
@@ -149,6 +159,7 @@ pub(super) fn is_of_attempt(name: &str) -> bool {
     name == sealed(&id, attempt)
         || name == closing(&id, attempt)
         || RecordId::from_name(&id, attempt, name).is_some()
+        || name.strip_prefix(&writers(&id, attempt)).is_some_and(|w| parse_simple(w).is_some())
 }
 
 /// A record: blocks that one writer has put durably.

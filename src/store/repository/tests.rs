@@ -2,6 +2,7 @@
 
 mod collecting;
 mod crashes;
+mod durably;
 mod memory;
 mod model;
 mod property;

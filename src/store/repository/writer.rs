@@ -1,8 +1,7 @@
 //! Filling a pending snapshot: packs, and records of what is in them.
 
-use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,10 +24,14 @@ use crate::model::{Block, BlockIndex, Digest, SnapshotId, VolumeSize};
 use crate::store::{Error, ErrorKind, Result};
 
 /// Blocks among which equal ones are stored once.
-const RECENT_BLOCKS: NonZeroUsize = NonZeroUsize::new(65_536).expect("not 0");
+const RECENT_BLOCKS: usize = 65_536;
 
 /// Batches that are being saved, or wait for it because it failed, at most. Each holds up to 32 MiB.
 const MAX_SAVING: u32 = 3;
+
+/// Blocks that are compressed at the same time, each into a buffer of its own; more than the cores
+/// can do at once do not make it faster.
+const MAX_COMPRESSING: usize = 8;
 
 /// How long a deletion waits for what this process is saving: two seconds.
 const ABANDON_STEPS: u32 = 100;
@@ -50,6 +53,14 @@ pub(super) struct Writer {
     objects: Arc<dyn super::Objects>,
     /// Known from the first put on.
     who: OnceCell<(u32, Uuid)>,
+    /// The epoch of what is saved from now on, if it is above the first one.
+    epoch: AtomicU32,
+    /// Whether other writers know of this one.
+    known: OnceCell<()>,
+    /// Held by whoever saves for all who put durably.
+    committing: tokio::sync::Mutex<()>,
+    /// One permit a block that is being compressed.
+    compressing: Semaphore,
     /// One permit a batch that is being saved.
     saving: Arc<Semaphore>,
     /// Longest time between two puts.
@@ -66,6 +77,8 @@ struct State {
     /// Memory of packs that were saved.
     spare: Vec<BytesMut>,
     next_record: u32,
+    /// Batches that were taken to be saved, by the number of their record, and are not yet.
+    unfinished: BTreeSet<u32>,
     recent: LruCache<Digest, Frame>,
     /// Why nothing can be put any more: what was accepted before may be lost, and whoever asks has
     /// to know.
@@ -90,6 +103,8 @@ struct Batch {
     record: u32,
     /// The pack once it is encoded, so that saving again needs not encode again.
     encoded: Option<(ObjectId, Bytes)>,
+    /// The epoch in which it was saved first, or tried to.
+    epoch: Option<u32>,
     /// When the pack may have been made first, by [`since_boot`].
     began: Option<Duration>,
 }
@@ -152,6 +167,10 @@ impl Writer {
             volume_size: start.metadata.volume_size,
             objects,
             who: OnceCell::new(),
+            epoch: AtomicU32::new(0),
+            known: OnceCell::new(),
+            committing: tokio::sync::Mutex::default(),
+            compressing: Semaphore::new(MAX_COMPRESSING),
             saving: Arc::new(Semaphore::new(MAX_SAVING as usize)),
             timeout: start.timeout_minutes.map(|n| Duration::from_secs(60 * u64::from(n))),
             last_put: AtomicU64::new(milliseconds(since_boot())),
@@ -160,7 +179,9 @@ impl Writer {
                 unsaved: Vec::new(),
                 spare: Vec::new(),
                 next_record: 0,
-                recent: LruCache::new(RECENT_BLOCKS),
+                unfinished: BTreeSet::new(),
+                // It grows as it is filled.
+                recent: LruCache::unbounded(),
                 failed: None,
                 closed: false,
             }),
@@ -200,12 +221,79 @@ impl Writer {
     }
 
     pub(super) async fn put(self: &Arc<Self>, index: BlockIndex, block: Block) -> Result<()> {
+        self.add(index, block, false).await.map(drop)
+    }
+
+    /// Puts a block so that it is durable when this returns, and wins over what any writer put of it
+    /// and had acknowledged before. Those who do so at the same time share a pack and a record.
+    pub(super) async fn put_durably(
+        self: &Arc<Self>,
+        index: BlockIndex,
+        block: Block,
+    ) -> Result<()> {
+        let record = self.add(index, block, true).await?;
+        let one_for_all = self.committing.lock().await;
+        if self.state().is_saved(record) {
+            return Ok(());
+        }
+        self.outdo_others().await?;
+        let saving = Arc::clone(&self.saving);
+        let permit = saving.acquire_owned().await.expect("it is never closed");
+        let batch = {
+            let mut state = self.state();
+            state.check_open()?;
+            state.take_open()
+        };
+        if let Some(batch) = batch {
+            let writer = Arc::clone(self);
+            unstoppable(async move {
+                let _permit = permit;
+                writer.save(batch).await
+            })
+            .await?;
+        } else {
+            drop(permit);
+        }
+        drop(one_for_all);
+        // It may be in an earlier batch, which another is saving, or which failed.
+        if self.state().is_saved(record) { Ok(()) } else { self.flush().await }
+    }
+
+    /// Takes an epoch above those of other writers, if there are any: what is put from now on comes
+    /// after all that they had acknowledged before.
+    async fn outdo_others(&self) -> Result<()> {
+        let (first, writer) = self.who().await?;
+        let announce = || async {
+            let name = names::writer(&self.id, self.attempt, writer);
+            self.objects.create(&name, Bytes::new()).await.map(drop)
+        };
+        self.known.get_or_try_init(announce).await?;
+        let known = self.objects.list(&names::writers(&self.id, self.attempt)).await?;
+        if known.len() <= 1 {
+            return Ok(());
+        }
+        let names = self.objects.list(&names::attempt(&self.id, self.attempt)).await?;
+        let records = names.iter();
+        let records = records.filter_map(|n| RecordId::from_name(&self.id, self.attempt, n));
+        let others = records.filter(|record| record.writer != writer).map(|record| record.epoch);
+        let mine = first.max(self.epoch.load(Ordering::Relaxed));
+        if let Some(highest) = others.max().filter(|highest| *highest >= mine) {
+            let full = || Error::new(ErrorKind::Conflict, "it was begun too often");
+            self.epoch.store(highest.checked_add(1).ok_or_else(full)?, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Adds a block to the open batch, and saves that if it is full. Answers the number of the
+    /// record that it will be in.
+    async fn add(self: &Arc<Self>, index: BlockIndex, block: Block, durably: bool) -> Result<u32> {
         if !self.volume_size.contains(index) {
             let message = format!("the volume has {} only", self.volume_size);
             return Err(Error::new(ErrorKind::Invalid, message));
         }
         self.state().check_open()?;
         self.who().await?;
+        let turn = self.compressing.acquire().await.expect("it is never closed");
         let digest = block.digest();
         let mut frame = None;
         loop {
@@ -221,7 +309,7 @@ impl Writer {
             let permit = saving.acquire_owned().await.expect("it is never closed");
             let content =
                 if block.is_zero() { Content::Zero } else { Content::Data(frame.as_deref()) };
-            let full = {
+            let (record, full) = {
                 let mut state = self.state();
                 state.check_open()?;
                 if state.closed {
@@ -233,16 +321,22 @@ impl Writer {
                 if !state.add(index, digest, content) {
                     continue;
                 }
-                state.take_full()
+                (state.next_record, state.take_full())
             };
             self.last_put.store(milliseconds(since_boot()), Ordering::Relaxed);
-            let Some(batch) = full else { return Ok(()) };
+            let Some(batch) = full else { return Ok(record) };
+            drop(turn);
             let writer = Arc::clone(self);
-            return unstoppable(async move {
+            unstoppable(async move {
                 let _permit = permit;
+                if durably && let Err(error) = writer.outdo_others().await {
+                    writer.state().unsaved.push(batch);
+                    return Err(error);
+                }
                 writer.save(batch).await
             })
-            .await;
+            .await?;
+            return Ok(record);
         }
     }
 
@@ -303,7 +397,9 @@ impl Writer {
         match self.try_save(&mut batch).await {
             Ok(()) => {
                 let memory = batch.encoded.and_then(|(_, data)| data.try_into_mut().ok());
-                self.state().spare.extend(memory);
+                let mut state = self.state();
+                state.unfinished.remove(&batch.record);
+                state.spare.extend(memory);
                 Ok(())
             }
             Err(error) => {
@@ -319,7 +415,9 @@ impl Writer {
     }
 
     async fn try_save(&self, batch: &mut Batch) -> Result<()> {
-        let (epoch, writer) = self.who().await?;
+        let (first, writer) = self.who().await?;
+        let now = first.max(self.epoch.load(Ordering::Relaxed));
+        let epoch = *batch.epoch.get_or_insert(now);
         if !batch.pack.is_empty() {
             let id = Arc::clone(&batch.pack.id);
             batch.encoded = Some(std::mem::take(&mut batch.pack).finish(writer));
@@ -421,6 +519,9 @@ impl State {
             (Content::Data(Some(data)), None) => {
                 let frame = self.open.pack.push(data, digest);
                 self.recent.put(digest, frame.clone());
+                if self.recent.len() > RECENT_BLOCKS {
+                    self.recent.pop_lru();
+                }
                 Some(frame)
             }
             (Content::Data(None), None) => return false,
@@ -431,6 +532,11 @@ impl State {
 
     fn take_full(&mut self) -> Option<Batch> {
         if self.open.is_full() { self.take_open() } else { None }
+    }
+
+    /// Whether the batch with this number is durable.
+    fn is_saved(&self, record: u32) -> bool {
+        record < self.next_record && !self.unfinished.contains(&record)
     }
 
     fn take_any(&mut self) -> Option<Batch> {
@@ -445,6 +551,7 @@ impl State {
         let next = Batch { pack: next, ..Batch::default() };
         let mut batch = std::mem::replace(&mut self.open, next);
         batch.record = self.next_record;
+        self.unfinished.insert(batch.record);
         self.next_record += 1;
         Some(batch)
     }
