@@ -27,7 +27,7 @@ pub use attach::{Access, unmount};
 pub use background::{READY, start};
 pub use holders::Holder;
 pub(crate) use log::state_directory;
-pub use log::{log_file, log_to_file, log_to_stderr, stderr_to_file};
+pub use log::{log_file, log_to_file, log_to_stderr, log_to_stderr_aside, stderr_to_file};
 pub use table::{MountEntry, our_mount, our_mounts};
 
 /// Longest time that the first list of snapshots is waited for. After it the mount is made all the

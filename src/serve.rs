@@ -49,8 +49,8 @@ pub const DEFAULT_MEMORY: usize = 32 << 20;
 pub enum Access {
     /// Whoever signs with one of these.
     Keys(Keys),
-    /// Every program on this machine.
-    Everybody,
+    /// Every program on this machine. The keys are for tokens alone, which nobody must make up.
+    Everybody(Keys),
 }
 
 /// How a store is served.

@@ -39,6 +39,7 @@ mod direct {
         a_completion_counts_and_compares
         a_completion_is_refused_for_what_is_wrong_with_it
         eight_writers_of_one_snapshot
+        what_proxies_read_otherwise_is_refused
     }
     scripts! { "reading.py":
         pages_of_blocks
@@ -47,6 +48,7 @@ mod direct {
         differences_are_paged
         unrelated_snapshots_have_no_differences
         a_block_is_read_with_its_token
+        a_token_is_for_one_snapshot_of_an_id
         what_is_not_there_or_not_complete_is_not_read
     }
 }

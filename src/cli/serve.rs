@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -10,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::run::{Exit, log_level, store_url};
 use super::{Global, ServeArgs};
-use crate::mount::{log_to_stderr, state_directory};
+use crate::mount::{log_to_stderr_aside, state_directory};
 use crate::serve::{self, Access, Keys, Options};
 use crate::store;
 
@@ -28,7 +29,7 @@ pub(super) fn serve(global: &Global, args: &ServeArgs) -> anyhow::Result<Exit> {
         (false, 0) => tracing::Level::INFO,
         (false, _) => log_level(global),
     };
-    log_to_stderr(level);
+    let _log = log_to_stderr_aside(level);
     if let Access::Keys(keys) = &access {
         tracing::info!("requests are signed with the key {} of {}", keys.first().id, keys.origin());
     }
@@ -77,14 +78,20 @@ fn access(args: &ServeArgs) -> anyhow::Result<Access> {
             "--no-auth is for this machine alone: {} can be reached from others. Listen on 127.0.0.1, or use keys",
             args.listen
         );
-        return Ok(Access::Everybody);
+        // Its tokens end with the server where no file can be had.
+        let keys = Keys::find(None, false, &own_keys()).unwrap_or_else(|_| Keys::for_once());
+        return Ok(Access::Everybody(keys));
     }
     Ok(Access::Keys(keys(args)?))
 }
 
 fn keys(args: &ServeArgs) -> anyhow::Result<Keys> {
-    let own = state_directory().join("serve").join("credentials");
-    Ok(Keys::find(args.credentials.as_deref(), true, &own)?)
+    Ok(Keys::find(args.credentials.as_deref(), true, &own_keys())?)
+}
+
+/// The file with the pair of this user.
+fn own_keys() -> PathBuf {
+    state_directory().join("serve").join("credentials")
 }
 
 /// The first SIGINT or SIGTERM ends it in order, a second one at once.
@@ -102,7 +109,6 @@ fn stop() -> std::io::Result<impl Future<Output = ()> + Send> {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
             }
-            tracing::warn!("ended at once");
             std::process::exit(1);
         });
     })

@@ -32,6 +32,22 @@ pub fn log_to_stderr(level: Level) {
         .try_init();
 }
 
+/// As [`log_to_stderr`], from a thread of its own: nobody waits for whoever should read it and does
+/// not. What does not fit into its buffer meanwhile is left out. Ends, with what is still to be
+/// written, when the guard is dropped.
+pub fn log_to_stderr_aside(level: Level) -> tracing_appender::non_blocking::WorkerGuard {
+    let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());
+    // Fails only if a log was set up already, and then there is one.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter(level))
+        .with_target(false)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_writer(writer)
+        .log_internal_errors(false)
+        .try_init();
+    guard
+}
+
 fn open(file: &Path) -> Result<std::fs::File, Error> {
     let failed = |e| {
         let what = format!("cannot log to {}; XDG_STATE_HOME says where", file.display());

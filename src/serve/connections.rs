@@ -139,6 +139,19 @@ impl Places {
     }
 }
 
+/// The place of one connection, until it is dropped.
+struct Place {
+    number: u64,
+    places: Arc<Places>,
+    metrics: Arc<Metrics>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.leave(self.number, &self.metrics);
+    }
+}
+
 /// Accepts connections until `stop` is done, then waits for those that are at work.
 pub(super) async fn accept(
     listener: TcpListener,
@@ -162,11 +175,11 @@ pub(super) async fn accept(
         };
         // Those that have ended need no memory.
         while running.try_join_next().is_some() {}
-        let (places, metrics) = (Arc::clone(&places), Arc::clone(metrics));
+        let place = Place { number, places: Arc::clone(&places), metrics: Arc::clone(metrics) };
         let served = serve(stream, connection, router.clone(), Arc::clone(&stopping));
         running.spawn(async move {
+            let _place = place;
             served.await;
-            places.leave(number, &metrics);
         });
     }
     drop(listener);

@@ -24,7 +24,7 @@ pub(super) mod token;
 pub(super) use blocks::{get_block, put_block};
 pub(super) use complete::complete;
 pub(super) use list::{list_blocks, list_changed_blocks};
-pub(super) use start::start;
+pub(super) use start::{is_reserved, start};
 
 const CHECKSUM: &str = "x-amz-checksum";
 const CHECKSUM_ALGORITHM: &str = "x-amz-checksum-algorithm";

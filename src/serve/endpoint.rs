@@ -68,8 +68,7 @@ impl Endpoint {
         local: Option<SocketAddr>,
     ) -> Arc<Self> {
         let secrets = match &options.access {
-            Access::Keys(keys) => keys.secrets(),
-            Access::Everybody => Vec::new(),
+            Access::Keys(keys) | Access::Everybody(keys) => keys.secrets(),
         };
         let faults = options.faults.map(Injector::new);
         let mut tokens = Tokens::new(&options.name, &secrets);

@@ -43,7 +43,8 @@ fn servers() -> &'static Servers {
             };
             router(Endpoint::new(Arc::clone(&store), options, None))
         };
-        let (open, closed) = (server(Access::Everybody), server(Access::Keys(Keys::for_tests())));
+        let (open, closed) =
+            (server(Access::Everybody(Keys::for_tests())), server(Access::Keys(Keys::for_tests())));
         Servers { open, closed, runtime }
     })
 }

@@ -11,7 +11,7 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use bytes::{Bytes, BytesMut};
-use http::header::CONTENT_LENGTH;
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{HeaderValue, Method, StatusCode};
 use http_body_util::BodyExt as _;
@@ -30,6 +30,9 @@ const MAX_BODY: usize = 256 << 10;
 
 /// A body has to be there within this time.
 const BODY_DEADLINE: Duration = Duration::from_mins(1);
+
+/// How long the store may take. A completion of a volume of terabytes takes a while.
+const ANSWER_DEADLINE: Duration = Duration::from_mins(5);
 
 /// Bytes of a body that are read after a refusal, so that the client comes to read why; and how
 /// long.
@@ -145,27 +148,30 @@ pub(super) async fn pass(
     let path = parts.uri.path().to_owned();
     let is_sts = query::is_sts(&parts.headers);
     let admitted = admit(&endpoint, operation, &parts, &mut body).await;
-    let working = connection.as_ref().map(Connection::work);
     let mut verdict = Verdict::default();
+    if let (Ok(_), Some(faults)) = (&admitted, &endpoint.faults) {
+        verdict = faults.judge(operation, &parts);
+        tokio::time::sleep(verdict.delay).await;
+    }
+    let working = connection.as_ref().map(Connection::work);
     let mut response = match admitted {
         Ok(payload) => {
             endpoint.metrics.received.fetch_add(payload.bytes.len() as u64, Ordering::Relaxed);
-            if let Some(faults) = &endpoint.faults {
-                verdict = faults.judge(operation, &parts);
-            }
-            tokio::time::sleep(verdict.delay).await;
             match verdict.refusal.take() {
                 Some(refusal) => refusal.into_response(),
                 None if verdict.cut => cut(connection.as_deref()).await,
                 None => {
                     parts.extensions.insert(payload);
                     parts.extensions.insert(id.clone());
-                    next.run(Request::from_parts(parts, Body::empty())).await
+                    answer(next, Request::from_parts(parts, Body::empty())).await
                 }
             }
         }
         Err(refusal) => {
-            drain(body).await;
+            // Whoever waits to be told to go on with the body is told not to.
+            if !parts.headers.contains_key(EXPECT) {
+                drain(body).await;
+            }
             refusal.into_response()
         }
     };
@@ -210,6 +216,21 @@ pub(super) async fn pass(
     response
 }
 
+/// Answers a request in a task of its own: what has begun is not given up halfway when the client
+/// goes away, and what dies takes nothing along.
+async fn answer(next: Next, request: Request) -> Response {
+    let answered = tokio::spawn(next.run(request));
+    let refusal = match tokio::time::timeout(ANSWER_DEADLINE, answered).await {
+        Ok(Ok(response)) => return response,
+        Ok(Err(error)) => Refusal::internal(format!("the answer died: {error}")),
+        Err(_) => {
+            let seconds = ANSWER_DEADLINE.as_secs();
+            Refusal::internal(format!("the store did not answer within {seconds} s; it may yet"))
+        }
+    };
+    refusal.into_response()
+}
+
 fn unroutable(status: StatusCode) -> Refusal {
     match status {
         StatusCode::BAD_REQUEST => {
@@ -230,6 +251,22 @@ async fn cut(connection: Option<&Connection>) -> Response {
     std::future::pending().await
 }
 
+/// Refuses what a proxy in between may read in another way than we do.
+fn check_framing(parts: &Parts) -> Result<(), Refusal> {
+    let bad = |message: &str| Err(Refusal::new(StatusCode::BAD_REQUEST, "BadRequest", message));
+    if parts.method == Method::HEAD {
+        return Err(direct::unknown_operation());
+    }
+    let headers = &parts.headers;
+    if headers.contains_key(CONTENT_LENGTH) && headers.contains_key(TRANSFER_ENCODING) {
+        return bad("A request has Content-Length or Transfer-Encoding, not both.");
+    }
+    if headers.get_all(AUTHORIZATION).iter().count() > 1 {
+        return bad("A request has one Authorization.");
+    }
+    Ok(())
+}
+
 /// Checks who asks, and reads the body.
 async fn admit(
     endpoint: &Endpoint,
@@ -237,8 +274,9 @@ async fn admit(
     parts: &Parts,
     body: &mut Body,
 ) -> Result<Payload, Refusal> {
+    check_framing(parts)?;
     let claim = match &endpoint.access {
-        Access::Everybody => {
+        Access::Everybody(_) => {
             guard::check(&parts.headers, endpoint.local)?;
             // An image in a page is fetched by GET, and old browsers do not say that it is one.
             if operation == Operation::Query && parts.method == Method::GET {

@@ -50,6 +50,22 @@ pub struct Pair {
     pub session: Option<String>,
 }
 
+impl Pair {
+    /// One of the form that AWS gives out.
+    fn random() -> Self {
+        let (one, two) = (Uuid::new_v4(), Uuid::new_v4());
+        let mut secret = [0; 30];
+        secret[..15].copy_from_slice(&one.as_bytes()[..15]);
+        secret[15..].copy_from_slice(&two.as_bytes()[..15]);
+        let id = Uuid::new_v4().simple().to_string().to_uppercase();
+        Self {
+            id: format!("AKIA{}", &id[..16]),
+            secret: base64::engine::general_purpose::STANDARD.encode(secret),
+            session: None,
+        }
+    }
+}
+
 impl fmt::Debug for Pair {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pair").field("id", &self.id).finish_non_exhaustive()
@@ -87,7 +103,7 @@ impl Keys {
     fn in_file(path: &Path) -> Result<Self, KeysError> {
         let failed = |error| KeysError::Io { path: path.to_owned(), error };
         let metadata = std::fs::metadata(path).map_err(failed)?;
-        if metadata.permissions().mode() & 0o077 != 0 {
+        if metadata.permissions().mode() & 0o077 != 0 && !is_from_systemd(path) {
             return Err(KeysError::Open { path: path.to_owned() });
         }
         let text = std::fs::read_to_string(path).map_err(failed)?;
@@ -107,6 +123,11 @@ impl Keys {
     pub(super) fn for_tests() -> Self {
         let pair = Pair { id: "AKIAFUZZ".to_owned(), secret: "secret".to_owned(), session: None };
         Self::new(vec![pair], "the tests".to_owned()).expect("there is one")
+    }
+
+    /// A new pair, which is kept nowhere.
+    pub fn for_once() -> Self {
+        Self::new(vec![Pair::random()], "this process".to_owned()).expect("there is one")
     }
 
     /// The key with this id.
@@ -130,6 +151,13 @@ impl Keys {
         secrets.sort_unstable();
         secrets
     }
+}
+
+/// Whether systemd has made this file for this process: who may read it is in its ACL, which shows
+/// as a permission of its group.
+fn is_from_systemd(path: &Path) -> bool {
+    std::env::var_os("CREDENTIALS_DIRECTORY")
+        .is_some_and(|directory| !directory.is_empty() && path.starts_with(directory))
 }
 
 fn pair_in_environment() -> Option<Pair> {
@@ -167,16 +195,8 @@ fn make_pair(path: &Path) -> std::io::Result<()> {
     if path.exists() {
         return Ok(());
     }
-    let (one, two) = (Uuid::new_v4(), Uuid::new_v4());
-    let mut secret = [0; 30];
-    secret[..15].copy_from_slice(&one.as_bytes()[..15]);
-    secret[15..].copy_from_slice(&two.as_bytes()[..15]);
-    let secret = base64::engine::general_purpose::STANDARD.encode(secret);
-    let id = Uuid::new_v4().simple().to_string().to_uppercase();
-    let text = format!(
-        "[default]\naws_access_key_id = AKIA{}\naws_secret_access_key = {secret}\n",
-        &id[..16]
-    );
+    let Pair { id, secret, .. } = Pair::random();
+    let text = format!("[default]\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n");
     let mut file = tempfile::Builder::new()
         .permissions(std::fs::Permissions::from_mode(0o600))
         .tempfile_in(directory)?;

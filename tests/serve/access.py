@@ -187,7 +187,9 @@ def everybody_on_this_machine():
     address = urllib.parse.urlsplit(URL).netloc
     port = address.rpartition(":")[2]
     for host in [address, f"localhost:{port}", f"[::1]:{port}"]:
-        send("GET", "/?Action=DescribeRegions", {"Host": host}).must_be(200)
+        send("POST", "/?Action=DescribeRegions", {"Host": host}).must_be(200)
+    # An image in a page is fetched like this.
+    send("GET", "/?Action=DescribeRegions", {"Host": address}).must_be(403, "UnauthorizedOperation")
     for headers in [
         {"Host": "evil.example"},
         {"Host": f"evil.example:{port}"},

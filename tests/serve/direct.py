@@ -308,5 +308,26 @@ def eight_writers_of_one_snapshot():
     assert read(ebs, snapshot) == blocks
 
 
+def what_proxies_read_otherwise_is_refused():
+    ebs, ec2 = client(), client("ec2")
+    snapshot = write(ebs, {0: block(0)})
+    raw("HEAD", f"/snapshots/{snapshot}/blocks").must_be(404, "UnknownOperationException")
+    # It would be an action by another name.
+    path = f"/?Action=DeleteSnapshot&SnapshotId={snapshot}"
+    assert raw("HEAD", path, service="ec2").status >= 400
+    assert ec2.describe_snapshots(SnapshotIds=[snapshot])["Snapshots"]
+    headers = signed("GET", f"/snapshots/{snapshot}/blocks")
+    connection = http.client.HTTPConnection(urllib.parse.urlsplit(URL).netloc, timeout=30)
+    with contextlib.closing(connection):
+        connection.putrequest("GET", f"/snapshots/{snapshot}/blocks", skip_host=True)
+        for name, value in [*headers.items(), ("Authorization", headers["Authorization"])]:
+            connection.putheader(name, value)
+        connection.putheader("Host", urllib.parse.urlsplit(URL).netloc)
+        connection.endheaders()
+        Answer(connection.getresponse()).must_be(400, "BadRequest")
+    for body in [b"[1]", b"", b"null", b"7", b'{"VolumeSize":1']:
+        raw("POST", "/snapshots", body=body).must_be(400, "SerializationException")
+
+
 if __name__ == "__main__":
     main(globals())

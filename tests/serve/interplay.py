@@ -86,6 +86,20 @@ def two_servers(other):
         tokens(a, snapshot)
 
 
+def the_later_put_counts(other):
+    """Whichever server it came through, if the earlier was answered before."""
+    a, b = client(), client(url=other)
+    for order in [(a, b, a), (b, a, b), (a, a, b), (b, b, a)]:
+        snapshot = start(a)
+        put(a, snapshot, 1, block("a"))
+        put(b, snapshot, 2, block("b"))
+        for number, server in enumerate(order):
+            put(server, snapshot, 0, block(number))
+        complete(order[0], snapshot, 3)
+        time.sleep(1.1)  # what a server remembers of a snapshot
+        assert read(b, snapshot) == {0: block(2), 1: block("a"), 2: block("b")}
+
+
 def writes_until_it_ends(path):
     """Puts blocks with four threads until the server is gone; notes what was acknowledged."""
     ebs = client()

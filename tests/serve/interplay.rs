@@ -227,6 +227,7 @@ fn servers_of_one_store_are_as_one() {
     let two = Server::new(&sandbox, &[]);
     assert_eq!(one.environment["AWS_ACCESS_KEY_ID"], two.environment["AWS_ACCESS_KEY_ID"]);
     one.script("interplay.py", &["two_servers", &two.url]);
+    one.script("interplay.py", &["the_later_put_counts", &two.url]);
     one.stop();
     two.stop();
 }
@@ -252,6 +253,62 @@ fn what_was_acknowledged_survives_the_end_of_the_server() {
     let server = Server::new(&sandbox, &[]);
     server.script("interplay.py", &["completes_what_was_acknowledged", "acknowledged"]);
     server.stop();
+}
+
+#[test]
+fn what_was_acknowledged_survives_a_server_that_is_killed() {
+    if !has_clients() {
+        return;
+    }
+    let sandbox = Sandbox::with_store();
+    let server = Server::new(&sandbox, &[]);
+    let mut writer = server.python("interplay.py", &["writes_until_it_ends", "acknowledged"]);
+    let mut writer = writer.spawn().unwrap();
+    let acknowledged = sandbox.join("acknowledged");
+    let lines = || std::fs::read_to_string(&acknowledged).unwrap_or_default().lines().count();
+    super::support::until("blocks are put", || lines() > 60);
+    server.kill();
+    let status = super::support::wait(&mut writer, super::support::PATIENCE).unwrap();
+    assert!(status.success(), "the writer: {status}");
+    let server = Server::new(&sandbox, &[]);
+    server.script("interplay.py", &["completes_what_was_acknowledged", "acknowledged"]);
+    server.stop();
+}
+
+#[test]
+fn a_log_that_nobody_reads_keeps_nobody_waiting() {
+    if !has_clients() {
+        return;
+    }
+    let sandbox = Sandbox::with_store();
+    let mut fspfs = Server::command(&sandbox);
+    fspfs.args(["-s", "store", "serve", "--listen", "127.0.0.1:0", "--no-auth"]);
+    fspfs.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let mut server = fspfs.spawn().unwrap();
+    let mut line = String::new();
+    let mut stdout = std::io::BufReader::new(server.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut stdout, &mut line).unwrap();
+    let address = line.trim_end().rsplit_once("http://").unwrap().1.to_owned();
+    // Its stderr is a pipe of 64 KiB, which is full by now.
+    for n in 0..2000 {
+        let mut stream = std::net::TcpStream::connect(&address).unwrap();
+        stream.set_read_timeout(Some(super::support::PATIENCE)).unwrap();
+        let request = format!(
+            "GET /snapshots/snap-0{n:x}/blocks HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n"
+        );
+        std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        std::io::Read::read_to_string(&mut stream, &mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 404"), "{n}: {answer}");
+    }
+    let pid = nix::unistd::Pid::from_raw(server.id().cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    let ended = super::support::wait(&mut server, super::support::PATIENCE);
+    if ended.is_none() {
+        server.kill().unwrap();
+        server.wait().unwrap();
+    }
+    assert!(ended.expect("it ends when it is told to").success());
 }
 
 #[test]

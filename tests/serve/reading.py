@@ -181,6 +181,24 @@ def a_block_is_read_with_its_token():
     assert get(ebs, one, 1, page["Blocks"][1]["BlockToken"]) == blocks[1]
 
 
+def a_token_is_for_one_snapshot_of_an_id():
+    ebs, ec2 = client(), client("ec2")
+    first = start(ebs, ClientToken="again")
+    put(ebs, first, 0, block("first"))
+    complete(ebs, first, 1)
+    old = tokens(ebs, first)[0]
+    page = ebs.list_snapshot_blocks(SnapshotId=write(ebs, {n: block(0) for n in range(150)}), MaxResults=100)
+    ec2.delete_snapshot(SnapshotId=first)
+    assert start(ebs, ClientToken="again") == first
+    put(ebs, first, 0, block("second"))
+    complete(ebs, first, 1)
+    with invalid("INVALID_BLOCK_TOKEN"):
+        get(ebs, first, 0, old)
+    assert read(ebs, first) == {0: block("second")}
+    with invalid("INVALID_PAGE_TOKEN"):
+        ebs.list_snapshot_blocks(SnapshotId=first, NextToken=page["NextToken"])
+
+
 def what_is_not_there_or_not_complete_is_not_read():
     ebs, lax = client(), client(validate=False)
     pending, missing = start(ebs), "snap-00000000000000000"

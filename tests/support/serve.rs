@@ -185,6 +185,12 @@ impl Server {
         kill(nix::unistd::Pid::from_raw(self.daemon.id().cast_signed()), Signal::SIGTERM).unwrap();
     }
 
+    /// Ends it as a crash would.
+    pub fn kill(mut self) {
+        self.daemon.kill().unwrap();
+        self.daemon.wait().unwrap();
+    }
+
     /// Ends it in order, which must not take long.
     #[track_caller]
     pub fn stop(mut self) {

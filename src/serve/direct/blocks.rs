@@ -36,7 +36,10 @@ pub(in crate::serve) async fn get_block(
         Refusal::invalid("INVALID_BLOCK_TOKEN", message)
     };
     let token = parameters.get("blockToken").ok_or_else(refused)?;
-    let token = endpoint.tokens.open(About::Block(&id, index), token).ok_or_else(refused)?;
+    let token = endpoint
+        .tokens
+        .open(About::Block((&seen.snapshot).into(), index), token)
+        .ok_or_else(refused)?;
     let key = Key::Block(seen.key, index);
     let block = if let Some(Value::Block(block)) = endpoint.blocks.peek(&key) {
         endpoint.blocks.count_hit();

@@ -18,7 +18,7 @@ use super::super::endpoint::Endpoint;
 use super::super::refusal::Refusal;
 use super::token::About;
 use super::{Answer, Parameters, block_index, epoch, json, parameter, snapshot_id};
-use crate::model::{BLOCK_SIZE_U64, BlockIndex, SnapshotId};
+use crate::model::{BLOCK_SIZE_U64, BlockIndex, Snapshot};
 use crate::store::{Error, ErrorKind, ListFrom, ListedBlock, PageToken};
 
 /// Bounds of MaxResults; fewer are as many as the lowest (service model).
@@ -144,8 +144,8 @@ impl Endpoint {
         })
     }
 
-    fn block_token(&self, id: &SnapshotId, listed: &ListedBlock) -> String {
-        let about = About::Block(id, listed.index);
+    fn block_token(&self, of: &Snapshot, listed: &ListedBlock) -> String {
+        let about = About::Block(of.into(), listed.index);
         // What is too long is looked up again when the block is read.
         let token = self.tokens.seal(about, &listed.token.0);
         token.or_else(|| self.tokens.seal(about, &[])).expect("an empty one fits")
@@ -167,9 +167,9 @@ pub(in crate::serve) async fn list_blocks(
     request: Request,
 ) -> Answer {
     let id = snapshot_id(&id)?;
-    let about = About::Blocks(&id);
-    let asked = Asked::of(&Parameters::of(request.uri()), &endpoint, about)?;
     let seen = endpoint.readable(&id).await?;
+    let about = About::Blocks((&seen.snapshot).into());
+    let asked = Asked::of(&Parameters::of(request.uri()), &endpoint, about)?;
     let gib = seen.snapshot.volume_size.gib();
     let permit = Arc::clone(&endpoint.listings).acquire_owned().await.map_err(Refusal::internal)?;
     if let Some(again) = endpoint.empties(&asked.from) {
@@ -182,7 +182,7 @@ pub(in crate::serve) async fn list_blocks(
     let next = found.next.map(|next| resuming(known, &next));
     let listed = |block: &ListedBlock| Listed {
         block_index: block.index.0,
-        block_token: endpoint.block_token(&id, block),
+        block_token: endpoint.block_token(&seen.snapshot, block),
     };
     let blocks = found.blocks.iter().map(listed).collect();
     let page = endpoint.page(about, gib, next)?;
@@ -201,10 +201,10 @@ pub(in crate::serve) async fn list_changed_blocks(
         return Err(Refusal::invalid("INVALID_PARAMETER_VALUE", message));
     };
     let first = snapshot_id(first)?;
-    let about = About::Changes(&first, &second);
-    let asked = Asked::of(&parameters, &endpoint, about)?;
     let one = endpoint.readable(&first).await?;
     let two = endpoint.readable(&second).await?;
+    let about = About::Changes((&one.snapshot).into(), (&two.snapshot).into());
+    let asked = Asked::of(&parameters, &endpoint, about)?;
     if one.snapshot.lineage.is_none() || one.snapshot.lineage != two.snapshot.lineage {
         let message = format!("The snapshots '{first}' and '{second}' are not of one lineage.");
         return Err(Refusal::invalid("UNRELATED_SNAPSHOTS", message));
@@ -220,13 +220,13 @@ pub(in crate::serve) async fn list_changed_blocks(
     let found = found.map_err(|e| refused(&e))?;
     let known = found.blocks.last().map(|last| last.index.next());
     let next = found.next.map(|next| resuming(known, &next));
-    let token = |id, listed: &Option<ListedBlock>| {
-        listed.as_ref().map(|listed| endpoint.block_token(id, listed))
+    let token = |of: &Snapshot, listed: &Option<ListedBlock>| {
+        listed.as_ref().map(|listed| endpoint.block_token(of, listed))
     };
     let changed = found.blocks.iter().map(|block| Changed {
         block_index: block.index.0,
-        first_block_token: token(&first, &block.first),
-        second_block_token: token(&second, &block.second),
+        first_block_token: token(&one.snapshot, &block.first),
+        second_block_token: token(&two.snapshot, &block.second),
     });
     let changed_blocks = changed.collect();
     let page = endpoint.page(about, gib, next)?;

@@ -69,10 +69,15 @@ pub(in crate::serve) async fn start(
     let (mut parts, _) = request.into_parts();
     let body =
         parts.extensions.remove::<Payload>().map(|payload| payload.bytes).unwrap_or_default();
-    let asked: Asked = serde_json::from_slice(&body).map_err(|e| {
-        let message = format!("The body is not what StartSnapshot takes: {e}.");
+    let odd = |why: &dyn std::fmt::Display| {
+        let message = format!("The body is not what StartSnapshot takes: {why}.");
         Refusal::new(StatusCode::BAD_REQUEST, "SerializationException", message)
-    })?;
+    };
+    // An array would do for a struct.
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err(odd(&"it is no JSON object"));
+    }
+    let asked: Asked = serde_json::from_slice(&body).map_err(|e| odd(&e))?;
     let mut request = asked.check(&endpoint)?;
     if let Some(parent) = &request.parent {
         let parent = endpoint.readable(parent).await?;
@@ -135,7 +140,6 @@ impl Endpoint {
 
 impl Asked {
     fn check(self, endpoint: &Endpoint) -> Result<StartRequest, Refusal> {
-        let digest = self.digest();
         let invalid = |message: &str| Refusal::invalid("INVALID_PARAMETER_VALUE", message);
         let gib = self.volume_size.ok_or_else(|| invalid("VolumeSize is required."))?;
         let bad_size = || {
@@ -176,7 +180,7 @@ impl Asked {
             let Endpoint { region, account, .. } = endpoint;
             format!("arn:aws:kms:{region}:{account}:key/00000000-0000-0000-0000-000000000000")
         };
-        Ok(StartRequest {
+        let mut request = StartRequest {
             parent,
             tags: tags(self.tags.unwrap_or_default())?,
             description,
@@ -184,18 +188,24 @@ impl Asked {
             encrypted,
             kms_key: encrypted.then(|| self.kms_key_arn.unwrap_or_else(by_default)),
             timeout: Some(Duration::from_secs(60 * u64::from(minutes))),
-            // A second start with the client token has to be for the same in every parameter.
-            origin: Some(format!("StartSnapshot {digest}")),
             ..StartRequest::new(volume_size.ok_or_else(bad_size)?)
-        })
+        };
+        // A second start with the client token has to be for the same in every parameter.
+        request.origin = Some(format!("StartSnapshot {}", digest(&request)));
+        Ok(request)
     }
+}
 
-    /// Tells requests apart, whatever else their client tokens say.
-    fn digest(&self) -> String {
-        let mut digester = Digester::default();
-        digester.update(format!("{self:?}"));
-        digester.finish().to_hex()[..32].to_owned()
-    }
+/// Tells requests apart, whatever else their client tokens say.
+fn digest(request: &StartRequest) -> String {
+    let StartRequest {
+        volume_size, parent, tags, description, encrypted, kms_key, timeout, ..
+    } = request;
+    let minutes = timeout.map(|timeout| timeout.as_secs() / 60);
+    let all = (volume_size, parent, tags, description, encrypted, kms_key, minutes);
+    let mut digester = Digester::default();
+    digester.update(serde_json::to_vec(&all).expect("plain data"));
+    digester.finish().to_hex()[..32].to_owned()
 }
 
 fn tags(asked: Vec<Tag>) -> Result<Tags, Refusal> {
@@ -203,7 +213,7 @@ fn tags(asked: Vec<Tag>) -> Result<Tags, Refusal> {
     let mut tags = Tags::new();
     for Tag { key, value } in asked {
         let key = key.ok_or_else(|| invalid("A tag needs a key.".to_owned()))?;
-        if key.starts_with("aws:") || key.starts_with("fspfs:serve:") {
+        if is_reserved(&key) || key.starts_with("fspfs:serve:") {
             return Err(invalid(format!("The tag key {key:?} is reserved.")));
         }
         if tags.insert(key.clone(), value.unwrap_or_default()).is_some() {
@@ -212,6 +222,11 @@ fn tags(asked: Vec<Tag>) -> Result<Tags, Refusal> {
     }
     check_tags(&tags).map_err(|e| invalid(format!("{e}.")))?;
     Ok(tags)
+}
+
+/// Keys that AWS keeps for itself, however they are written.
+pub(in crate::serve) fn is_reserved(key: &str) -> bool {
+    key.get(..4).is_some_and(|prefix| prefix.eq_ignore_ascii_case("aws:"))
 }
 
 fn is_key_arn(text: &str) -> bool {

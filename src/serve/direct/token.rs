@@ -9,9 +9,10 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit as _, Mac as _};
+use jiff::Timestamp;
 use sha2::Sha256;
 
-use crate::model::{BlockIndex, SnapshotId};
+use crate::model::{BlockIndex, Snapshot, SnapshotId};
 
 /// Bytes of the MAC: 128 bits of a SHA-256 HMAC.
 const MAC_LEN: usize = 16;
@@ -25,15 +26,34 @@ const BLOCK_LIFE: Duration = Duration::from_hours(168);
 /// How long a page token is good: sixty minutes (EBS user guide).
 const PAGE_LIFE: Duration = Duration::from_hours(1);
 
+/// A snapshot, and when it was started: an id may be used again, by another one.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::serve) struct Of<'a>(&'a SnapshotId, Timestamp);
+
+impl<'a> From<&'a Snapshot> for Of<'a> {
+    fn from(snapshot: &'a Snapshot) -> Self {
+        Self(&snapshot.id, snapshot.start_time)
+    }
+}
+
+impl Of<'_> {
+    fn feed(self, mac: &mut Hmac<Sha256>) {
+        mac.update(&self.1.as_nanosecond().to_be_bytes());
+        // Ids hold no zero byte, so nothing can be moved from one to the other.
+        mac.update(self.0.as_str().as_bytes());
+        mac.update(&[0]);
+    }
+}
+
 /// What a token is about.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::serve) enum About<'a> {
     /// A block of a snapshot.
-    Block(&'a SnapshotId, BlockIndex),
+    Block(Of<'a>, BlockIndex),
     /// The next page of a listing.
-    Blocks(&'a SnapshotId),
+    Blocks(Of<'a>),
     /// The next page of a comparison.
-    Changes(&'a SnapshotId, &'a SnapshotId),
+    Changes(Of<'a>, Of<'a>),
     /// The next page of an answer of EC2.
     Query(&'a str),
 }
@@ -49,17 +69,15 @@ impl About<'_> {
     }
 
     fn feed(self, mac: &mut Hmac<Sha256>) {
-        // Ids hold no zero byte, so nothing can be moved from one to the other.
         match self {
-            Self::Block(id, index) => {
+            Self::Block(of, index) => {
                 mac.update(&index.0.to_be_bytes());
-                mac.update(id.as_str().as_bytes());
+                of.feed(mac);
             }
-            Self::Blocks(id) => mac.update(id.as_str().as_bytes()),
+            Self::Blocks(of) => of.feed(mac),
             Self::Changes(first, second) => {
-                mac.update(first.as_str().as_bytes());
-                mac.update(&[0]);
-                mac.update(second.as_str().as_bytes());
+                first.feed(mac);
+                second.feed(mac);
             }
             Self::Query(action) => mac.update(action.as_bytes()),
         }
@@ -110,7 +128,7 @@ impl Tokens {
     /// A token about something that stands for `inner`; `None` if that is too long for one.
     pub(in crate::serve) fn seal(&self, about: About<'_>, inner: &[u8]) -> Option<String> {
         let life = if matches!(about, About::Block(..)) { self.block_life } else { self.page_life };
-        let ends = u64::try_from((now() + life).as_millis()).unwrap_or(u64::MAX);
+        let ends = u64::try_from(now().saturating_add(life).as_millis()).unwrap_or(u64::MAX);
         let mut token = Vec::with_capacity(1 + 8 + inner.len() + MAC_LEN);
         token.push(about.kind());
         token.extend_from_slice(&ends.to_be_bytes()[2..]);
@@ -160,14 +178,17 @@ mod tests {
     fn a_token_opens_for_what_it_is_about_alone() {
         let tokens = Tokens::new("store", &["secret"]);
         let (a, b) = (id("snap-0a"), id("snap-0b"));
-        let about = About::Block(&a, BlockIndex(7));
+        let (a, b) = (Of(&a, Timestamp::UNIX_EPOCH), Of(&b, Timestamp::UNIX_EPOCH));
+        let again = Of(a.0, Timestamp::MAX);
+        let about = About::Block(a, BlockIndex(7));
         let token = tokens.seal(about, b"inner").unwrap();
         assert_eq!(tokens.open(about, &token).unwrap(), b"inner");
         for other in [
-            About::Block(&a, BlockIndex(8)),
-            About::Block(&b, BlockIndex(7)),
-            About::Blocks(&a),
-            About::Changes(&a, &b),
+            About::Block(a, BlockIndex(8)),
+            About::Block(again, BlockIndex(7)),
+            About::Block(b, BlockIndex(7)),
+            About::Blocks(a),
+            About::Changes(a, b),
             About::Query("DescribeSnapshots"),
         ] {
             assert!(tokens.open(other, &token).is_none(), "{other:?}");
@@ -181,15 +202,16 @@ mod tests {
     fn a_changed_or_cut_token_does_not_open() {
         let tokens = Tokens::new("store", &[]);
         let a = id("snap-0a");
-        let token = tokens.seal(About::Blocks(&a), &[0, 0, 0, 9]).unwrap();
+        let a = Of(&a, Timestamp::UNIX_EPOCH);
+        let token = tokens.seal(About::Blocks(a), &[0, 0, 0, 9]).unwrap();
         for at in 0..token.len() {
             let mut changed = token.clone().into_bytes();
             changed[at] = if changed[at] == b'A' { b'B' } else { b'A' };
             let changed = String::from_utf8(changed).unwrap();
-            assert!(tokens.open(About::Blocks(&a), &changed).is_none(), "{at}");
-            assert!(tokens.open(About::Blocks(&a), &token[..at]).is_none(), "{at}");
+            assert!(tokens.open(About::Blocks(a), &changed).is_none(), "{at}");
+            assert!(tokens.open(About::Blocks(a), &token[..at]).is_none(), "{at}");
         }
-        assert!(tokens.open(About::Blocks(&a), &"A".repeat(1000)).is_none());
+        assert!(tokens.open(About::Blocks(a), &"A".repeat(1000)).is_none());
     }
 
     #[test]
@@ -197,17 +219,18 @@ mod tests {
         let mut tokens = Tokens::new("store", &[]);
         tokens.shorten(Some(Duration::ZERO), None);
         let a = id("snap-0a");
-        let token = tokens.seal(About::Block(&a, BlockIndex(0)), b"").unwrap();
+        let a = Of(&a, Timestamp::UNIX_EPOCH);
+        let token = tokens.seal(About::Block(a, BlockIndex(0)), b"").unwrap();
         std::thread::sleep(Duration::from_millis(2));
-        assert!(tokens.open(About::Block(&a, BlockIndex(0)), &token).is_none());
-        let page = tokens.seal(About::Blocks(&a), b"").unwrap();
-        assert!(tokens.open(About::Blocks(&a), &page).is_some());
+        assert!(tokens.open(About::Block(a, BlockIndex(0)), &token).is_none());
+        let page = tokens.seal(About::Blocks(a), b"").unwrap();
+        assert!(tokens.open(About::Blocks(a), &page).is_some());
     }
 
     #[test]
     fn what_does_not_fit_has_no_token() {
         let tokens = Tokens::new("store", &[]);
-        assert!(tokens.seal(About::Blocks(&id("snap-0a")), &[0; 169]).is_some());
-        assert!(tokens.seal(About::Blocks(&id("snap-0a")), &[0; 170]).is_none());
+        assert!(tokens.seal(About::Query("DescribeTags"), &[0; 169]).is_some());
+        assert!(tokens.seal(About::Query("DescribeTags"), &[0; 170]).is_none());
     }
 }

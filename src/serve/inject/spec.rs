@@ -8,6 +8,9 @@ use http::StatusCode;
 use crate::serve::gate::Operation;
 use crate::serve::refusal::Refusal;
 
+/// Longest time in a fault.
+const LONGEST: Duration = Duration::from_hours(24);
+
 /// A text that describes no faults.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{part:?} is not a fault: {why}; as in `latency=20ms,throttle=5%,get.corrupt=1%,seed=7`")]
@@ -200,7 +203,12 @@ fn code(text: &str) -> Result<Code, String> {
 }
 
 fn time(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|_| format!("{text:?} is not a time, as 20ms or 2s"))
+    let time = humantime::parse_duration(text);
+    let time = time.map_err(|_| format!("{text:?} is not a time, as 20ms or 2s"))?;
+    if time > LONGEST {
+        return Err(format!("{text:?} is longer than a day"));
+    }
+    Ok(time)
 }
 
 fn chance(text: &str) -> Result<Chance, String> {

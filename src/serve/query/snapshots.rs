@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::filter::Filters;
 use super::xml::Set;
-use super::{Answer, Call, bad, no_snapshot, of_store};
+use super::{Answer, Call, bad, of_store};
 use crate::model::{BLOCK_SIZE_U64, Snapshot, SnapshotId, SnapshotState};
 use crate::serve::direct::token::About;
 use crate::serve::endpoint::{Endpoint, KMS_TAG};
@@ -167,8 +167,7 @@ pub(super) async fn describe(call: &Call<'_>) -> Answer {
     if !ids.is_empty() {
         let mut items = Vec::with_capacity(ids.len());
         for id in ids {
-            let snapshot =
-                call.endpoint.store.describe(&id).await.map_err(|e| of_store(&e, &id))?;
+            let snapshot = describe_one(call, &id).await?;
             items.push(Item::of(&snapshot, call.endpoint));
         }
         items.retain(wanted);
@@ -176,6 +175,22 @@ pub(super) async fn describe(call: &Call<'_>) -> Answer {
     }
     let (items, next) = list(call, max, wanted).await?;
     Ok(answer(call, items, next))
+}
+
+/// Describes a snapshot; one that is damaged as the list does.
+async fn describe_one(call: &Call<'_>, id: &SnapshotId) -> Result<Snapshot, Refusal> {
+    let error = match call.endpoint.store.describe(id).await {
+        Err(error) if error.kind() == ErrorKind::Corrupt => error,
+        described => return described.map_err(|e| of_store(&e, id)),
+    };
+    let mut token = None;
+    loop {
+        let page = call.endpoint.store.list(token).await.map_err(|e| of_store(&e, id))?;
+        if let Some(found) = page.snapshots.into_iter().find(|snapshot| snapshot.id == *id) {
+            return Ok(found);
+        }
+        token = Some(page.next.ok_or_else(|| of_store(&error, id))?);
+    }
 }
 
 fn answer(call: &Call<'_>, items: Vec<Item>, next: Option<String>) -> Response {
@@ -265,10 +280,7 @@ async fn list(
 pub(super) async fn delete(call: &Call<'_>) -> Answer {
     let missing = || bad("MissingParameter", "The request must contain the parameter snapshotId");
     let id = parse_id(call.form.get("SnapshotId").ok_or_else(missing)?)?;
-    call.endpoint.store.describe(&id).await.map_err(|e| match e.kind() {
-        ErrorKind::NotFound => no_snapshot(&id),
-        _ => of_store(&e, &id),
-    })?;
+    describe_one(call, &id).await?;
     call.check_dry_run()?;
     let deleted = call.endpoint.store.delete(&id).await;
     call.endpoint.forget(&id);

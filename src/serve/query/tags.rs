@@ -7,6 +7,7 @@ use super::snapshots::{parse_id, visible_tags};
 use super::xml::Set;
 use super::{Answer, Call, bad, of_store};
 use crate::model::{MAX_TAGS, SnapshotId, Tags, check_tags};
+use crate::serve::direct::is_reserved;
 use crate::serve::direct::token::About;
 use crate::serve::endpoint::KMS_TAG;
 use crate::serve::refusal::Refusal;
@@ -48,7 +49,7 @@ async fn resources(call: &Call<'_>) -> Result<Vec<SnapshotId>, Refusal> {
 }
 
 fn check_key(key: &str) -> Result<(), Refusal> {
-    if key.starts_with("aws:") || key == KMS_TAG {
+    if is_reserved(key) || key == KMS_TAG {
         let message = format!(
             "Tag keys starting with 'aws:' are reserved for internal use, and so is '{KMS_TAG}'"
         );

@@ -33,6 +33,9 @@ const MAX_SAVING: u32 = 3;
 /// can do at once do not make it faster.
 const MAX_COMPRESSING: usize = 8;
 
+/// Bytes of a pack whose memory is kept for the next one.
+const WORTH_KEEPING: usize = 16 << 20;
+
 /// How long a deletion waits for what this process is saving: two seconds.
 const ABANDON_STEPS: u32 = 100;
 const ABANDON_STEP: Duration = Duration::from_millis(20);
@@ -399,7 +402,8 @@ impl Writer {
                 let memory = batch.encoded.and_then(|(_, data)| data.try_into_mut().ok());
                 let mut state = self.state();
                 state.unfinished.remove(&batch.record);
-                state.spare.extend(memory);
+                // Small ones are not worth keeping: there may be many snapshots.
+                state.spare.extend(memory.filter(|memory| memory.len() >= WORTH_KEEPING));
                 Ok(())
             }
             Err(error) => {
