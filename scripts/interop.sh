@@ -56,8 +56,11 @@ start_server() {
         sleep 0.05
     done
     eval "$("$fspfs" serve --print-env --listen "$(sed 's|.* http://||' "$work/ready")")"
-    # coldsnap retries by itself, and says why at the end only.
-    export RUST_LOG=error
+}
+
+# cold ARGUMENT...: runs coldsnap, and shows what it says of blocks only if it fails.
+cold() {
+    coldsnap "$@" 2>"$work/coldsnap.log" || { cat "$work/coldsnap.log" >&2 && exit 1; }
 }
 
 step() { printf '\n==> %s\n' "$*"; }
@@ -81,38 +84,38 @@ dd if=/dev/urandom of="$image" bs=1M count=3 seek=1021 conv=notrunc status=none
 
 start_server
 step "coldsnap upload --wait, fspfs download"
-one=$(coldsnap upload --no-progress --wait --description "by coldsnap" --tag Key=Name,Value=cold "$image" | tail -n 1)
+one=$(cold upload --no-progress --wait --description "by coldsnap" --tag Key=Name,Value=cold "$image" | tail -n 1)
 "$fspfs" -q download "$one" "$work/one.img"
 same "$image" "$work/one.img"
 "$fspfs" list | grep -w cold
 
 step "fspfs upload, coldsnap download"
 two=$("$fspfs" -q upload "$image" | tail -n 1)
-coldsnap download --no-progress "$two" "$work/two.img"
+cold download --no-progress "$two" "$work/two.img"
 same "$image" "$work/two.img"
 
 step "a child by coldsnap, with changes and zeros over data"
 dd if=/dev/urandom of="$image" bs=1M count=5 seek=30 conv=notrunc status=none
 dd if=/dev/zero of="$image" bs=1M count=7 seek=60 conv=notrunc status=none
-three=$(coldsnap upload --no-progress --wait --parent-snapshot-id "$one" "$image" | tail -n 1)
+three=$(cold upload --no-progress --wait --parent-snapshot-id "$one" "$image" | tail -n 1)
 "$fspfs" -q download "$three" "$work/three.img"
 same "$image" "$work/three.img"
-rm "$work/three.img" && coldsnap download --no-progress "$three" "$work/three.img"
+rm "$work/three.img" && cold download --no-progress "$three" "$work/three.img"
 same "$image" "$work/three.img"
 
 step "coldsnap wait, for a snapshot that stays pending for 6 s"
 start_server --pending 6
 began=$SECONDS
-four=$(coldsnap upload --no-progress "$image" | tail -n 1)
-coldsnap wait "$four"
+four=$(cold upload --no-progress "$image" | tail -n 1)
+cold wait "$four"
 [ $((SECONDS - began)) -ge 6 ] || { echo "it did not wait" >&2 && exit 1; }
 "$fspfs" -q download "$four" "$work/four.img"
 same "$image" "$work/four.img"
 
 step "coldsnap upload and download, with faults"
 start_server --inject latency=1ms..5ms,get.throttle=5%,put.throttle=5%,get.error=2%,put.cut=1%,get.corrupt=1%,get.cut-body=1%,seed=3
-five=$(coldsnap upload --no-progress --wait "$image" | tail -n 1)
-coldsnap download --no-progress "$five" "$work/five.img"
+five=$(cold upload --no-progress --wait "$image" | tail -n 1)
+cold download --no-progress "$five" "$work/five.img"
 same "$image" "$work/five.img"
 
 step "everything in the repository is sound"
