@@ -1,8 +1,8 @@
 //! Any store behind the EBS direct APIs, and the EC2 and STS actions that their clients need.
 //!
-//! A request passes the [gate](gate): its connection is counted, it is authenticated, its body read
-//! within bounds of size and time. Then [`direct`] or [`query`] answers it over the store. What both
-//! know lives in the [`Endpoint`].
+//! A request passes the gate (`gate`): its connection is counted, it is authenticated, its body read
+//! within bounds of size and time. Then `direct` or `query` answers it over the store. What both
+//! know lives in the `Endpoint`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
