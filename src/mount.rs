@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use fuser::{Config, Session, SessionACL};
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cache::Cache;
 use crate::fuse::Adapter;
@@ -170,6 +170,8 @@ pub fn serve(
             }
         }
     })?;
+    // Before anybody can know that there is a mount to be ended.
+    let signals = runtime.block_on(async { Signals::new() })?;
     let mount = attach::attach(&options.mount_point, url, options.access)?;
     let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4);
     let adapter = Adapter::new(Arc::clone(&tree), runtime.handle().clone(), threads);
@@ -187,7 +189,7 @@ pub fn serve(
     table::set_read_ahead(&options.mount_point, READ_AHEAD_KIB);
     tracing::info!("{url} is mounted at {}", options.mount_point.display());
     ready();
-    runtime.block_on(attend(Arc::clone(&tree), options, end))?;
+    runtime.block_on(attend(Arc::clone(&tree), options, end, signals))?;
     if session.is_finished() {
         match session.join() {
             Ok(result) => {
@@ -261,16 +263,33 @@ fn handshake(
         .map_err(|e| Error::Io("the kernel does not speak with us over /dev/fuse".to_owned(), e))
 }
 
+/// The signals that a mount obeys.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Error> {
+        let catch =
+            |kind| signal(kind).map_err(|e| Error::Io("cannot wait for signals".to_owned(), e));
+        Ok(Self {
+            interrupt: catch(SignalKind::interrupt())?,
+            terminate: catch(SignalKind::terminate())?,
+            hangup: catch(SignalKind::hangup())?,
+        })
+    }
+}
+
 /// Waits for the end of the session; meanwhile keeps the list fresh and obeys signals.
 async fn attend(
     tree: Arc<Tree>,
     options: &Options,
     mut end: tokio::sync::oneshot::Receiver<()>,
+    signals: Signals,
 ) -> Result<(), Error> {
-    let failed = |e| Error::Io("cannot wait for signals".to_owned(), e);
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
+    let Signals { mut interrupt, mut terminate, mut hangup } = signals;
     let mut timer = tokio::time::interval(options.refresh.max(Duration::from_secs(1)));
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     timer.tick().await;

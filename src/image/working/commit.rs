@@ -313,19 +313,15 @@ impl WorkingImage {
                     }
                 }
             };
-            let result = self.commit_lowest(&commit).await;
-            match result {
-                Ok(snapshot) => self.rebase(snapshot).await,
-                Err(error) => {
-                    self.fail(error).await;
-                    break;
-                }
+            if let Err(error) = self.commit_lowest(&commit).await {
+                self.fail(error).await;
+                break;
             }
         }
     }
 
-    /// Commits the lowest generation, and waits until the store is done with it.
-    async fn commit_lowest(self: &Arc<Self>, commit: &Arc<Commit>) -> Result<Snapshot> {
+    /// Commits the lowest generation, waits until the store is done with it, and lets go of it.
+    async fn commit_lowest(self: &Arc<Self>, commit: &Arc<Commit>) -> Result<()> {
         let mut put = Put::new(Arc::clone(self), Arc::clone(commit));
         let snapshot = tokio::select! {
             biased;
@@ -342,8 +338,17 @@ impl WorkingImage {
         if let Some(name) = committed_as {
             self.rename_snapshot(snapshot.id.clone(), &name);
         }
-        commit.end(Ok(snapshot.id.clone()));
-        self.completed(snapshot).await
+        let id = snapshot.id.clone();
+        if snapshot.state == SnapshotState::Completed {
+            // Who waited for it finds that it takes no room any more.
+            self.rebase(snapshot).await;
+            commit.end(Ok(id));
+        } else {
+            commit.end(Ok(id));
+            let completed = self.completed(snapshot).await?;
+            self.rebase(completed).await;
+        }
+        Ok(())
     }
 
     async fn completed(&self, snapshot: Snapshot) -> Result<Snapshot> {

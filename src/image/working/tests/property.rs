@@ -326,6 +326,11 @@ impl World {
                 if self.settings.commit_at_close {
                     let failed = image.status().state == State::Failed;
                     assert!(!failed || !trap.disarm());
+                    let repeated = trap.repeated();
+                    assert!(
+                        repeated == 0 || self.slots[n].changed,
+                        "{repeated} blocks were put again"
+                    );
                     self.slots[n].failed = failed;
                     self.slots[n].changed &= failed;
                 }
