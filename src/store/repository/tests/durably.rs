@@ -58,5 +58,6 @@ fn those_who_put_at_the_same_time_share_records() {
         p.put_block_durably(&id, BlockIndex(301), block(2)).await.unwrap();
         space.process().complete(&id, count(202)).await.unwrap();
         assert_eq!(read(&p, &id).await.unwrap().len(), 202);
+        assert!(space.names("pending/").is_empty(), "the writers are tidied up too");
     });
 }
