@@ -30,6 +30,7 @@ use bytes::Bytes;
 use crate::model::{Block, BlockIndex, Digest, Snapshot, SnapshotId, Tags, VolumeSize};
 
 pub(crate) mod document;
+pub mod ebs;
 mod error;
 mod page;
 pub mod repository;
@@ -51,6 +52,7 @@ pub type SharedStore = Arc<dyn SnapshotStore>;
 pub async fn open(url: &StoreUrl) -> Result<SharedStore> {
     Ok(match url {
         StoreUrl::Directory(path) => Arc::new(repository::Repository::open(path).await?),
+        StoreUrl::Ebs(url) => Arc::new(ebs::Ebs::open(url).await),
         StoreUrl::Synth(recipe) => Arc::new(synth::Synth::new(*recipe)),
     })
 }

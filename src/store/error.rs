@@ -80,6 +80,13 @@ impl Error {
         self.kind
     }
 
+    /// The same error, as another kind: what it means follows from what was asked.
+    #[must_use]
+    pub fn of_kind(mut self, kind: ErrorKind) -> Self {
+        self.kind = kind;
+        self
+    }
+
     /// The same error, with what was being done in front of its message.
     #[must_use]
     pub fn context(mut self, doing: impl fmt::Display) -> Self {

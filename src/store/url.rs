@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use super::ebs::{EbsUrl, InvalidEbsUrl};
 use super::synth::{self, InvalidRecipe, Recipe};
 
 /// Where snapshots live, as the user says it.
@@ -13,12 +14,14 @@ pub enum StoreUrl {
     Directory(PathBuf),
     /// Snapshots that are computed: `synth:` or `synth:?size=16TiB`.
     Synth(Recipe),
+    /// Snapshots of EBS: `ebs:`, `ebs://us-west-2` or `ebs://profile@us-west-2`.
+    Ebs(EbsUrl),
 }
 
 /// A store that is not a repository, where one is needed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0} is computed, and no repository: this needs one in a directory, as `/srv/snaps` or `file:///srv/snaps`"
+    "{0} is no repository: this needs one in a directory, as `/srv/snaps` or `file:///srv/snaps`"
 )]
 pub struct NoRepository(StoreUrl);
 
@@ -46,6 +49,9 @@ pub enum InvalidStoreUrl {
     /// A `synth:` URL with options that make no sense.
     #[error(transparent)]
     Synth(#[from] InvalidRecipe),
+    /// An EBS store whose profile, region or endpoint cannot be.
+    #[error(transparent)]
+    Ebs(#[from] InvalidEbsUrl),
 }
 
 impl FromStr for StoreUrl {
@@ -64,6 +70,7 @@ impl FromStr for StoreUrl {
             };
         }
         match text.split_once(':') {
+            Some(("ebs", _)) => Ok(Self::Ebs(text.parse()?)),
             Some((synth::SCHEME, _)) => Ok(Self::Synth(text.parse()?)),
             Some((scheme, _)) if is_scheme(scheme) => {
                 Err(InvalidStoreUrl::Scheme { url: text.to_owned(), scheme: scheme.to_owned() })
@@ -91,7 +98,7 @@ impl StoreUrl {
             Self::Directory(path) => {
                 path.canonicalize().or_else(|_| std::path::absolute(path)).map(Self::Directory)
             }
-            Self::Synth(_) => Ok(self.clone()),
+            Self::Synth(_) | Self::Ebs(_) => Ok(self.clone()),
         }
     }
 
@@ -103,14 +110,14 @@ impl StoreUrl {
     pub fn directory(&self) -> Result<&Path, NoRepository> {
         match self {
             Self::Directory(path) => Ok(path),
-            Self::Synth(_) => Err(NoRepository(self.clone())),
+            Self::Synth(_) | Self::Ebs(_) => Err(NoRepository(self.clone())),
         }
     }
 
     /// Whether the store can be written at all.
     pub fn is_writable(&self) -> bool {
         match self {
-            Self::Directory(_) => true,
+            Self::Directory(_) | Self::Ebs(_) => true,
             Self::Synth(_) => false,
         }
     }
@@ -122,6 +129,7 @@ impl fmt::Display for StoreUrl {
             Self::Directory(path) if path.is_absolute() => write!(f, "file://{}", path.display()),
             Self::Directory(path) => path.display().fmt(f),
             Self::Synth(recipe) => recipe.fmt(f),
+            Self::Ebs(url) => url.fmt(f),
         }
     }
 }

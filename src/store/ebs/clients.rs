@@ -1,0 +1,82 @@
+//! The SDK's clients, configured as the user's other AWS tools are.
+
+use std::time::Duration;
+
+use aws_config::meta::region::RegionProviderChain;
+use aws_config::retry::RetryConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{AppName, BehaviorVersion, Region, SdkConfig};
+use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
+
+use super::EbsUrl;
+
+/// Where one is if nothing says so.
+const DEFAULT_REGION: &str = "us-east-1";
+
+/// How long a connection may take to be made.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// How long the head of an answer may take. The body is bounded by the attempt.
+const READ: Duration = Duration::from_secs(15);
+
+/// Both clients of one store.
+#[derive(Clone, Debug)]
+pub(super) struct Clients {
+    pub(super) ebs: aws_sdk_ebs::Client,
+    pub(super) ec2: aws_sdk_ec2::Client,
+    /// The region that was found.
+    pub(super) region: String,
+}
+
+impl Clients {
+    /// Reads the configuration: environment, profile, and what they lead to.
+    pub(super) async fn new(url: &EbsUrl) -> Self {
+        let shared = config(url).await;
+        let region = shared.region().map_or(DEFAULT_REGION, Region::as_ref).to_owned();
+        let mut ebs = aws_sdk_ebs::config::Builder::from(&shared);
+        if let Some(endpoint) = &url.endpoint {
+            ebs = ebs.endpoint_url(endpoint);
+        }
+        let mut ec2 = aws_sdk_ec2::config::Builder::from(&shared);
+        // A server that offers one mostly offers the other, and never the real EC2 for it.
+        if let Some(endpoint) = url.ec2_endpoint.as_ref().or(url.endpoint.as_ref()) {
+            ec2 = ec2.endpoint_url(endpoint);
+        }
+        Self {
+            ebs: aws_sdk_ebs::Client::from_conf(ebs.build()),
+            ec2: aws_sdk_ec2::Client::from_conf(ec2.build()),
+            region,
+        }
+    }
+}
+
+async fn config(url: &EbsUrl) -> SdkConfig {
+    let http = aws_smithy_http_client::Builder::new()
+        .tls_provider(Provider::Rustls(CryptoMode::Ring))
+        .build_https();
+    let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT).read_timeout(READ).build();
+    let name = AppName::new(concat!("fspfs-", env!("CARGO_PKG_VERSION"))).expect("a valid name");
+    let mut loader = aws_config::defaults(BehaviorVersion::latest())
+        .http_client(http)
+        .app_name(name)
+        // There is one place where a request is tried again, and it is ours.
+        .retry_config(RetryConfig::disabled())
+        .timeout_config(timeouts);
+    if let Some(profile) = &url.profile {
+        loader = loader.profile_name(profile);
+    }
+    let chain = match &url.region {
+        Some(region) => RegionProviderChain::first_try(Region::new(region.clone())),
+        None => {
+            let mut builder = aws_config::default_provider::region::DefaultRegionChain::builder();
+            if let Some(profile) = &url.profile {
+                builder = builder.profile_name(profile);
+            }
+            RegionProviderChain::first_try(builder.build())
+        }
+    };
+    if chain.region().await.is_none() {
+        tracing::warn!("no region is configured: {DEFAULT_REGION} is used; name one as ebs://{DEFAULT_REGION}");
+    }
+    loader.region(chain.or_else(DEFAULT_REGION)).load().await
+}

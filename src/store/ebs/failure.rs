@@ -1,0 +1,177 @@
+//! What a request to AWS can end with, and what may be done about it.
+//!
+//! Classes are those of <https://docs.aws.amazon.com/ebs/latest/userguide/error-retries.html>.
+
+use std::fmt;
+
+use aws_sdk_ebs::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_ebs::operation::RequestId;
+use aws_smithy_runtime_api::client::result::DispatchFailure;
+use aws_smithy_types::error::display::DisplayErrorContext;
+
+use crate::store::{Error, ErrorKind};
+
+/// What can be done about a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    /// The account or the snapshot had too many requests: slower, and again.
+    Throttled,
+    /// Again, as it is.
+    Transient,
+    /// Data that is not what its checksum says: again, it may have been spoilt on the way.
+    Corrupt,
+    /// Again, within two minutes of the start of a snapshot, which not all of the service may have
+    /// heard of; else there is none.
+    NotFound,
+    /// Not again: the kind says what it is.
+    Final(ErrorKind),
+}
+
+/// A request that failed.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) class: Class,
+    text: String,
+    request_id: Option<String>,
+}
+
+impl Failure {
+    pub(super) fn new(class: Class, text: impl Into<String>) -> Self {
+        Self { class, text: text.into(), request_id: None }
+    }
+
+    /// No answer within the time of one attempt.
+    pub(super) fn timed_out(seconds: u64) -> Self {
+        Self::new(Class::Transient, format!("there was no answer within {seconds} s"))
+    }
+
+    /// An error of an SDK. `reason` is what the service gives beside the code.
+    pub(super) fn of_sdk<E>(error: &SdkError<E>, reason: Option<&str>) -> Self
+    where
+        E: std::error::Error + ProvideErrorMetadata + 'static,
+    {
+        let request_id = error.request_id().map(str::to_owned);
+        let SdkError::ServiceError(service) = error else {
+            let text = DisplayErrorContext(error).to_string();
+            // What cannot be built or signed will not be the next time either.
+            let class = match error {
+                SdkError::ConstructionFailure(_) => Class::Final(ErrorKind::Denied),
+                SdkError::DispatchFailure(failure) if failure.is_user() => {
+                    Class::Final(ErrorKind::Invalid)
+                }
+                SdkError::DispatchFailure(failure) if is_credentials(failure, &text) => {
+                    Class::Final(ErrorKind::Denied)
+                }
+                _ => Class::Transient,
+            };
+            return Self { class, text, request_id };
+        };
+        let (code, message) = (service.err().code(), service.err().message());
+        let status = service.raw().status().as_u16();
+        let class = classify(status, code.unwrap_or(""), reason, message.unwrap_or(""));
+        let code = code.map_or_else(|| format!("status {status}"), str::to_owned);
+        let reason = reason.map_or(String::new(), |reason| format!(" ({reason})"));
+        let message = message.map_or(String::new(), |message| format!(": {message}"));
+        Self { class, text: format!("{code}{reason}{message}"), request_id }
+    }
+
+    /// The kind of error that it is for whoever called.
+    pub(super) fn kind(&self) -> ErrorKind {
+        match self.class {
+            Class::Throttled => ErrorKind::Throttled,
+            Class::Transient => ErrorKind::Unavailable,
+            Class::Corrupt => ErrorKind::Corrupt,
+            Class::NotFound => ErrorKind::NotFound,
+            Class::Final(kind) => kind,
+        }
+    }
+
+    /// The error of an operation that tried so often for so long.
+    pub(super) fn after(&self, doing: impl fmt::Display, attempts: u32, seconds: f64) -> Error {
+        let tries = match attempts {
+            0 | 1 => String::new(),
+            n => format!(" after {n} attempts in {seconds:.1} s"),
+        };
+        Error::new(self.kind(), format!("cannot {doing}{tries}: {self}"))
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)?;
+        match &self.request_id {
+            Some(id) => write!(f, " [request {id}]"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether there is nobody to sign a request for: no provider has credentials.
+fn is_credentials(failure: &DispatchFailure, text: &str) -> bool {
+    !failure.is_io() && !failure.is_timeout() && text.contains("redentials")
+}
+
+fn classify(status: u16, code: &str, reason: Option<&str>, message: &str) -> Class {
+    use ErrorKind as Kind;
+    match (code, reason) {
+        (
+            "RequestThrottledException" | "ThrottlingException" | "Throttling" | "RequestLimitExceeded"
+            | "TooManyRequestsException" | "ConcurrentLimitExceededException" | "SlowDown",
+            _,
+        ) => Class::Throttled,
+        (_, Some("INVALID_BLOCK_TOKEN" | "INVALID_PAGE_TOKEN")) => Class::Final(Kind::ExpiredToken),
+        (_, Some("WRITE_REQUEST_TIMEOUT")) => Class::Transient,
+        ("ResourceNotFoundException" | "InvalidSnapshot.NotFound", _) => Class::NotFound,
+        // A 400 that is none: documented as worth repeating.
+        ("ValidationException", _) if message.contains("Failed to read block data") => Class::Transient,
+        ("ValidationException", Some("INVALID_SNAPSHOT_ID")) => Class::Final(Kind::NotReady),
+        ("ValidationException", Some("CONFLICTING_BLOCK_UPDATE")) | ("ConflictException", _) => {
+            Class::Final(Kind::Conflict)
+        }
+        ("IncorrectState" | "InvalidSnapshot.InUse", _) => Class::Final(Kind::Conflict),
+        ("ServiceQuotaExceededException", _) => Class::Final(Kind::Quota),
+        // The clock was off, or the signature spoilt: signed again it may be right.
+        ("InvalidSignatureException", _) => Class::Transient,
+        (_, _) if status >= 500 || status == 408 || status == 429 => Class::Transient,
+        (_, _) if status == 401 || status == 403 => Class::Final(Kind::Denied),
+        ("ExpiredTokenException" | "ExpiredToken" | "RequestExpired", _) => Class::Final(Kind::Denied),
+        (_, _) if status == 402 => Class::Final(Kind::Quota),
+        _ => Class::Final(Kind::Invalid),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_are_those_of_the_documentation() {
+        use ErrorKind as Kind;
+        for (status, code, reason, message, class) in [
+            (500, "InternalServerException", None, "", Class::Transient),
+            (400, "RequestThrottledException", Some("ACCOUNT_THROTTLED"), "", Class::Throttled),
+            (400, "ThrottlingException", None, "", Class::Throttled),
+            (503, "RequestLimitExceeded", None, "", Class::Throttled),
+            (400, "ValidationException", None, "Failed to read block data", Class::Transient),
+            (400, "ValidationException", Some("INVALID_BLOCK"), "x", Class::Final(Kind::Invalid)),
+            (
+                400,
+                "ValidationException",
+                Some("INVALID_PAGE_TOKEN"),
+                "",
+                Class::Final(Kind::ExpiredToken),
+            ),
+            (404, "ResourceNotFoundException", Some("SNAPSHOT_NOT_FOUND"), "", Class::NotFound),
+            (400, "InvalidSnapshot.NotFound", None, "", Class::NotFound),
+            (403, "AccessDeniedException", None, "", Class::Final(Kind::Denied)),
+            (401, "AuthFailure", None, "", Class::Final(Kind::Denied)),
+            (402, "ServiceQuotaExceededException", None, "", Class::Final(Kind::Quota)),
+            (409, "ConflictException", None, "", Class::Final(Kind::Conflict)),
+            (403, "InvalidSignatureException", None, "", Class::Transient),
+            (502, "", None, "", Class::Transient),
+            (400, "SomethingNew", None, "", Class::Final(Kind::Invalid)),
+        ] {
+            assert_eq!(classify(status, code, reason, message), class, "{code} {reason:?}");
+        }
+    }
+}

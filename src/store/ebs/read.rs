@@ -1,0 +1,218 @@
+//! Listing and reading blocks.
+
+use aws_sdk_ebs::operation::get_snapshot_block::GetSnapshotBlockError;
+use aws_sdk_ebs::operation::list_changed_blocks::ListChangedBlocksError;
+use aws_sdk_ebs::operation::list_snapshot_blocks::ListSnapshotBlocksError;
+use aws_sdk_ebs::primitives::ByteStream;
+use bytes::Bytes;
+
+use super::failure::{Class, Failure};
+use super::write::reason_of;
+use super::{Ebs, Patience, retry};
+use crate::model::{BLOCK_SIZE, BLOCK_SIZE_U64, Block, BlockBuffer, BlockIndex, Digest, SnapshotId};
+use crate::store::{
+    BlockPage, BlockToken, ChangedBlock, ChangedPage, Error, ErrorKind, ListFrom, ListedBlock,
+    MAX_PAGE_BLOCKS, PageToken, Result,
+};
+
+/// The service gives at least so many blocks a page, whatever is asked for.
+const MIN_PAGE_BLOCKS: usize = 100;
+
+/// What one of our page tokens stands for: one of the service's, or an index.
+struct Place {
+    token: Option<String>,
+    index: Option<i32>,
+}
+
+impl Place {
+    fn of(from: ListFrom) -> Result<Self> {
+        let bad = || Error::new(ErrorKind::ExpiredToken, "this is no page token of this store");
+        let index = |index: BlockIndex| i32::try_from(index.0).map_err(|_| bad());
+        match from {
+            ListFrom::Index(at) => Ok(Self { token: None, index: Some(index(at)?) }),
+            ListFrom::Page(PageToken(text)) => match text.split_once(' ') {
+                Some(("token", token)) => Ok(Self { token: Some(token.to_owned()), index: None }),
+                Some(("index", text)) => {
+                    Ok(Self { token: None, index: Some(text.parse().map_err(|_| bad())?) })
+                }
+                _ => Err(bad()),
+            },
+        }
+    }
+}
+
+/// Leads on behind the blocks that are kept of a page.
+fn next(cut: Option<BlockIndex>, token: Option<String>) -> Option<PageToken> {
+    match cut {
+        Some(index) => Some(PageToken(format!("index {index}"))),
+        None => token.filter(|token| !token.is_empty()).map(|t| PageToken(format!("token {t}"))),
+    }
+}
+
+fn results(max: usize) -> i32 {
+    let max = max.clamp(MIN_PAGE_BLOCKS, MAX_PAGE_BLOCKS);
+    i32::try_from(max).expect("at most 10,000")
+}
+
+fn listed(index: BlockIndex, token: String) -> ListedBlock {
+    ListedBlock { index, token: BlockToken(Bytes::from(token)), digest: None }
+}
+
+fn index(value: Option<i32>) -> Result<BlockIndex, Failure> {
+    let index = value.and_then(|value| u32::try_from(value).ok()).map(BlockIndex);
+    index.ok_or_else(|| odd(format!("the block index {value:?}")))
+}
+
+fn odd(what: impl std::fmt::Display) -> Failure {
+    Failure::new(Class::Final(ErrorKind::Unavailable), format!("the service gave {what}"))
+}
+
+/// A block size that is not ours would put everything in the wrong place.
+fn check_block_size(size: Option<i32>) -> Result<(), Failure> {
+    match size {
+        Some(size) if u64::try_from(size) != Ok(BLOCK_SIZE_U64) => Err(odd(format!(
+            "the block size {size}; EBS has {BLOCK_SIZE}: is this its endpoint?"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Indexes must ascend, or the map of the image would be wrong.
+fn check_order<'a>(indexes: impl Iterator<Item = &'a BlockIndex>) -> Result<(), Failure> {
+    let mut last = None;
+    for index in indexes {
+        if last >= Some(index) {
+            return Err(odd(format!("block {index} behind a later one")));
+        }
+        last = Some(index);
+    }
+    Ok(())
+}
+
+impl Ebs {
+    pub(super) async fn list_block_page(
+        &self,
+        id: &SnapshotId,
+        from: ListFrom,
+        max: usize,
+    ) -> Result<BlockPage> {
+        let place = Place::of(from)?;
+        let doing = format!("list the blocks of {id}");
+        let (mut blocks, end, token) = retry(&doing, Patience::usual(), || async {
+            let request = self.ebs.list_snapshot_blocks().snapshot_id(id.as_str());
+            let request = request.max_results(results(max)).set_next_token(place.token.clone());
+            let answer = request.set_starting_block_index(place.index).send().await;
+            let answer = answer.map_err(|e| {
+                let reason = reason_of!(ListSnapshotBlocksError, e);
+                Failure::of_sdk(&e, reason.as_deref())
+            })?;
+            check_block_size(answer.block_size)?;
+            let mut blocks = Vec::new();
+            for block in answer.blocks.unwrap_or_default() {
+                let token = block.block_token.ok_or_else(|| odd("a block without a token"))?;
+                blocks.push(listed(index(block.block_index)?, token));
+            }
+            check_order(blocks.iter().map(|block| &block.index))?;
+            let gib = answer.volume_size.and_then(|gib| u64::try_from(gib).ok()).unwrap_or(0);
+            let end = crate::model::VolumeSize::from_gib(gib).map(|size| size.blocks());
+            let end = end.map_err(|_| odd(format!("a volume of {gib} GiB")))?;
+            Ok((blocks, end, answer.next_token))
+        })
+        .await?;
+        let cut = blocks.get(max).map(|block| block.index);
+        blocks.truncate(max);
+        let next = next(cut, token);
+        let covered = match &next {
+            None => Some(end),
+            Some(_) => cut.or(blocks.last().map(|block| block.index.next())),
+        };
+        Ok(BlockPage { blocks, covered, next })
+    }
+
+    pub(super) async fn list_changed_page(
+        &self,
+        first: &SnapshotId,
+        second: &SnapshotId,
+        from: ListFrom,
+        max: usize,
+    ) -> Result<ChangedPage> {
+        let place = Place::of(from)?;
+        let doing = format!("compare {first} and {second}");
+        let (mut blocks, token) = retry(&doing, Patience::usual(), || async {
+            let request = self.ebs.list_changed_blocks().first_snapshot_id(first.as_str());
+            let request = request.second_snapshot_id(second.as_str()).max_results(results(max));
+            let request = request.set_next_token(place.token.clone());
+            let answer = request.set_starting_block_index(place.index).send().await;
+            let answer = answer.map_err(|e| {
+                let reason = reason_of!(ListChangedBlocksError, e);
+                Failure::of_sdk(&e, reason.as_deref())
+            })?;
+            check_block_size(answer.block_size)?;
+            let mut blocks = Vec::new();
+            for block in answer.changed_blocks.unwrap_or_default() {
+                let index = index(block.block_index)?;
+                blocks.push(ChangedBlock {
+                    index,
+                    first: block.first_block_token.map(|token| listed(index, token)),
+                    second: block.second_block_token.map(|token| listed(index, token)),
+                });
+            }
+            check_order(blocks.iter().map(|block| &block.index))?;
+            Ok((blocks, answer.next_token))
+        })
+        .await?;
+        let cut = blocks.get(max).map(|block| block.index);
+        blocks.truncate(max);
+        Ok(ChangedPage { blocks, next: next(cut, token) })
+    }
+
+    pub(super) async fn read_block(
+        &self,
+        id: &SnapshotId,
+        index: BlockIndex,
+        token: &BlockToken,
+    ) -> Result<Block> {
+        let expired = || {
+            let message = format!("the token of block {index} of {id} is none of this store");
+            Error::new(ErrorKind::ExpiredToken, message)
+        };
+        let token = std::str::from_utf8(&token.0).map_err(|_| expired())?;
+        let number = i32::try_from(index.0).map_err(|_| expired())?;
+        let doing = format!("read block {index} of {id}");
+        retry(&doing, Patience::usual(), || async {
+            let request = self.ebs.get_snapshot_block().snapshot_id(id.as_str());
+            let answer = request.block_index(number).block_token(token).send().await;
+            let answer = answer.map_err(|e| {
+                let reason = reason_of!(GetSnapshotBlockError, e);
+                Failure::of_sdk(&e, reason.as_deref())
+            })?;
+            let checksum = answer.checksum.as_deref().and_then(Digest::from_base64);
+            let expected = checksum.ok_or_else(|| odd("no SHA-256 with a block"))?;
+            let bytes = collect(answer.block_data).await?;
+            // Spoilt on the way, most likely.
+            Block::verified(bytes, expected)
+                .map_err(|mismatch| Failure::new(Class::Corrupt, mismatch.to_string()))
+        })
+        .await
+    }
+}
+
+/// Reads a body straight into the memory in which the block stays.
+async fn collect(mut body: ByteStream) -> Result<Bytes, Failure> {
+    let mut buffer = BlockBuffer::block();
+    let mut len = 0;
+    while let Some(data) = body.next().await {
+        let data = data.map_err(|e| {
+            let text = format!("the answer was cut: {}", aws_smithy_types::error::display::DisplayErrorContext(&e));
+            Failure::new(Class::Transient, text)
+        })?;
+        let room = buffer.get_mut(len..len + data.len());
+        room.ok_or_else(|| odd("more than a block"))?.copy_from_slice(&data);
+        len += data.len();
+    }
+    if len != BLOCK_SIZE {
+        let text = format!("the answer was cut: {len} of {BLOCK_SIZE} bytes came");
+        return Err(Failure::new(Class::Transient, text));
+    }
+    Ok(buffer.freeze())
+}
