@@ -13,7 +13,7 @@ use super::run::{Exit, log_level, store_url};
 use super::{Global, ServeArgs};
 use crate::mount::{log_to_stderr_aside, state_directory};
 use crate::serve::{self, Access, Keys, Options};
-use crate::store;
+use crate::store::{self, StoreUrl};
 
 /// Threads that may wait for a disk at the same time.
 const WAITING_THREADS: usize = 48;
@@ -23,7 +23,7 @@ pub(super) fn serve(global: &Global, args: &ServeArgs) -> anyhow::Result<Exit> {
         return print_env(args);
     }
     let url = store_url(global)?.absolute()?;
-    let access = access(args)?;
+    let access = access(&url, args)?;
     let level = match (global.quiet, global.verbose) {
         (true, _) => tracing::Level::WARN,
         (false, 0) => tracing::Level::INFO,
@@ -71,8 +71,12 @@ pub(super) fn serve(global: &Global, args: &ServeArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn access(args: &ServeArgs) -> anyhow::Result<Access> {
+fn access(url: &StoreUrl, args: &ServeArgs) -> anyhow::Result<Access> {
     if args.no_auth {
+        anyhow::ensure!(
+            !matches!(url, StoreUrl::Ebs(_)),
+            "--no-auth is not for {url}: every program here would act with your rights at AWS"
+        );
         anyhow::ensure!(
             serve::is_local(args.listen),
             "--no-auth is for this machine alone: {} can be reached from others. Listen on 127.0.0.1, or use keys",

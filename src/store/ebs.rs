@@ -1,6 +1,5 @@
 //! Snapshots of EBS, through the EBS direct APIs for blocks and EC2 for everything else.
 
-use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -36,8 +35,6 @@ pub struct Ebs {
     catalog: Catalog,
     /// When snapshots were started here: until two minutes later they may not be found.
     started: Mutex<LruCache<SnapshotId, Instant>>,
-    /// Sizes of volumes, for listings that end.
-    sizes: Mutex<HashMap<SnapshotId, u32>>,
 }
 
 impl Ebs {
@@ -45,12 +42,7 @@ impl Ebs {
     pub async fn open(url: &EbsUrl) -> Self {
         let Clients { ebs, ec2, region } = Clients::new(url).await;
         tracing::debug!("{url} is in {region}");
-        Self {
-            ebs,
-            catalog: Catalog::new(ec2),
-            started: Mutex::new(LruCache::new(MAX_STARTED)),
-            sizes: Mutex::default(),
-        }
+        Self { ebs, catalog: Catalog::new(ec2), started: Mutex::new(LruCache::new(MAX_STARTED)) }
     }
 
     fn started(&self) -> MutexGuard<'_, LruCache<SnapshotId, Instant>> {

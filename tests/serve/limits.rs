@@ -185,3 +185,13 @@ fn what_is_computed_is_read_and_not_written() {
     server.script("load.py", &["a_store_that_is_only_read"]);
     server.stop();
 }
+
+#[test]
+fn what_is_somebody_elses_is_not_offered_to_everybody() {
+    let sandbox = Sandbox::new();
+    let mut fspfs = sandbox.fspfs();
+    fspfs.args(["-s", "ebs://us-east-1"]);
+    let (code, said) = refused(fspfs, &["--no-auth"]);
+    assert_eq!(code, Some(1));
+    assert!(said.contains("--no-auth is not for ebs://us-east-1"), "{said}");
+}

@@ -69,12 +69,16 @@ impl Catalog {
     pub(super) async fn set_tags(&self, id: &SnapshotId, wanted: &Tags) -> Result<()> {
         let now = self.describe(id, Patience::usual()).await?.tags;
         let tag = |key: &str, value: &str| Tag::builder().key(key).value(value).build();
-        let gone: Vec<_> =
-            now.keys().filter(|key| !wanted.contains_key(*key) && !key.starts_with("aws:")).collect();
-        let new: Vec<_> = wanted.iter().filter(|(key, value)| now.get(*key) != Some(value)).collect();
+        let gone: Vec<_> = now
+            .keys()
+            .filter(|key| !wanted.contains_key(*key) && !key.starts_with("aws:"))
+            .collect();
+        let new: Vec<_> =
+            wanted.iter().filter(|(key, value)| now.get(*key) != Some(value)).collect();
         if !gone.is_empty() {
             retry(format!("untag {id}"), Patience::usual(), || async {
-                let tags = gone.iter().map(|key| Tag::builder().key(key.as_str()).build()).collect();
+                let tags =
+                    gone.iter().map(|key| Tag::builder().key(key.as_str()).build()).collect();
                 let request = self.client.delete_tags().resources(id.as_str()).set_tags(Some(tags));
                 request.send().await.map(|_| ()).map_err(failed!())
             })
@@ -137,9 +141,7 @@ fn snapshot(found: aws_sdk_ec2::types::Snapshot) -> Result<Snapshot> {
         description: found.description.unwrap_or_default(),
         start_time: found.start_time.and_then(time).unwrap_or(Timestamp::UNIX_EPOCH),
         completion_time: found.completion_time.and_then(time),
-        tags: tags
-            .filter_map(|tag| Some((tag.key?, tag.value.unwrap_or_default())))
-            .collect(),
+        tags: tags.filter_map(|tag| Some((tag.key?, tag.value.unwrap_or_default()))).collect(),
         encrypted: found.encrypted.unwrap_or(false),
         content_digest: None,
         data_blocks: None,

@@ -76,7 +76,9 @@ async fn config(url: &EbsUrl) -> SdkConfig {
         }
     };
     if chain.region().await.is_none() {
-        tracing::warn!("no region is configured: {DEFAULT_REGION} is used; name one as ebs://{DEFAULT_REGION}");
+        tracing::warn!(
+            "no region is configured: {DEFAULT_REGION} is used; name one as ebs://{DEFAULT_REGION}"
+        );
     }
     loader.region(chain.or_else(DEFAULT_REGION)).load().await
 }

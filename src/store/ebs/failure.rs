@@ -115,15 +115,22 @@ fn classify(status: u16, code: &str, reason: Option<&str>, message: &str) -> Cla
     use ErrorKind as Kind;
     match (code, reason) {
         (
-            "RequestThrottledException" | "ThrottlingException" | "Throttling" | "RequestLimitExceeded"
-            | "TooManyRequestsException" | "ConcurrentLimitExceededException" | "SlowDown",
+            "RequestThrottledException"
+            | "ThrottlingException"
+            | "Throttling"
+            | "RequestLimitExceeded"
+            | "TooManyRequestsException"
+            | "ConcurrentLimitExceededException"
+            | "SlowDown",
             _,
         ) => Class::Throttled,
         (_, Some("INVALID_BLOCK_TOKEN" | "INVALID_PAGE_TOKEN")) => Class::Final(Kind::ExpiredToken),
         (_, Some("WRITE_REQUEST_TIMEOUT")) => Class::Transient,
         ("ResourceNotFoundException" | "InvalidSnapshot.NotFound", _) => Class::NotFound,
         // A 400 that is none: documented as worth repeating.
-        ("ValidationException", _) if message.contains("Failed to read block data") => Class::Transient,
+        ("ValidationException", _) if message.contains("Failed to read block data") => {
+            Class::Transient
+        }
         ("ValidationException", Some("INVALID_SNAPSHOT_ID")) => Class::Final(Kind::NotReady),
         ("ValidationException", Some("CONFLICTING_BLOCK_UPDATE")) | ("ConflictException", _) => {
             Class::Final(Kind::Conflict)
@@ -134,7 +141,9 @@ fn classify(status: u16, code: &str, reason: Option<&str>, message: &str) -> Cla
         ("InvalidSignatureException", _) => Class::Transient,
         (_, _) if status >= 500 || status == 408 || status == 429 => Class::Transient,
         (_, _) if status == 401 || status == 403 => Class::Final(Kind::Denied),
-        ("ExpiredTokenException" | "ExpiredToken" | "RequestExpired", _) => Class::Final(Kind::Denied),
+        ("ExpiredTokenException" | "ExpiredToken" | "RequestExpired", _) => {
+            Class::Final(Kind::Denied)
+        }
         (_, _) if status == 402 => Class::Final(Kind::Quota),
         _ => Class::Final(Kind::Invalid),
     }

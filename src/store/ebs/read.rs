@@ -9,7 +9,9 @@ use bytes::Bytes;
 use super::failure::{Class, Failure};
 use super::write::reason_of;
 use super::{Ebs, Patience, retry};
-use crate::model::{BLOCK_SIZE, BLOCK_SIZE_U64, Block, BlockBuffer, BlockIndex, Digest, SnapshotId};
+use crate::model::{
+    BLOCK_SIZE, BLOCK_SIZE_U64, Block, BlockBuffer, BlockIndex, Digest, SnapshotId,
+};
 use crate::store::{
     BlockPage, BlockToken, ChangedBlock, ChangedPage, Error, ErrorKind, ListFrom, ListedBlock,
     MAX_PAGE_BLOCKS, PageToken, Result,
@@ -70,9 +72,9 @@ fn odd(what: impl std::fmt::Display) -> Failure {
 /// A block size that is not ours would put everything in the wrong place.
 fn check_block_size(size: Option<i32>) -> Result<(), Failure> {
     match size {
-        Some(size) if u64::try_from(size) != Ok(BLOCK_SIZE_U64) => Err(odd(format!(
-            "the block size {size}; EBS has {BLOCK_SIZE}: is this its endpoint?"
-        ))),
+        Some(size) if u64::try_from(size) != Ok(BLOCK_SIZE_U64) => {
+            Err(odd(format!("the block size {size}; EBS has {BLOCK_SIZE}: is this its endpoint?")))
+        }
         _ => Ok(()),
     }
 }
@@ -203,7 +205,10 @@ async fn collect(mut body: ByteStream) -> Result<Bytes, Failure> {
     let mut len = 0;
     while let Some(data) = body.next().await {
         let data = data.map_err(|e| {
-            let text = format!("the answer was cut: {}", aws_smithy_types::error::display::DisplayErrorContext(&e));
+            let text = format!(
+                "the answer was cut: {}",
+                aws_smithy_types::error::display::DisplayErrorContext(&e)
+            );
             Failure::new(Class::Transient, text)
         })?;
         let room = buffer.get_mut(len..len + data.len());

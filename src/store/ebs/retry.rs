@@ -82,7 +82,9 @@ where
             Ok(Ok(value)) => {
                 if attempts > 1 {
                     let seconds = began.elapsed().as_secs_f64();
-                    tracing::debug!("{doing}: succeeded in attempt {attempts}, after {seconds:.1} s");
+                    tracing::debug!(
+                        "{doing}: succeeded in attempt {attempts}, after {seconds:.1} s"
+                    );
                 }
                 return Ok(value);
             }

@@ -18,7 +18,9 @@ pub struct EbsUrl {
 
 /// A text that names no such store.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} names no EBS store: {why}; as in `ebs:`, `ebs://us-west-2` or `ebs://profile@us-west-2`")]
+#[error(
+    "{text:?} names no EBS store: {why}; as in `ebs:`, `ebs://us-west-2` or `ebs://profile@us-west-2`"
+)]
 pub struct InvalidEbsUrl {
     text: String,
     why: String,
@@ -29,7 +31,8 @@ impl FromStr for EbsUrl {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let bad = |why: String| InvalidEbsUrl { text: text.to_owned(), why };
-        let rest = text.strip_prefix("ebs:").ok_or_else(|| bad("it begins otherwise".to_owned()))?;
+        let rest =
+            text.strip_prefix("ebs:").ok_or_else(|| bad("it begins otherwise".to_owned()))?;
         let (place, query) = match rest.split_once('?') {
             Some((place, query)) => (place, query),
             None => (rest, ""),
@@ -104,10 +107,15 @@ mod tests {
             ("ebs://a@b@eu-central-1", Some("a@b"), Some("eu-central-1")),
         ] {
             let url: EbsUrl = text.parse().unwrap();
-            assert_eq!((url.profile.as_deref(), url.region.as_deref()), (profile, region), "{text}");
+            assert_eq!(
+                (url.profile.as_deref(), url.region.as_deref()),
+                (profile, region),
+                "{text}"
+            );
             assert_eq!(url.to_string(), text);
         }
-        let text = "ebs://us-east-1?endpoint=http://127.0.0.1:4560&ec2-endpoint=https://ec2.example/x";
+        let text =
+            "ebs://us-east-1?endpoint=http://127.0.0.1:4560&ec2-endpoint=https://ec2.example/x";
         let url: EbsUrl = text.parse().unwrap();
         assert_eq!(url.endpoint.as_deref(), Some("http://127.0.0.1:4560"));
         assert_eq!(url.to_string().parse(), Ok(url));
@@ -115,7 +123,13 @@ mod tests {
 
     #[test]
     fn what_is_none_says_what_would_be() {
-        for text in ["ebs://US-West", "ebs://@us-west-2", "ebs:?endpoint=127.0.0.1", "ebs:?x=y", "ebs:?endpoint=http://a&endpoint=http://b"] {
+        for text in [
+            "ebs://US-West",
+            "ebs://@us-west-2",
+            "ebs:?endpoint=127.0.0.1",
+            "ebs:?x=y",
+            "ebs:?endpoint=http://a&endpoint=http://b",
+        ] {
             let error = text.parse::<EbsUrl>().unwrap_err().to_string();
             assert!(error.contains("ebs://us-west-2"), "{error}");
         }

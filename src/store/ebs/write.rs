@@ -43,7 +43,10 @@ const TIMEOUT_MINUTES: i32 = 4320;
 impl Ebs {
     pub(super) async fn start_snapshot(&self, request: StartRequest) -> Result<Snapshot> {
         let unsupported = |what: &str| {
-            Err(Error::new(ErrorKind::Unsupported, format!("EBS cannot start a snapshot with {what}")))
+            Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("EBS cannot start a snapshot with {what}"),
+            ))
         };
         if request.id.is_some() {
             return unsupported("a chosen id");
@@ -56,7 +59,8 @@ impl Ebs {
             i32::try_from(timeout.as_secs().div_ceil(60)).unwrap_or(TIMEOUT_MINUTES)
         });
         // A start that is tried again must not make a second snapshot.
-        let token = request.client_token.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+        let token =
+            request.client_token.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
         let tag = |(key, value): (&String, &String)| Tag::builder().key(key).value(value).build();
         let tags: Vec<_> = request.tags.iter().map(tag).collect();
         let answer = retry("start a snapshot", Patience::usual(), || async {
@@ -64,7 +68,9 @@ impl Ebs {
             let call = call
                 .set_parent_snapshot_id(request.parent.as_ref().map(ToString::to_string))
                 .set_tags((!tags.is_empty()).then(|| tags.clone()))
-                .set_description((!request.description.is_empty()).then(|| request.description.clone()))
+                .set_description(
+                    (!request.description.is_empty()).then(|| request.description.clone()),
+                )
                 .set_encrypted(request.encrypted.then_some(true))
                 .set_kms_key_arn(request.kms_key.clone())
                 .timeout(minutes.clamp(10, TIMEOUT_MINUTES));
@@ -111,7 +117,12 @@ impl Ebs {
         })
     }
 
-    pub(super) async fn put(&self, id: &SnapshotId, index: BlockIndex, block: &Block) -> Result<()> {
+    pub(super) async fn put(
+        &self,
+        id: &SnapshotId,
+        index: BlockIndex,
+        block: &Block,
+    ) -> Result<()> {
         let number = i32::try_from(index.0).map_err(|_| {
             Error::new(ErrorKind::Invalid, format!("there is no block {index} in a volume"))
         })?;
@@ -149,7 +160,10 @@ impl Ebs {
         request: CompleteRequest,
     ) -> Result<Snapshot> {
         let count = i32::try_from(request.changed_blocks).map_err(|_| {
-            Error::new(ErrorKind::Invalid, format!("{} blocks are too many", request.changed_blocks))
+            Error::new(
+                ErrorKind::Invalid,
+                format!("{} blocks are too many", request.changed_blocks),
+            )
         })?;
         let doing = format!("complete {id}");
         let mut tried = false;
