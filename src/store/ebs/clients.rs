@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
+use aws_config::environment::EnvironmentVariableRegionProvider;
+use aws_config::imds::region::ImdsRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
+use aws_config::profile::ProfileFileRegionProvider;
+use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{AppName, BehaviorVersion, Region, SdkConfig};
@@ -11,7 +15,7 @@ use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use super::EbsUrl;
 
 /// Where one is if nothing says so.
-const DEFAULT_REGION: &str = "us-east-1";
+pub(crate) const DEFAULT_REGION: &str = "us-east-1";
 
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -21,23 +25,27 @@ const READ: Duration = Duration::from_secs(15);
 
 /// Both clients of one store.
 #[derive(Clone, Debug)]
-pub(super) struct Clients {
-    pub(super) ebs: aws_sdk_ebs::Client,
-    pub(super) ec2: aws_sdk_ec2::Client,
+pub(crate) struct Clients {
+    pub(crate) ebs: aws_sdk_ebs::Client,
+    pub(crate) ec2: aws_sdk_ec2::Client,
     /// The region that was found.
-    pub(super) region: String,
+    pub(crate) region: String,
 }
 
 impl Clients {
     /// Reads the configuration: environment, profile, and what they lead to.
     pub(super) async fn new(url: &EbsUrl) -> Self {
-        let shared = config(url).await;
+        Self::of(&config(url).await, url)
+    }
+
+    /// Clients with a configuration that was read.
+    pub(crate) fn of(shared: &SdkConfig, url: &EbsUrl) -> Self {
         let region = shared.region().map_or(DEFAULT_REGION, Region::as_ref).to_owned();
-        let mut ebs = aws_sdk_ebs::config::Builder::from(&shared);
+        let mut ebs = aws_sdk_ebs::config::Builder::from(shared);
         if let Some(endpoint) = &url.endpoint {
             ebs = ebs.endpoint_url(endpoint);
         }
-        let mut ec2 = aws_sdk_ec2::config::Builder::from(&shared);
+        let mut ec2 = aws_sdk_ec2::config::Builder::from(shared);
         // A server that offers one mostly offers the other, and never the real EC2 for it.
         if let Some(endpoint) = url.ec2_endpoint.as_ref().or(url.endpoint.as_ref()) {
             ec2 = ec2.endpoint_url(endpoint);
@@ -50,7 +58,17 @@ impl Clients {
     }
 }
 
-async fn config(url: &EbsUrl) -> SdkConfig {
+/// What providers of the SDK that are made by hand have to be given: they know no HTTP client, and
+/// die without.
+pub(crate) fn provider_config() -> ProviderConfig {
+    let http = aws_smithy_http_client::Builder::new()
+        .tls_provider(Provider::Rustls(CryptoMode::Ring))
+        .build_https();
+    ProviderConfig::default().with_http_client(http)
+}
+
+/// What is configured for a store: credentials, region, endpoints.
+pub(crate) async fn config(url: &EbsUrl) -> SdkConfig {
     let http = aws_smithy_http_client::Builder::new()
         .tls_provider(Provider::Rustls(CryptoMode::Ring))
         .build_https();
@@ -68,11 +86,15 @@ async fn config(url: &EbsUrl) -> SdkConfig {
     let chain = match &url.region {
         Some(region) => RegionProviderChain::first_try(Region::new(region.clone())),
         None => {
-            let mut builder = aws_config::default_provider::region::DefaultRegionChain::builder();
-            if let Some(profile) = &url.profile {
-                builder = builder.profile_name(profile);
+            // The SDK's own chain in its order. That one cannot be given an HTTP client.
+            let mut profile = ProfileFileRegionProvider::builder();
+            if let Some(name) = &url.profile {
+                profile = profile.profile_name(name);
             }
-            RegionProviderChain::first_try(builder.build())
+            let metadata = ImdsRegionProvider::builder().configure(&provider_config());
+            RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
+                .or_else(profile.build())
+                .or_else(metadata.build())
         }
     };
     if chain.region().await.is_none() {
