@@ -12,6 +12,7 @@ use crate::store::StoreUrl;
 use crate::store::repository::DEFAULT_GRACE;
 
 mod control;
+mod doctor;
 mod jobs;
 mod mount;
 mod output;
@@ -96,6 +97,8 @@ enum Command {
     Verify(VerifyArgs),
     /// Remove what no snapshot needs any more
     Gc(GcArgs),
+    /// Look whether everything that a mount needs is there, and say how to get what is not
+    Doctor(doctor::DoctorArgs),
     /// Offer a store to every client of the EBS direct APIs
     Serve(ServeArgs),
     /// Print a script that completes commands in a shell

@@ -8,6 +8,7 @@
 pub(crate) mod arguments;
 pub mod cache;
 pub mod cli;
+pub mod doctor;
 pub(crate) mod fuse;
 pub mod image;
 pub(crate) mod jobs;

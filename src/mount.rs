@@ -24,10 +24,12 @@ mod log;
 mod table;
 
 pub use attach::{Access, unmount};
+pub(crate) use attach::{Place, look_at};
 pub use background::{READY, start};
 pub use holders::Holder;
 pub(crate) use log::state_directory;
 pub use log::{log_file, log_to_file, log_to_stderr, log_to_stderr_aside, stderr_to_file};
+pub(crate) use table::read_ahead;
 pub use table::{MountEntry, our_mount, our_mounts};
 
 /// Longest time that the first list of snapshots is waited for. After it the mount is made all the
@@ -36,7 +38,7 @@ const FIRST_LIST: Duration = Duration::from_secs(20);
 
 /// Read-ahead of the kernel for the mount in KiB. The kernel's own 128 KiB would keep less than one
 /// block on its way.
-const READ_AHEAD_KIB: u32 = 4096;
+pub(crate) const READ_AHEAD_KIB: u32 = 4096;
 
 /// What can go wrong with a mount itself.
 #[derive(Debug, thiserror::Error)]
@@ -230,13 +232,18 @@ fn staging(
     }
 }
 
-/// Where the kernel ends requests that take long, commits run in the background.
-fn patient(settings: &Settings) -> Settings {
+/// Whether the kernel ends requests that take long.
+pub(crate) fn requests_are_timed() -> bool {
     let limit = |name: &str| {
         let value = std::fs::read_to_string(format!("/proc/sys/fs/fuse/{name}"));
         value.ok().and_then(|value| value.trim().parse::<u64>().ok()).unwrap_or(0)
     };
-    let in_background = ["default_request_timeout", "max_request_timeout"].map(limit) != [0, 0];
+    ["default_request_timeout", "max_request_timeout"].map(limit) != [0, 0]
+}
+
+/// Where the kernel ends requests that take long, commits run in the background.
+fn patient(settings: &Settings) -> Settings {
+    let in_background = requests_are_timed();
     if in_background {
         tracing::warn!(
             "the kernel ends requests that take long: close() does not wait for commits"

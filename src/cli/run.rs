@@ -89,6 +89,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<Exit> {
             Command::Delete(args) => delete(global, out, args).await,
             Command::Verify(args) => verify(global, out, args).await,
             Command::Gc(args) => gc(global, out, args).await,
+            Command::Doctor(args) => super::doctor::doctor(global, out, args).await,
             Command::Mount(_)
             | Command::Umount(_)
             | Command::Serve(_)

@@ -60,15 +60,53 @@ fn unusable(path: &Path, why: impl Into<String>) -> Error {
     Error::MountPoint { path: path.to_owned(), why: why.into() }
 }
 
+/// What is at a mount point.
+#[derive(Clone, Debug)]
+pub(crate) enum Place {
+    /// An empty directory.
+    Free,
+    /// The dead mount of an fspfs that was killed; mounting removes it.
+    Left,
+    /// A mount of fspfs.
+    Ours(MountEntry),
+}
+
+/// Looks at a mount point, without changing anything there. May take [`PROBE`].
+///
+/// # Errors
+///
+/// If nothing can be mounted there: why, and what to do.
+pub(crate) fn look_at(path: &Path) -> Result<Place, Error> {
+    if let Some(entry) = table::find(path)?.filter(|entry| entry.fs_type == FS_TYPE) {
+        return Ok(match probe(path) {
+            Some(Errno::ENOTCONN | Errno::ECONNABORTED) => Place::Left,
+            _ => Place::Ours(entry),
+        });
+    }
+    if left(path)?.is_some() {
+        return Ok(Place::Left);
+    }
+    check(path).map(|()| Place::Free)
+}
+
 /// Removes a mount that a killed daemon left behind.
 fn clear_stale(path: &Path) -> Result<(), Error> {
-    let Some(entry) = table::find(path)? else { return Ok(()) };
+    if let Some(entry) = left(path)? {
+        detach(&entry)?;
+        tracing::warn!("removed the mount that a killed fspfs left at {}", path.display());
+    }
+    Ok(())
+}
+
+/// The mount that a killed daemon left behind.
+///
+/// # Errors
+///
+/// If something else is mounted there which is no place to mount in.
+fn left(path: &Path) -> Result<Option<MountEntry>, Error> {
+    let Some(entry) = table::find(path)? else { return Ok(None) };
     match probe(path) {
-        Some(Errno::ENOTCONN | Errno::ECONNABORTED) if entry.fs_type == FS_TYPE => {
-            detach(&entry)?;
-            tracing::warn!("removed the mount that a killed fspfs left at {}", path.display());
-            Ok(())
-        }
+        Some(Errno::ENOTCONN | Errno::ECONNABORTED) if entry.fs_type == FS_TYPE => Ok(Some(entry)),
         Some(Errno::ENOTCONN) => Err(unusable(
             path,
             format!(
@@ -87,7 +125,7 @@ fn clear_stale(path: &Path) -> Result<(), Error> {
             ))
         }
         // Something else may well be a place to mount in: the root of a disk, say.
-        _ => Ok(()),
+        _ => Ok(None),
     }
 }
 

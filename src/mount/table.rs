@@ -98,11 +98,22 @@ fn resolve(path: &Path) -> PathBuf {
     }
 }
 
+/// The file that holds the read-ahead of a mount.
+fn read_ahead_file(entry: &MountEntry) -> String {
+    format!("/sys/class/bdi/{}/read_ahead_kb", entry.device)
+}
+
+/// The kernel's read-ahead in KiB for the mount at `path`, where it can be told.
+pub(crate) fn read_ahead(path: &Path) -> Option<u32> {
+    let entry = find(path).ok().flatten()?;
+    std::fs::read_to_string(read_ahead_file(&entry)).ok()?.trim().parse().ok()
+}
+
 /// Raises the kernel's read-ahead for the mount at `path`, where that is permitted.
 pub(super) fn set_read_ahead(path: &Path, kib: u32) {
     // The device comes from the table: `stat` would ask our own mount.
     let Ok(Some(entry)) = find(path) else { return };
-    let file = format!("/sys/class/bdi/{}/read_ahead_kb", entry.device);
+    let file = read_ahead_file(&entry);
     if let Err(error) = std::fs::write(&file, kib.to_string()) {
         tracing::info!("the kernel's read-ahead stays as it is: cannot write {file}: {error}");
     }

@@ -18,7 +18,7 @@ use super::{
 use crate::model::{Block, BlockIndex, Snapshot, SnapshotId, SnapshotState, Tags};
 
 mod catalog;
-mod clients;
+pub(crate) mod clients;
 mod failure;
 mod read;
 mod retry;

@@ -1,0 +1,78 @@
+//! EBS: credentials, region, endpoints, the clock, and what the credentials may do.
+
+use std::time::Duration;
+
+use super::report::Findings;
+use crate::store::ebs::EbsUrl;
+use crate::store::ebs::clients::{self, Clients};
+
+mod clock;
+mod credentials;
+mod endpoint;
+mod identity;
+mod keys;
+mod outcome;
+mod probe;
+mod reads;
+mod region;
+mod sudo;
+mod writes;
+
+/// How long reading the configuration may take. Off EC2, finding out that there is no instance
+/// metadata takes a while.
+const CONFIGURATION: Duration = Duration::from_secs(15);
+
+/// Checks that need an answer of the service.
+const NEEDS_ANSWERS: [&str; 5] =
+    ["identity", "reading", "writing", "encryption by default", "quotas"];
+
+pub(super) async fn examine(url: &EbsUrl, report: &mut impl Findings) {
+    let Ok(shared) = tokio::time::timeout(CONFIGURATION, clients::config(url)).await else {
+        report.fail(
+            "configuration",
+            format!("it was not read within {} s", CONFIGURATION.as_secs()),
+            "off EC2, set AWS_EC2_METADATA_DISABLED=true, and name the region: ebs://us-east-1, or AWS_REGION",
+        );
+        skip_all("the configuration cannot be read", report);
+        return;
+    };
+    region::examine(url, &shared, report).await;
+    let signs = credentials::examine(url, &shared, report).await;
+    endpoint::proxy(report);
+    let clients = Clients::of(&shared, url);
+    let (ec2, ebs) = tokio::join!(probe::ec2(&clients, signs), probe::ebs(&clients, signs));
+    let answers = [endpoint::examine(url, &ec2, report), endpoint::examine(url, &ebs, report)];
+    clock::examine(&[&ec2, &ebs], report);
+    if !signs {
+        return skip_all("there are no credentials", report);
+    }
+    if !answers[0] {
+        return skip_all("EC2 does not answer", report);
+    }
+    if !probe::accepted(&[&ec2, &ebs], report) {
+        return skip_all("the signature was not accepted", report);
+    }
+    identity::examine(url, &shared, report).await;
+    if answers[1] {
+        reads::examine(&clients, report).await;
+    } else {
+        report.skip("reading", "because the EBS direct APIs do not answer");
+    }
+    Box::pin(writes::examine(&clients, report)).await;
+    keys::examine(&clients, report).await;
+    quotas(report);
+}
+
+fn skip_all(because: &str, report: &mut impl Findings) {
+    for check in NEEDS_ANSWERS {
+        report.skip(check, format!("because {because}"));
+    }
+}
+
+/// Those that are documented. The live ones take a service of their own to ask.
+fn quotas(report: &mut impl Findings) {
+    report.ok(
+        "quotas",
+        "by default 1,000 blocks a second are read and as many written, for an account and for a snapshot, and 50 pages listed; `aws service-quotas list-service-quotas --service-code ebs` shows those of this account",
+    );
+}

@@ -1,0 +1,124 @@
+//! Where the services are, and whether they answer.
+
+use super::outcome::{Silence, Trouble};
+use super::probe::{Probe, Service, origin};
+use crate::doctor::report::Findings;
+use crate::store::ebs::EbsUrl;
+
+/// Hosts of AWS end so.
+const OF_AWS: [&str; 3] = [".amazonaws.com", ".amazonaws.com.cn", ".api.aws"];
+
+/// Reports an endpoint; whether it answers.
+pub(super) fn examine(url: &EbsUrl, probe: &Probe, report: &mut impl Findings) -> bool {
+    let subject = format!("endpoint of {}", probe.service.name());
+    let Some(endpoint) = &probe.endpoint else {
+        let why = probe.result.as_ref().err().map_or_else(String::new, Trouble::text);
+        report.fail(
+            &subject,
+            format!("no request could be made: {why}"),
+            "check the region, the endpoint and the credentials",
+        );
+        return false;
+    };
+    let at = format!(
+        "{endpoint}, {}",
+        source(url, probe.service, endpoint, |name| { std::env::var(name).ok() })
+    );
+    match &probe.result {
+        Ok(()) | Err(Trouble::Refused { .. }) => {
+            let millis = probe.took.as_millis();
+            report.ok(&subject, format!("{at}; it answered in {millis} ms"));
+            true
+        }
+        Err(Trouble::Silent(silence, text)) => {
+            let (what, cure) = explain(*silence);
+            report.fail(&subject, format!("{at}: {what} ({text})"), cure);
+            false
+        }
+    }
+}
+
+fn explain(silence: Silence) -> (&'static str, &'static str) {
+    match silence {
+        Silence::Name => (
+            "its name is not found",
+            "check the region and the endpoint for a typing error, and that this machine resolves names",
+        ),
+        Silence::Nobody => (
+            "the connection is refused: nobody listens there",
+            "check the port of the endpoint, and that its server runs",
+        ),
+        Silence::Connection => (
+            "no connection comes about",
+            "a firewall, a missing route or a missing VPC endpoint: let this machine reach it, by TCP on port 443 unless the endpoint says another; docs/iam.md names the VPC endpoints",
+        ),
+        Silence::Answer => (
+            "it is connected, and does not answer",
+            "check what listens there: a port of another service, or a proxy that waits",
+        ),
+        Silence::Tls => (
+            "TLS does not come about",
+            "a server without TLS takes http:// as its endpoint; where a proxy opens TLS, its certificate has to be among those that this machine trusts",
+        ),
+        Silence::Other => ("there is no answer that can be understood", "check what listens there"),
+    }
+}
+
+/// Who said where a service is.
+fn source(
+    url: &EbsUrl,
+    service: Service,
+    endpoint: &str,
+    variable: impl Fn(&str) -> Option<String>,
+) -> String {
+    let (own, name) = match service {
+        Service::Ec2 => (url.ec2_endpoint.as_ref().or(url.endpoint.as_ref()), "EC2"),
+        Service::Ebs => (url.endpoint.as_ref(), "EBS"),
+    };
+    if own.is_some() {
+        return "as the store says".to_owned();
+    }
+    for name in [format!("AWS_ENDPOINT_URL_{name}"), "AWS_ENDPOINT_URL".to_owned()] {
+        if variable(&name).and_then(|value| origin(&value)).as_deref() == Some(endpoint) {
+            return format!("of {name}");
+        }
+    }
+    let host = endpoint.rsplit("//").next().unwrap_or(endpoint);
+    let host = host.split(':').next().unwrap_or(host);
+    if OF_AWS.iter().any(|end| host.ends_with(end)) {
+        return "AWS's own".to_owned();
+    }
+    "of the profile".to_owned()
+}
+
+/// Says that a proxy is not used, where one is configured.
+pub(super) fn proxy(report: &mut impl Findings) {
+    let names = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+    let set = |name: &&&str| std::env::var_os(**name).is_some_and(|value| !value.is_empty());
+    if let Some(name) = names.iter().find(set) {
+        report.warn(
+            "proxy",
+            format!("{name} is set, and fspfs uses no proxy"),
+            "let this machine reach the endpoints itself, or by VPC endpoints",
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_said_where_a_service_is() {
+        let url: EbsUrl = "ebs:".parse().unwrap();
+        let none = |_: &str| None;
+        let aws = "https://ebs.us-east-1.amazonaws.com";
+        assert_eq!(source(&url, Service::Ebs, aws, none), "AWS's own");
+        let own = "http://127.0.0.1:4560";
+        assert_eq!(source(&url, Service::Ebs, own, none), "of the profile");
+        let set = |name: &str| (name == "AWS_ENDPOINT_URL_EC2").then(|| format!("{own}/"));
+        assert_eq!(source(&url, Service::Ec2, own, set), "of AWS_ENDPOINT_URL_EC2");
+        let url: EbsUrl = "ebs:?endpoint=http://127.0.0.1:4560".parse().unwrap();
+        assert_eq!(source(&url, Service::Ec2, own, none), "as the store says");
+    }
+}

@@ -1,0 +1,141 @@
+//! What reading needs, tried on a snapshot of the account.
+
+use std::collections::HashMap;
+
+use aws_sdk_ec2::types::{Filter, Snapshot, StorageTier};
+
+use super::outcome::{Trouble, ask};
+use crate::doctor::report::Findings;
+use crate::store::ebs::clients::Clients;
+
+/// The least that EC2 takes for a page.
+const FEW: i32 = 5;
+
+/// The volume of a snapshot that was not taken of one.
+const NO_VOLUME: &str = "vol-ffffffff";
+
+const LIST: &str = "ebs:ListSnapshotBlocks";
+const GET: &str = "ebs:GetSnapshotBlock";
+const CHANGED: &str = "ebs:ListChangedBlocks";
+const DESCRIBE: &str = "ec2:DescribeSnapshots";
+
+pub(super) async fn examine(clients: &Clients, report: &mut impl Findings) {
+    let Some(snapshots) = describe(clients, report).await else {
+        for action in [LIST, GET, CHANGED] {
+            report.skip(action, format!("because {DESCRIBE} does not work"));
+        }
+        return;
+    };
+    let Some(id) = snapshots.iter().find_map(|snapshot| snapshot.snapshot_id()) else {
+        for action in [LIST, GET, CHANGED] {
+            report.skip(action, "not tried: there is no completed snapshot of your own to read");
+        }
+        return;
+    };
+    blocks(clients, id, report).await;
+    match pair(&snapshots) {
+        Some((first, second)) => changed(clients, &first, &second, report).await,
+        None => report.skip(CHANGED, "not tried: no two snapshots of one volume were seen"),
+    }
+}
+
+async fn describe(clients: &Clients, report: &mut impl Findings) -> Option<Vec<Snapshot>> {
+    let completed = Filter::builder().name("status").values("completed").build();
+    let request = clients.ec2.describe_snapshots().owner_ids("self").filters(completed);
+    match ask(request.max_results(FEW).send()).await {
+        Ok(answer) => {
+            report.ok(DESCRIBE, "allowed");
+            let all = answer.snapshots.unwrap_or_default().into_iter();
+            Some(all.filter(|s| s.storage_tier() != Some(&StorageTier::Archive)).collect())
+        }
+        Err(trouble) => {
+            tell(DESCRIBE, &trouble, "", report);
+            None
+        }
+    }
+}
+
+/// Lists the blocks of a snapshot, and reads one.
+async fn blocks(clients: &Clients, id: &str, report: &mut impl Findings) {
+    let request = clients.ebs.list_snapshot_blocks().snapshot_id(id).max_results(100);
+    let page = match ask(request.send()).await {
+        Ok(page) => page,
+        Err(trouble) => {
+            tell(LIST, &trouble, "", report);
+            report.skip(GET, format!("because {LIST} does not work"));
+            return;
+        }
+    };
+    report.ok(LIST, format!("allowed: {id}"));
+    let block = page.blocks.unwrap_or_default().into_iter().next();
+    let Some((index, token)) =
+        block.and_then(|block| Some((block.block_index?, block.block_token?)))
+    else {
+        report.skip(GET, format!("not tried: no block was listed for {id}"));
+        return;
+    };
+    let request = clients.ebs.get_snapshot_block().snapshot_id(id);
+    match ask(request.block_index(index).block_token(token).send()).await {
+        Ok(_) => report.ok(GET, format!("allowed: block {index} of {id}")),
+        Err(trouble) => {
+            tell(GET, &trouble, "; for an encrypted snapshot kms:Decrypt on its key too", report);
+        }
+    }
+}
+
+async fn changed(clients: &Clients, first: &str, second: &str, report: &mut impl Findings) {
+    let request = clients.ebs.list_changed_blocks().first_snapshot_id(first);
+    match ask(request.second_snapshot_id(second).max_results(100).send()).await {
+        Ok(_) => report.ok(CHANGED, format!("allowed: {first} and {second}")),
+        Err(trouble) => tell(CHANGED, &trouble, "", report),
+    }
+}
+
+/// Two snapshots of one volume.
+fn pair(snapshots: &[Snapshot]) -> Option<(String, String)> {
+    let mut seen: HashMap<&str, &str> = HashMap::new();
+    for snapshot in snapshots {
+        let (Some(id), Some(volume)) = (snapshot.snapshot_id(), snapshot.volume_id()) else {
+            continue;
+        };
+        if volume == NO_VOLUME {
+            continue;
+        }
+        if let Some(other) = seen.insert(volume, id) {
+            return Some((other.to_owned(), id.to_owned()));
+        }
+    }
+    None
+}
+
+/// A denial is a failure, anything else leaves open whether it is allowed.
+fn tell(action: &str, trouble: &Trouble, also: &str, report: &mut impl Findings) {
+    if trouble.is_denial() {
+        let found = format!("not allowed: {}", trouble.text());
+        report.fail(
+            action,
+            found,
+            format!("allow {action}{also}: the policy for reading in docs/iam.md"),
+        );
+    } else {
+        let found = format!("it could not be told: {}", trouble.text());
+        report.warn(action, found, "try again; the message says what the service minds");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(id: &str, volume: &str) -> Snapshot {
+        Snapshot::builder().snapshot_id(id).volume_id(volume).build()
+    }
+
+    #[test]
+    fn two_of_one_volume_are_found() {
+        let all = [of("snap-1", "vol-1"), of("snap-2", "vol-2"), of("snap-3", "vol-1")];
+        assert_eq!(pair(&all), Some(("snap-1".to_owned(), "snap-3".to_owned())));
+        assert_eq!(pair(&all[..2]), None);
+        assert_eq!(pair(&[of("snap-1", NO_VOLUME), of("snap-2", NO_VOLUME)]), None);
+    }
+}
