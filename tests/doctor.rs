@@ -7,9 +7,11 @@ use std::net::TcpListener;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use support::serve::Server;
-use support::{BLOCK, MIB, Sandbox, can_mount, can_mount_as_nobody, run, text};
+use support::{BLOCK, MIB, Mount, Sandbox, can_mount, can_mount_as_nobody, run, text};
 
 /// It has to have ended within this time, whatever does not answer.
 const LIMIT: Duration = Duration::from_secs(40);
@@ -40,6 +42,7 @@ fn with_keys(sandbox: &Sandbox, arguments: &[&str]) -> Command {
 struct Found {
     checks: Vec<Value>,
     code: i32,
+    took: Duration,
 }
 
 impl Found {
@@ -47,7 +50,8 @@ impl Found {
     fn by(command: &mut Command) -> Self {
         let began = Instant::now();
         let output = run(command.arg("--json"));
-        assert!(began.elapsed() < LIMIT, "it took {:?}", began.elapsed());
+        let took = began.elapsed();
+        assert!(took < LIMIT, "it took {took:?}");
         let all = text(&output);
         assert!(!all.contains(SECRET) && !all.contains(KEY), "{all}");
         let Value::Array(checks) = serde_json::from_slice(&output.stdout).expect(&all) else {
@@ -57,7 +61,7 @@ impl Found {
             let needs_cure = ["warning", "failure"].contains(&check["status"].as_str().unwrap());
             assert_eq!(check["cure"].is_string(), needs_cure, "{check}");
         }
-        Self { checks, code: output.status.code().unwrap() }
+        Self { checks, code: output.status.code().unwrap(), took }
     }
 
     #[track_caller]
@@ -84,6 +88,23 @@ impl Found {
 fn of_machine(sandbox: &Sandbox) -> Vec<String> {
     let found = Found::by(&mut alone(sandbox, &["-s", "synth:"]));
     found.failures().into_iter().map(str::to_owned).collect()
+}
+
+/// A mount that does not answer. What waits for it could not be ended if it stayed so.
+struct Stopped(Pid);
+
+impl Stopped {
+    fn new(mount: &Mount) -> Self {
+        let pid = Pid::from_raw(mount.daemon.id().cast_signed());
+        kill(pid, Signal::SIGSTOP).unwrap();
+        Self(pid)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        kill(self.0, Signal::SIGCONT).unwrap();
+    }
 }
 
 /// A port on which nobody listens.
@@ -187,6 +208,9 @@ fn without_credentials_the_endpoints_are_looked_at_all_the_same() {
     found.assert("clock", "ok", "agrees");
     found.assert("reading", "skipped", "because there are no credentials");
     assert_eq!(found.code, 1);
+    let mut command = alone(&sandbox, &["-s", &store]);
+    let found = Found::by(command.env("AWS_PROFILE", "work"));
+    found.assert("credentials", "failure", "in the profile work");
     server.stop();
 }
 
@@ -238,6 +262,8 @@ fn a_port_that_accepts_and_never_answers_keeps_nobody() {
     found.assert("endpoint of EC2", "failure", "it is connected, and does not answer");
     found.assert("writing", "skipped", "because EC2 does not answer");
     assert_eq!(found.code, 1);
+    // Both services are asked at the same time, once.
+    assert!(found.took < Duration::from_secs(13), "it took {:?}", found.took);
 }
 
 #[test]
@@ -304,10 +330,9 @@ fn a_mount_answers_or_does_not() {
     let found = Found::by(&mut alone(&sandbox, &["-s", "store", "mnt"]));
     found.assert("mount point", "ok", "and answers");
     assert!(found.get("read-ahead")["found"].as_str().unwrap().contains("KiB"));
-    let pid = nix::unistd::Pid::from_raw(mount.daemon.id().cast_signed());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    let stopped = Stopped::new(&mount);
     let found = Found::by(&mut alone(&sandbox, &["-s", "synth:", "mnt"]));
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
+    drop(stopped);
     found.assert("mount point", "failure", "no answer within 5 s");
     assert_eq!(found.code, 1);
     mount.daemon.kill().unwrap();

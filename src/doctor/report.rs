@@ -74,11 +74,6 @@ impl Report {
     pub fn count(&self, status: Status) -> usize {
         self.checks.iter().filter(|check| check.status == status).count()
     }
-
-    #[allow(clippy::new_ret_no_self, reason = "a report is what comes of it")]
-    pub(super) fn new<F: FnMut(&Check)>(show: F) -> Making<F> {
-        Making { report: Self::default(), show }
-    }
 }
 
 /// A report that is being made.
@@ -116,7 +111,11 @@ impl<F: FnMut(&Check)> Findings for Making<F> {
     }
 }
 
-impl<F> Making<F> {
+impl<F: FnMut(&Check)> Making<F> {
+    pub(super) fn new(show: F) -> Self {
+        Self { report: Report::default(), show }
+    }
+
     pub(super) fn finish(self) -> Report {
         self.report
     }
@@ -143,7 +142,7 @@ mod tests {
     #[test]
     fn a_report_is_healthy_unless_something_failed() {
         let mut shown = Vec::new();
-        let mut making = Report::new(|check: &Check| shown.push(check.check.clone()));
+        let mut making = Making::new(|check: &Check| shown.push(check.check.clone()));
         making.ok("a", "fine");
         making.warn("b", "so so", "do this");
         making.skip("c", "because of b");

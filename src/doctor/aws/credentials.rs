@@ -9,8 +9,9 @@ use aws_credential_types::provider::ProvideCredentials as _;
 use aws_credential_types::provider::error::CredentialsError;
 use jiff::Timestamp;
 
+use super::outcome::causes;
 use super::sudo::Caller;
-use crate::doctor::report::{Findings, one_line};
+use crate::doctor::report::Findings;
 use crate::store::ebs::EbsUrl;
 
 const SUBJECT: &str = "credentials";
@@ -38,9 +39,17 @@ pub(super) async fn examine(url: &EbsUrl, shared: &SdkConfig, report: &mut impl 
         Ok(Err(error)) => {
             let why = match &error {
                 CredentialsError::CredentialsNotLoaded(_) => {
-                    "there are none: not in the environment, in a profile, or from the role of a container or an instance".to_owned()
+                    let named = url.profile.clone().or_else(|| std::env::var("AWS_PROFILE").ok());
+                    let profile = named.map_or_else(
+                        || "a profile".to_owned(),
+                        |name| format!("the profile {name}"),
+                    );
+                    format!(
+                        "there are none: not in the environment, in {profile}, or from the role of a container or an instance"
+                    )
                 }
-                error => why(error),
+                // None of the causes holds a secret: a provider that fails has none.
+                error => causes(error),
             };
             missing(&why, report);
             false
@@ -50,18 +59,6 @@ pub(super) async fn examine(url: &EbsUrl, shared: &SdkConfig, report: &mut impl 
             false
         }
     }
-}
-
-/// The causes of an error. None of them holds a secret: a provider that fails has none.
-fn why(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut texts = vec![error.to_string()];
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        texts.push(error.to_string());
-        cause = error.source();
-    }
-    texts.dedup();
-    one_line(&texts.join(": "))
 }
 
 fn missing(why: &str, report: &mut impl Findings) {
@@ -167,10 +164,10 @@ mod tests {
 
     #[test]
     fn expired_ones_are_a_failure() {
-        use crate::doctor::report::{Check, Report, Status};
+        use crate::doctor::report::{Check, Making, Status};
         let status = |expiry: Option<SystemTime>| {
             let found = Credentials::new("AKIAIOSFODNN7EXAMPLE", "secret", None, expiry, "test");
-            let mut report = Report::new(|_: &Check| {});
+            let mut report = Making::new(|_: &Check| {});
             found_some(&EbsUrl::default(), &found, &mut report);
             let report = report.finish();
             let json = serde_json::to_string(&report).unwrap();

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use aws_sdk_ebs::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ebs::operation::RequestId as _;
-use aws_smithy_types::error::display::DisplayErrorContext;
 
 /// How long one request may take. A connection that is not made in 5 s is told before.
 pub(super) const REQUEST: Duration = Duration::from_secs(7);
@@ -86,15 +85,24 @@ where
         let id = error.request_id().map_or_else(String::new, |id| format!(" [request {id}]"));
         return Trouble::Refused { code, text: format!("{message}{id}").trim_start().to_owned() };
     }
-    let text = DisplayErrorContext(error).to_string();
-    // The SDK adds how the error looks in a debugger.
-    let text = text.split_once(" (").map_or(text.as_str(), |(text, _)| text).to_owned();
     let is_timeout = match error {
         SdkError::TimeoutError(_) => true,
         SdkError::DispatchFailure(failure) => failure.is_timeout(),
         _ => false,
     };
-    Trouble::Silent(silence(error, is_timeout), text)
+    Trouble::Silent(silence(error, is_timeout), causes(error))
+}
+
+/// An error with its causes.
+pub(super) fn causes(error: &(dyn StdError + 'static)) -> String {
+    let mut texts = vec![error.to_string()];
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        texts.push(error.to_string());
+        cause = error.source();
+    }
+    texts.dedup();
+    texts.join(": ")
 }
 
 /// Looks through the causes of an error for one that tells.
