@@ -382,7 +382,7 @@ mod tests {
         let get = async |id: &SnapshotId| {
             limiter.admit(Kind::GetSnapshotBlock, Some(id), Priority::background()).await
         };
-        for _ in 0..8 {
+        for _ in 0..5 {
             get(&slow).await.ended(Outcome::SnapshotThrottled);
         }
         assert!(waits(get(&slow)).await);

@@ -12,25 +12,30 @@ use std::time::{Duration, Instant};
 const EPOCH: Duration = Duration::from_millis(250);
 
 /// Requests an epoch has at least.
-const MIN_REQUESTS: u32 = 20;
+const MIN_REQUESTS: u32 = 50;
 
-/// An epoch ends at once, though not before this, if so many requests in a row were refused that the
-/// limit must be far below.
-const SHORT_EPOCH: Duration = Duration::from_millis(100);
+/// So many refusals in a row show that the limit is far below, and that there is nothing left of what
+/// the service had saved up. After a pause it is measured how much it takes until that is so again.
 const IN_A_ROW: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(60);
 
-/// Part of the requests that may be refused because of our pace: more, and it falls.
-const TOO_MANY: f64 = 0.08;
+/// Part of the requests that may be refused because of our pace: more, and it falls to what was
+/// taken.
+const TOO_MANY: f64 = 0.05;
 
-/// Part that is nothing to speak of: no more, and it rises.
-const FEW: f64 = 0.02;
+/// Part that is nothing to speak of: no more, and it rises. Between the two it falls a little.
+const FEW: f64 = 0.005;
+const EASE: f64 = 0.995;
 
-/// More than this is not refused by chance.
-const MOST_BY_CHANCE: f64 = 0.2;
+/// The pace of a trial, as a part of what the service takes: what is refused then is so by chance.
+const TRIAL: f64 = 0.85;
 
-/// How much it rises an epoch; and after so many epochs without a refusal, twice as much.
-const RISE: f64 = 1.01;
-const QUIET_EPOCHS: u32 = 40;
+/// More than this is not refused by chance, but because the pace has not fallen far enough.
+const MOST_BY_CHANCE: f64 = 0.15;
+
+/// How much it rises an epoch; and after so many epochs without a refusal.
+const RISE: f64 = 1.02;
+const QUIET_EPOCHS: u32 = 8;
 const QUIET_RISE: f64 = 1.1;
 
 /// Slower than this it never gets: whoever waits must see that something happens.
@@ -53,11 +58,10 @@ pub(super) struct Pace {
     epoch: Epoch,
     /// Epochs in a row without a refusal.
     quiet: u32,
-    /// Part of the requests that are refused whatever the pace is: what was refused when it had just
-    /// fallen to what the service takes.
+    /// Part of the requests that are refused whatever the pace is, as trials have shown.
     by_chance: f64,
-    /// Whether it has just fallen.
-    fallen: bool,
+    /// During a trial, which is slower than what the service takes: what it takes.
+    trial: Option<f64>,
 }
 
 #[derive(Debug)]
@@ -67,13 +71,15 @@ struct Epoch {
     refused: u32,
     /// Refusals behind the last request that was taken.
     in_a_row: u32,
+    /// Whether the service had nothing saved up when it began.
+    drained: bool,
     /// Whether requests had to wait for the pace.
     held: bool,
 }
 
 impl Epoch {
     fn new(began: Instant) -> Self {
-        Self { began, taken: 0, refused: 0, in_a_row: 0, held: false }
+        Self { began, taken: 0, refused: 0, in_a_row: 0, drained: false, held: false }
     }
 }
 
@@ -88,7 +94,7 @@ impl Pace {
             epoch: Epoch::new(now),
             quiet: 0,
             by_chance: 0.0,
-            fallen: false,
+            trial: None,
         }
     }
 
@@ -136,35 +142,49 @@ impl Pace {
             return;
         }
         count(&mut self.epoch);
-        let Epoch { began, taken, refused, in_a_row, .. } = self.epoch;
+        let Epoch { began, taken, refused, in_a_row, drained, .. } = self.epoch;
         let age = now.saturating_duration_since(began);
-        let early = in_a_row >= IN_A_ROW;
-        if early && age < SHORT_EPOCH {
-            // Until then the service takes no more than what it is willing to.
-            self.paused = Some(began + SHORT_EPOCH);
-            self.close(SHORT_EPOCH, began + SHORT_EPOCH);
-        } else if early || (age >= EPOCH && taken + refused >= MIN_REQUESTS) {
-            self.close(age, now);
+        if in_a_row >= IN_A_ROW && !drained {
+            // From here on, what is taken is what it is willing to take.
+            self.epoch = Epoch { drained: true, ..Epoch::new(now) };
+            self.paused = Some(now + PAUSE);
+        } else if in_a_row >= IN_A_ROW && age >= PAUSE {
+            self.close(age, true, now);
+        } else if age >= EPOCH && taken + refused >= MIN_REQUESTS {
+            self.close(age, false, now);
         }
     }
 
-    /// Draws the conclusion from an epoch of this length.
-    fn close(&mut self, age: Duration, now: Instant) {
+    /// Draws the conclusion from an epoch of this length. `exact`: nothing was left of what the service
+    /// had saved up, neither at its beginning nor at its end.
+    fn close(&mut self, age: Duration, exact: bool, now: Instant) {
         let Epoch { taken, refused, held, .. } = self.epoch;
         self.epoch = Epoch::new(now);
-        let part = f64::from(refused) / f64::from((taken + refused).max(1));
+        let answered = f64::from((taken + refused).max(1));
+        let part = f64::from(refused) / answered;
         self.quiet = if refused == 0 { self.quiet.saturating_add(1) } else { 0 };
-        if self.fallen {
-            self.by_chance = f64::midpoint(self.by_chance, part).min(MOST_BY_CHANCE);
+        let measured = (f64::from(taken) / age.as_secs_f64()).min(self.now);
+        if exact {
+            self.trial = None;
+            return self.set(measured, now);
+        }
+        if let Some(found) = self.trial.take()
+            && part < MOST_BY_CHANCE
+        {
+            self.by_chance = f64::midpoint(self.by_chance, part);
+            return self.set(found, now);
         }
         let ours = part - self.by_chance;
-        self.fallen = ours > TOO_MANY;
-        if self.fallen {
-            let measured = f64::from(taken) / age.as_secs_f64();
-            self.set(measured.min(self.now), now);
+        // What comes by chance comes in twos and threes: twice the standard deviation is no sign.
+        let noise = 2.0 * (self.by_chance / answered).sqrt();
+        if ours > TOO_MANY.max(noise) {
+            self.trial = Some(measured);
+            self.set(measured * TRIAL, now);
         } else if ours <= FEW && held && self.now < self.most {
             let rise = if self.quiet > QUIET_EPOCHS { QUIET_RISE } else { RISE };
             self.set(self.now * rise, now);
+        } else if ours > FEW {
+            self.set(self.now * EASE, now);
         }
     }
 
@@ -244,7 +264,7 @@ mod tests {
 
     #[test]
     fn a_limit_that_nobody_told_is_found_and_used() {
-        for limit in [40.0, 100.0, 1000.0] {
+        for (limit, seconds) in [(40.0, 50), (100.0, 20), (1000.0, 20)] {
             for (burst, latency) in [(0.1, 2), (0.1, 40), (1.0, 5)] {
                 let mut service = Service {
                     limit,
@@ -254,8 +274,9 @@ mod tests {
                 };
                 let mut pace = Pace::new(f64::INFINITY, Instant::now());
                 let latency = Duration::from_millis(latency);
-                let (taken, refused) = run(&mut pace, |now| service.takes(now), 20, 16, latency);
-                let possible = (16_000.0 / latency.as_millis() as f64).min(limit) * 20.0;
+                let (taken, refused) =
+                    run(&mut pace, |now| service.takes(now), seconds, 16, latency);
+                let possible = (16_000.0 / latency.as_millis() as f64).min(limit) * seconds as f64;
                 let used = f64::from(taken) / possible;
                 let part = f64::from(refused) / f64::from(taken + refused);
                 let told =
