@@ -14,7 +14,7 @@ use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 
 use self::memory::Memory;
 use crate::model::{BLOCK_SIZE, Block, BlockIndex, Digest};
-use crate::store::{Error, ErrorKind, ListedBlock};
+use crate::store::{Error, ErrorKind, ListedBlock, Priority};
 
 mod memory;
 
@@ -126,6 +126,7 @@ struct Flight {
     landed: watch::Receiver<Option<Result<Value, SharedError>>>,
     /// Told when a reader joins a prefetch.
     urgent: Arc<Notify>,
+    priority: Priority,
 }
 
 impl fmt::Debug for Cache {
@@ -217,6 +218,7 @@ impl Cache {
                 Some(flight) => {
                     if urgency == Urgency::Reader {
                         flight.urgent.notify_one();
+                        flight.priority.raise();
                     }
                     flight.landed.clone()
                 }
@@ -254,10 +256,15 @@ impl Cache {
     {
         let (sender, landed) = watch::channel(None);
         let urgent = Arc::new(Notify::new());
-        let flight = Flight { landed: landed.clone(), urgent: Arc::clone(&urgent) };
+        let priority = match urgency {
+            Urgency::Reader => Priority::urgent(),
+            Urgency::Prefetch => Priority::background(),
+        };
+        let told = (Arc::clone(&urgent), priority.clone());
+        let flight = Flight { landed: landed.clone(), urgent: told.0, priority: told.1 };
         state.flights.insert(key, flight);
         let landing = Landing { cache: Arc::clone(self), key, sender };
-        tokio::spawn(landing.run(urgency, urgent, fetch));
+        tokio::spawn(priority.scope(landing.run(urgency, urgent, fetch)));
         landed
     }
 

@@ -1,6 +1,7 @@
 //! The grammar of the command line, from which the help, the man page and the completions are made.
 
 use std::ffi::OsString;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
@@ -8,8 +9,8 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use crate::arguments::{CloneArgs, CommitArgs};
 use crate::cache::DEFAULT_BUDGET;
 use crate::model::SnapshotId;
-use crate::store::StoreUrl;
 use crate::store::repository::DEFAULT_GRACE;
+use crate::store::{Filter, StoreUrl};
 
 mod control;
 mod doctor;
@@ -49,14 +50,20 @@ pub struct Cli {
 }
 
 /// Options of every command, before or after its name.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Global options")]
 struct Global {
-    /// Where the snapshots are: a directory, as `/srv/snaps` or `file:///srv/snaps`; `synth:` has
-    /// computed ones
+    /// Where the snapshots are: `ebs:`, `ebs://us-west-2` or `ebs://profile@us-west-2` for those of
+    /// EBS; a directory, as `/srv/snaps` or `file:///srv/snaps`; `synth:` has computed ones
     #[arg(short, long, global = true, visible_alias = "from", value_name = "STORE")]
     #[arg(env = "FSPFS_STORE")]
     store: Option<StoreUrl>,
+    /// Requests that are sent in a second, at most; for `ebs:`
+    #[arg(long, global = true, value_name = "N", env = "FSPFS_MAX_REQUESTS_PER_SECOND")]
+    max_requests_per_second: Option<NonZeroU32>,
+    /// Blocks that are read and put at the same time, at most; for `ebs:`
+    #[arg(long, global = true, value_name = "N", env = "FSPFS_MAX_IN_FLIGHT")]
+    max_in_flight: Option<NonZeroUsize>,
     /// Print one JSON value instead of text
     #[arg(long, global = true)]
     json: bool,
@@ -66,6 +73,20 @@ struct Global {
     /// Say more about what is done; twice, even more
     #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
     verbose: u8,
+}
+
+/// Which snapshots are listed.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Which snapshots")]
+struct ScopeArgs {
+    /// Whose: account ids, `self` or `amazon`; can be given several times; for `ebs:`, where it is
+    /// `self` by default
+    #[arg(long = "owner", value_name = "OWNER")]
+    owners: Vec<String>,
+    /// Those that match, as tag:Role=web or status=completed,error; can be given several times, and
+    /// all have to match
+    #[arg(long = "filter", value_name = "NAME=VALUE")]
+    filters: Vec<Filter>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -154,6 +175,8 @@ struct MountArgs {
     /// Permissions of the images, in octal
     #[arg(long, value_name = "M", value_parser = values::mode, help_heading = "Who may read")]
     file_mode: Option<u16>,
+    #[command(flatten)]
+    scope: ScopeArgs,
     #[command(flatten)]
     writing: WritingArgs,
     /// This is the process in the background
@@ -259,6 +282,8 @@ struct ListArgs {
     /// Say how many blocks this snapshot has
     #[arg(value_name = "SNAP")]
     snapshot: Option<SnapshotId>,
+    #[command(flatten)]
+    scope: ScopeArgs,
 }
 
 #[derive(Args, Debug)]

@@ -32,13 +32,19 @@ use crate::model::{Block, BlockIndex, Digest, Snapshot, SnapshotId, Tags, Volume
 pub(crate) mod document;
 pub mod ebs;
 mod error;
+mod options;
 mod page;
+mod pattern;
+mod priority;
 pub mod repository;
 pub mod synth;
 mod url;
 pub mod wrap;
 
 pub use error::{Error, ErrorKind, Result};
+pub use options::{Filter, InvalidFilter, StoreOptions};
+pub(crate) use pattern::matches_pattern;
+pub use priority::Priority;
 pub use url::{InvalidStoreUrl, NoRepository, StoreUrl};
 
 /// A store, shared by everything that uses it.
@@ -49,16 +55,23 @@ pub type SharedStore = Arc<dyn SnapshotStore>;
 /// # Errors
 ///
 /// If it is not there, or is no store that this version can use.
-pub async fn open(url: &StoreUrl) -> Result<SharedStore> {
-    Ok(match url {
+pub async fn open(url: &StoreUrl, options: &StoreOptions) -> Result<SharedStore> {
+    let store: SharedStore = match url {
         StoreUrl::Directory(path) => Arc::new(repository::Repository::open(path).await?),
-        StoreUrl::Ebs(url) => Arc::new(ebs::Ebs::open(url).await),
+        StoreUrl::Ebs(url) => return Ok(Arc::new(ebs::Ebs::open(url, options).await)),
         StoreUrl::Synth(recipe) => Arc::new(synth::Synth::new(*recipe)),
-    })
+    };
+    if options.filters.is_empty() {
+        return Ok(store);
+    }
+    Ok(Arc::new(wrap::Filtered::new(store, options.filters.clone())?))
 }
 
 /// Blocks that one page of a listing has at most, as in the EBS direct APIs.
 pub const MAX_PAGE_BLOCKS: usize = 10_000;
+
+/// Blocks that are read or put at the same time for each core, where a disk is waited for.
+const BLOCKS_PER_CORE: usize = 3;
 
 /// A place where snapshots live. See the [module](self) for the contract.
 #[async_trait]
@@ -173,6 +186,38 @@ pub trait SnapshotStore: Debug + Send + Sync + 'static {
 
     /// Replaces the whole set of tags of a snapshot in any state.
     async fn set_tags(&self, id: &SnapshotId, tags: Tags) -> Result<()>;
+
+    /// Blocks that are worth reading or putting at the same time: a few for each core, where a disk
+    /// is what one waits for; many more, where a network is.
+    fn parallelism(&self) -> usize {
+        std::thread::available_parallelism().map_or(2, usize::from) * BLOCKS_PER_CORE
+    }
+
+    /// What was asked of a service that counts requests, and is paid for them; `None` for others.
+    fn usage(&self) -> Option<Usage> {
+        None
+    }
+}
+
+/// Requests to a service, and what they cost.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Requests that were sent, by the name of the operation.
+    pub requests: Vec<(&'static str, u64)>,
+    /// How many of them were sent again, after a failure.
+    pub again: u64,
+    /// Their price in billionths of a dollar, in the example region of the price list.
+    pub nanodollars: u64,
+    /// Blocks that may be under way at the same time, at present.
+    pub in_flight_limit: u64,
+}
+
+impl Usage {
+    /// The price in dollars.
+    #[expect(clippy::cast_precision_loss, reason = "it is a price")]
+    pub fn dollars(&self) -> f64 {
+        self.nanodollars as f64 / 1e9
+    }
 }
 
 /// Leads to the next page of a list of snapshots.

@@ -5,10 +5,10 @@ use std::sync::Arc;
 pub(crate) mod source;
 pub(crate) mod target;
 
-/// Blocks that an operation reads, hashes or writes at the same time, for each core.
+/// Blocks that are read from a file and hashed at the same time, for each core.
 const PER_CORE: usize = 3;
 
-/// Blocks in flight at most.
+/// Blocks that are read from a file and hashed at the same time, at most.
 pub(crate) fn concurrency() -> usize {
     std::thread::available_parallelism().map_or(2, usize::from) * PER_CORE
 }

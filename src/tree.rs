@@ -29,6 +29,7 @@ mod command;
 mod control;
 mod escape;
 mod job;
+mod metrics;
 mod new;
 mod node;
 mod operations;
@@ -428,7 +429,7 @@ impl Tree {
             }
             Node::File(file) => {
                 let shop = self.new.as_ref().map(|new| new.shop.as_ref());
-                let text = file.content(&self.cache, self.counters.as_deref(), shop);
+                let text = file.content(&self.cache, self.counters.as_deref(), &self.store, shop);
                 Ok((self.add_handle(Handle::Text(text.into())), Caching::Never))
             }
             Node::Operation(_) | Node::JobFile(..) => {

@@ -10,12 +10,14 @@ use fspfs::model::{
     BLOCK_SIZE, BLOCK_SIZE_U64, Block, BlockIndex, Digest, Digester, Snapshot, SnapshotId,
     SnapshotState, Tags, VolumeSize,
 };
+use fspfs::serve::{self, Access, Keys};
+use fspfs::store::ebs::Ebs;
 use fspfs::store::repository::Repository;
 use fspfs::store::synth::Synth;
 use fspfs::store::wrap::{Call, Corrupt, Count, Delay, Fail, Throttle};
 use fspfs::store::{
     BlockToken, ChangedBlock, CompleteRequest, Error, ErrorKind, ListFrom, ListedBlock,
-    MAX_PAGE_BLOCKS, PageToken, SharedStore, StartRequest,
+    MAX_PAGE_BLOCKS, PageToken, SharedStore, StartRequest, StoreOptions,
 };
 
 /// One place with snapshots, as two processes see it.
@@ -52,6 +54,51 @@ async fn filled() -> Place {
         request.parent = Some(snapshot(store, request.clone(), &new).await.id);
     }
     place
+}
+
+/// A repository, behind the EBS direct APIs and EC2, behind their clients.
+async fn over_the_network() -> Place {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    Repository::create(&path).await.unwrap();
+    let keys = Keys::for_once();
+    let mut stores = Vec::new();
+    for _ in 0..2 {
+        let options = serve::Options {
+            access: Access::Everybody(keys.clone()),
+            pending: Duration::ZERO,
+            faults: None,
+            memory: serve::DEFAULT_MEMORY,
+            account: serve::DEFAULT_ACCOUNT.to_owned(),
+            region: serve::DEFAULT_REGION.to_owned(),
+            name: "store".to_owned(),
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let repository = Arc::new(Repository::open(&path).await.unwrap());
+        // It ends with the runtime of the test.
+        tokio::spawn(serve::serve(listener, repository, options, std::future::pending()));
+        stores.push(client(&endpoint));
+    }
+    let [store, other] = stores.try_into().unwrap();
+    Place { store, other, _dir: dir }
+}
+
+fn client(endpoint: &str) -> SharedStore {
+    let shared = aws_types::SdkConfig::builder()
+        .behavior_version(aws_config::BehaviorVersion::latest())
+        .region(aws_config::Region::new(serve::DEFAULT_REGION))
+        .endpoint_url(endpoint)
+        .credentials_provider(aws_credential_types::provider::SharedCredentialsProvider::new(
+            aws_credential_types::Credentials::new("none", "none", None, None, "test"),
+        ))
+        .retry_config(aws_config::retry::RetryConfig::disabled())
+        .http_client(aws_smithy_http_client::Builder::new().build_http())
+        .build();
+    // What a test deletes is gone at once.
+    let options = StoreOptions { settling: Some(Duration::ZERO), ..StoreOptions::default() };
+    let (ebs, ec2) = (aws_sdk_ebs::Client::new(&shared), aws_sdk_ec2::Client::new(&shared));
+    Arc::new(Ebs::with_clients(ebs, ec2, &options))
 }
 
 /// Runs tests against a place that is made anew for each: with `writes` every test of the contract,
@@ -126,6 +173,7 @@ conforms!(
         Arc::new(Count::new(Arc::new(Fail::new(Arc::new(Corrupt::new(store))))))
     })
 );
+conforms!(over_the_network writes, over_the_network());
 conforms!(filled reads, filled());
 conforms!(synthetic reads_only, synthetic(SPARSE, |store| store));
 conforms!(synthetic_behind_count reads_only, synthetic(SPARSE, |store| Arc::new(Count::new(store))));

@@ -262,7 +262,7 @@ mod tests {
         }
         write("state", "running\n");
         write("log", "");
-        let global = super::super::Global { store: None, json: false, quiet: true, verbose: 0 };
+        let global = super::super::Global { quiet: true, ..Default::default() };
         let out = Output::new(&global);
         let end = async {
             tokio::time::sleep(Duration::from_millis(120)).await;

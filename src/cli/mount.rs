@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::output::tell;
-use super::run::{Exit, log_level, store_url};
+use super::run::{Exit, log_level, store_options, store_url};
 use super::{CommitWhen, EncryptedHoles, Global, MountArgs, WritingArgs};
 use crate::image::working::Settings;
 use crate::mount::{self, Access, Options};
@@ -86,6 +86,18 @@ fn daemon_arguments(
     if let Some(key) = &writing.kms_key_id {
         add("kms-key-id", key.clone());
     }
+    if let Some(n) = global.max_requests_per_second {
+        add("max-requests-per-second", n.to_string());
+    }
+    if let Some(n) = global.max_in_flight {
+        add("max-in-flight", n.to_string());
+    }
+    for owner in &args.scope.owners {
+        add("owner", owner.clone());
+    }
+    for filter in &args.scope.filters {
+        add("filter", filter.to_string());
+    }
     let flags = [
         (args.allow_other, "--allow-other"),
         (args.allow_root, "--allow-root"),
@@ -121,7 +133,7 @@ fn serve(
         .max_blocking_threads(WAITING_THREADS)
         .enable_all()
         .build()?;
-    let store = runtime.block_on(store::open(url))?;
+    let store = runtime.block_on(store::open(url, &store_options(global, Some(&args.scope))))?;
     let options = options(args, mount_point.to_owned());
     let ready = || {
         if args.daemon {

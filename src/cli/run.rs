@@ -13,14 +13,14 @@ use serde::Serialize;
 use super::output::{self, Output};
 use super::{
     Cli, Command, CompletionsArgs, DeleteArgs, DownloadArgs, GcArgs, Global, InitArgs, ListArgs,
-    ManArgs, UploadArgs, VerifyArgs, jobs, mount, working,
+    ManArgs, ScopeArgs, UploadArgs, VerifyArgs, jobs, mount, working,
 };
 use crate::model::{BLOCK_SIZE_U64, NAME_TAG, SnapshotId};
 use crate::ops::download::Download;
 use crate::ops::upload::{self, Upload};
 use crate::ops::{self, list, until_signal};
 use crate::store::repository::Repository;
-use crate::store::{self, StoreUrl};
+use crate::store::{self, SharedStore, StoreOptions, StoreUrl};
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,6 +116,17 @@ pub(super) fn store_url(global: &Global) -> anyhow::Result<&StoreUrl> {
     store.context("no store was given: say where the snapshots are, with -s or FSPFS_STORE")
 }
 
+pub(super) fn store_options(global: &Global, scope: Option<&ScopeArgs>) -> StoreOptions {
+    let scope = scope.cloned().unwrap_or_default();
+    StoreOptions {
+        max_requests_per_second: global.max_requests_per_second,
+        max_in_flight: global.max_in_flight,
+        owners: scope.owners,
+        filters: scope.filters,
+        settling: None,
+    }
+}
+
 async fn repository(global: &Global) -> anyhow::Result<Repository> {
     Ok(Repository::open(store_url(global)?.directory()?).await?)
 }
@@ -133,7 +144,7 @@ async fn init(global: &Global, out: Output, args: &InitArgs) -> anyhow::Result<E
 }
 
 async fn list(global: &Global, out: Output, args: &ListArgs) -> anyhow::Result<Exit> {
-    let store = store::open(store_url(global)?).await?;
+    let store = store::open(store_url(global)?, &store_options(global, Some(&args.scope))).await?;
     let Some(id) = &args.snapshot else {
         let snapshots = list::snapshots(&store).await?;
         out.result(&snapshots, || output::table(&snapshots))?;
@@ -147,6 +158,17 @@ async fn list(global: &Global, out: Output, args: &ListArgs) -> anyhow::Result<E
     Ok(Exit::Done)
 }
 
+/// Says what the requests to a service that is paid for have cost.
+fn tell_cost(out: Output, store: &SharedStore) {
+    let Some(usage) = store.usage() else { return };
+    let sent: u64 = usage.requests.iter().map(|(_, sent)| sent).sum();
+    let again = match usage.again {
+        0 => String::new(),
+        again => format!(", {again} of them again"),
+    };
+    out.note(format_args!("{sent} requests{again}: about ${:.4}", usage.dollars()));
+}
+
 /// The original's line.
 fn contains(id: &SnapshotId, blocks: u64, seconds: f64) -> String {
     let bytes = blocks * BLOCK_SIZE_U64;
@@ -154,7 +176,7 @@ fn contains(id: &SnapshotId, blocks: u64, seconds: f64) -> String {
 }
 
 async fn upload(global: &Global, out: Output, args: &UploadArgs) -> anyhow::Result<Exit> {
-    let store = store::open(store_url(global)?).await?;
+    let store = store::open(store_url(global)?, &store_options(global, None)).await?;
     let mut tags: crate::model::Tags = args.tags.iter().cloned().collect();
     if let Some(name) = &args.name {
         tags.insert(NAME_TAG.to_owned(), name.clone());
@@ -198,20 +220,21 @@ async fn upload(global: &Global, out: Output, args: &UploadArgs) -> anyhow::Resu
     }
     out.line(format_args!("{file} {}", output::rate(done.elapsed, done.blocks * BLOCK_SIZE_U64)))?;
     out.line(format_args!("Total chunks uploaded {}", done.blocks))?;
+    tell_cost(out, &store);
     out.result(&done.snapshot, || vec![done.snapshot.id.to_string()])?;
     Ok(Exit::Done)
 }
 
 async fn download(global: &Global, out: Output, args: &DownloadArgs) -> anyhow::Result<Exit> {
     let url = store_url(global)?;
-    let store = store::open(url).await?;
+    let store = store::open(url, &store_options(global, None)).await?;
     let operation = Download {
         id: args.snapshot.clone(),
         path: args.path.clone(),
         not_in: url.directory().ok().map(Path::to_owned),
     };
     let progress = out.progress("Downloading");
-    let done = until_signal(operation.run(store, progress))
+    let done = until_signal(operation.run(store.clone(), progress))
         .await
         .with_context(|| format!("cannot download {} to {}", args.snapshot, args.path.display()))?;
     let id = &done.snapshot.id;
@@ -222,6 +245,7 @@ async fn download(global: &Global, out: Output, args: &DownloadArgs) -> anyhow::
     out.line(contains(id, listed, done.elapsed.as_secs_f64()))?;
     let rate = output::rate(done.elapsed, done.blocks * BLOCK_SIZE_U64);
     out.line(format_args!("download {rate}"))?;
+    tell_cost(out, &store);
     out.result(&done.snapshot, || vec![id.to_string()])?;
     Ok(Exit::Done)
 }
@@ -233,7 +257,7 @@ struct Deleted {
 }
 
 async fn delete(global: &Global, out: Output, args: &DeleteArgs) -> anyhow::Result<Exit> {
-    let store = store::open(store_url(global)?).await?;
+    let store = store::open(store_url(global)?, &store_options(global, None)).await?;
     if !args.yes && std::io::stdin().is_terminal() && !confirmed(&args.snapshots)? {
         out.note("nothing was deleted");
         return Ok(Exit::Failed);

@@ -69,6 +69,8 @@ pub enum SnapshotState {
     Pending,
     /// Complete and immutable.
     Completed,
+    /// Complete, and in an archive: it has to be restored before it can be read.
+    Archived,
     /// Failed, or damaged: nothing of it can be read.
     Error,
 }
@@ -79,6 +81,7 @@ impl SnapshotState {
         match self {
             Self::Pending => "pending",
             Self::Completed => "completed",
+            Self::Archived => "archived",
             Self::Error => "error",
         }
     }

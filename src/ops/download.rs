@@ -10,7 +10,7 @@ use super::{Error, Result};
 use crate::model::{BLOCK_SIZE_U64, BlockIndex, Digest, Snapshot, SnapshotId};
 use crate::store::{self, ErrorKind, SharedStore};
 use crate::transfer::target::{Target, Writer};
-use crate::transfer::{self, SharedProgress, blocking, concurrency};
+use crate::transfer::{self, SharedProgress, blocking};
 
 /// What to download, and where to.
 #[derive(Clone, Debug)]
@@ -113,7 +113,7 @@ async fn write_blocks(
                     Ok::<_, Error>(())
                 }
             })
-            .try_buffer_unordered(concurrency());
+            .try_buffer_unordered(store.parallelism());
         let mut writes = std::pin::pin!(writes);
         while writes.try_next().await?.is_some() {
             written += 1;

@@ -152,7 +152,7 @@ impl Upload {
             .map_ok(|(index, block)| async move {
                 store.put_block(id, index, block).await.map_err(Error::from)
             })
-            .try_buffer_unordered(concurrency());
+            .try_buffer_unordered(store.parallelism());
         puts.try_collect::<()>().await?;
         source.check_len()?;
         Ok(CompleteRequest { changed_blocks, checksum: Some(checksum.finish()) })

@@ -30,7 +30,9 @@ fn servers() -> &'static Servers {
             .expect("there are threads");
         let _guard = runtime.enter();
         let url = "synth:?size=1GiB&density=0.5".parse().expect("it is a store");
-        let store = runtime.block_on(crate::store::open(&url)).expect("it needs nothing");
+        let store = runtime
+            .block_on(crate::store::open(&url, &crate::store::StoreOptions::default()))
+            .expect("it needs nothing");
         let server = |access| {
             let options = Options {
                 access,

@@ -2,47 +2,73 @@
 
 use std::num::NonZeroUsize;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use lru::LruCache;
 
-use self::catalog::Catalog;
+use self::catalog::Scope;
 use self::clients::Clients;
-use self::retry::{Patience, retry};
+use self::request::Kind;
+use self::service::{Patience, Request, Service};
 pub use self::url::{EbsUrl, InvalidEbsUrl};
 use super::{
     BlockPage, BlockToken, ChangedPage, CompleteRequest, ListFrom, ListToken, Result, SnapshotPage,
-    SnapshotStore, StartRequest,
+    SnapshotStore, StartRequest, StoreOptions, Usage,
 };
 use crate::model::{Block, BlockIndex, Snapshot, SnapshotId, SnapshotState, Tags};
 
 mod catalog;
 pub(crate) mod clients;
 mod failure;
+mod limiter;
 mod read;
-mod retry;
+mod request;
+mod service;
 mod url;
 mod write;
 
 /// Snapshots of which it is remembered when they were started here.
 const MAX_STARTED: NonZeroUsize = NonZeroUsize::new(1024).expect("not 0");
 
+/// How long after its start a snapshot may not be found (the EBS team: about two minutes).
+const SETTLING: Duration = Duration::from_secs(120);
+
 /// The snapshots of one account in one region.
 #[derive(Debug)]
 pub struct Ebs {
-    ebs: aws_sdk_ebs::Client,
-    catalog: Catalog,
-    /// When snapshots were started here: until two minutes later they may not be found.
+    service: Service,
+    scope: Scope,
+    /// Until when snapshots that were started here may not be found.
     started: Mutex<LruCache<SnapshotId, Instant>>,
+    settling: Duration,
 }
 
 impl Ebs {
-    /// The store that `url` names. No request is made yet.
-    pub async fn open(url: &EbsUrl) -> Self {
-        let Clients { ebs, ec2, region } = Clients::new(url).await;
-        tracing::debug!("{url} is in {region}");
-        Self { ebs, catalog: Catalog::new(ec2), started: Mutex::new(LruCache::new(MAX_STARTED)) }
+    /// The store that `url` names. No request is made to it yet.
+    pub async fn open(url: &EbsUrl, options: &StoreOptions) -> Self {
+        let clients = Clients::new(url).await;
+        tracing::debug!("{url} is in {}", clients.region);
+        Self::of(Some(url.clone()), clients, options)
+    }
+
+    /// The store behind these clients, for programs that configure them themselves. Their retries
+    /// should be off. Quotas are found out by what is refused.
+    pub fn with_clients(
+        ebs: aws_sdk_ebs::Client,
+        ec2: aws_sdk_ec2::Client,
+        options: &StoreOptions,
+    ) -> Self {
+        Self::of(None, Clients::given(ebs, ec2), options)
+    }
+
+    fn of(url: Option<EbsUrl>, clients: Clients, options: &StoreOptions) -> Self {
+        Self {
+            service: Service::new(url, clients, options),
+            scope: Scope::new(options),
+            started: Mutex::new(LruCache::new(MAX_STARTED)),
+            settling: options.settling.unwrap_or(SETTLING),
+        }
     }
 
     fn started(&self) -> MutexGuard<'_, LruCache<SnapshotId, Instant>> {
@@ -51,18 +77,26 @@ impl Ebs {
 
     /// How long to wait for requests about a snapshot.
     fn patience(&self, id: &SnapshotId) -> Patience {
-        Patience::since_start(self.started().get(id).copied())
+        match self.started().get(id) {
+            Some(until) => Patience::until_known(*until),
+            None => Patience::usual(),
+        }
+    }
+
+    /// A request about a snapshot that may have been started here.
+    fn about<'a>(&self, kind: Kind, id: &'a SnapshotId, doing: &'a str) -> Request<'a> {
+        Request { kind, snapshot: Some(id), doing, patience: self.patience(id) }
     }
 }
 
 #[async_trait]
 impl SnapshotStore for Ebs {
     async fn describe(&self, id: &SnapshotId) -> Result<Snapshot> {
-        self.catalog.describe(id, self.patience(id)).await
+        catalog::describe(&self.service, id, self.patience(id)).await
     }
 
     async fn list(&self, token: Option<ListToken>) -> Result<SnapshotPage> {
-        self.catalog.list(token).await
+        catalog::list(&self.service, &self.scope, token).await
     }
 
     async fn list_blocks(&self, id: &SnapshotId, from: ListFrom, max: usize) -> Result<BlockPage> {
@@ -106,10 +140,20 @@ impl SnapshotStore for Ebs {
     }
 
     async fn delete(&self, id: &SnapshotId) -> Result<()> {
-        self.catalog.delete(id).await
+        catalog::delete(&self.service, id, self.patience(id)).await?;
+        self.started().pop(id);
+        Ok(())
     }
 
     async fn set_tags(&self, id: &SnapshotId, tags: Tags) -> Result<()> {
-        self.catalog.set_tags(id, &tags).await
+        catalog::set_tags(&self.service, id, &tags, self.patience(id)).await
+    }
+
+    fn parallelism(&self) -> usize {
+        self.service.max_in_flight()
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        Some(self.service.usage())
     }
 }

@@ -1,12 +1,11 @@
 //! The files below `control/`.
 
-use std::fmt::Write as _;
-use std::sync::atomic::Ordering;
-
+use super::metrics;
 use crate::arguments::DAMAGED;
 use crate::cache::Cache;
 use crate::image::working::{Damaged, Workshop};
-use crate::store::wrap::{Call, Counters};
+use crate::store::SharedStore;
+use crate::store::wrap::Counters;
 
 /// A file below `control/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -72,12 +71,15 @@ impl ControlFile {
     pub(super) fn content(
         self,
         cache: &Cache,
-        store: Option<&Counters>,
+        calls: Option<&Counters>,
+        store: &SharedStore,
         shop: Option<&Workshop>,
     ) -> String {
         match self {
             Self::Readme => README.to_owned(),
-            Self::Metrics => metrics(cache, store, shop.map(|shop| shop.staging().staged())),
+            Self::Metrics => {
+                metrics::text(cache, calls, store, shop.map(|shop| shop.staging().staged()))
+            }
             Self::Damaged => damaged(&shop.map(Workshop::damaged).unwrap_or_default()),
             Self::Pid => format!("{}\n", std::process::id()),
         }
@@ -87,54 +89,4 @@ impl ControlFile {
 fn damaged(images: &[Damaged]) -> String {
     let line = |image| serde_json::to_string(image).expect("it is made of strings") + "\n";
     images.iter().map(line).collect()
-}
-
-/// Prometheus text format, version 0.0.4.
-fn metrics(cache: &Cache, store: Option<&Counters>, staged: Option<u64>) -> String {
-    let mut text = String::new();
-    let mut metric = |name: &str, kind: &str, help: &str, values: &[(String, u64)]| {
-        let _ = writeln!(text, "# HELP fspfs_{name} {help}\n# TYPE fspfs_{name} {kind}");
-        for (labels, value) in values {
-            let _ = writeln!(text, "fspfs_{name}{labels} {value}");
-        }
-    };
-    let one = |value: u64| [(String::new(), value)];
-    if let Some(store) = store {
-        let by_call = |count: &dyn Fn(Call) -> u64| -> Vec<(String, u64)> {
-            Call::ALL
-                .iter()
-                .map(|&call| (format!("{{operation=\"{}\"}}", call.as_str()), count(call)))
-                .collect()
-        };
-        let requests = by_call(&|call| store.calls(call));
-        metric("store_requests_total", "counter", "Requests to the store.", &requests);
-        let errors = by_call(&|call| store.errors(call));
-        metric("store_errors_total", "counter", "Requests to the store that failed.", &errors);
-        let read = one(store.bytes_read());
-        metric("store_read_bytes_total", "counter", "Bytes of blocks read from the store.", &read);
-    }
-    let numbers = cache.metrics();
-    let load = |value: &std::sync::atomic::AtomicU64| one(value.load(Ordering::Relaxed));
-    metric("cache_hits_total", "counter", "Reads served from memory.", &load(&numbers.hits));
-    metric(
-        "cache_misses_total",
-        "counter",
-        "Reads that waited for the store.",
-        &load(&numbers.misses),
-    );
-    let help = "Blocks that were fetched before they were read.";
-    metric("cache_prefetches_total", "counter", help, &load(&numbers.prefetches));
-    let in_flight = one(numbers.in_flight.load(Ordering::Relaxed) as u64);
-    metric("fetches_in_flight", "gauge", "Fetches from the store under way.", &in_flight);
-    metric("memory_bytes", "gauge", "Bytes in memory.", &one(cache.bytes() as u64));
-    metric(
-        "memory_budget_bytes",
-        "gauge",
-        "Bytes that may be in memory.",
-        &one(cache.budget() as u64),
-    );
-    if let Some(staged) = staged {
-        metric("staged_bytes", "gauge", "Bytes of working images that are staged.", &one(staged));
-    }
-    text
 }

@@ -356,7 +356,7 @@ impl WorkingImage {
         loop {
             match snapshot.state {
                 SnapshotState::Completed => return Ok(snapshot),
-                SnapshotState::Error => {
+                SnapshotState::Error | SnapshotState::Archived => {
                     let why =
                         snapshot.state_message.unwrap_or_else(|| "it does not say why".to_owned());
                     let message = format!("the store could not complete {id}: {why}");

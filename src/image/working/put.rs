@@ -16,8 +16,8 @@ use crate::image::staging::files::read_padded;
 use crate::image::staging::map::{Mark, Marks};
 use crate::image::staging::record::{Attempt, Wishes};
 use crate::model::{
-    Block, BlockBuffer, BlockIndex, Digester, LENGTH_TAG, MAX_DESCRIPTION_CHARS, Snapshot,
-    SnapshotState, VolumeSize,
+    BLOCK_SIZE, Block, BlockBuffer, BlockIndex, Digester, LENGTH_TAG, MAX_DESCRIPTION_CHARS,
+    Snapshot, SnapshotState, VolumeSize,
 };
 use crate::store::{CompleteRequest, ErrorKind, StartRequest};
 
@@ -33,6 +33,9 @@ const BETWEEN_FLUSHES: u64 = 1024;
 
 /// Holes that are put without being asked for, at most.
 const MAX_HOLES: u64 = 100_000;
+
+/// Part of the budget of the mount that the blocks of a commit on their way to the store may take.
+const PUT_SHARE: usize = 8;
 
 /// What a million puts cost in dollars (EBS direct pricing).
 const PRICE_OF_A_MILLION: f64 = 6.0;
@@ -106,7 +109,7 @@ impl Put {
                 let message = format!("{} is what was there before", snapshot.id);
                 return Err(crate::store::Error::new(ErrorKind::Conflict, message).into());
             }
-            SnapshotState::Error => {
+            SnapshotState::Error | SnapshotState::Archived => {
                 let message = format!("{} failed before it was complete", snapshot.id);
                 return Err(crate::store::Error::new(ErrorKind::Conflict, message).into());
             }
@@ -167,6 +170,8 @@ impl Put {
         let mut checksum = Digester::default();
         let mut changed_blocks = 0;
         let at_once = std::thread::available_parallelism().map_or(2, usize::from) * 3;
+        let most = self.image.shop.cache.budget() / PUT_SHARE / BLOCK_SIZE;
+        let puts_at_once = store.parallelism().min(most).max(at_once);
         let read = futures::stream::iter(indexes.into_iter().map(BlockIndex))
             .map(|index| self.read(plan, index))
             .buffered(at_once);
@@ -186,7 +191,7 @@ impl Put {
                 store.put_block(id, index, block).await?;
                 Ok(index)
             })
-            .try_buffer_unordered(at_once);
+            .try_buffer_unordered(puts_at_once);
         {
             let mut puts = std::pin::pin!(puts);
             let mut acknowledged = RoaringBitmap::new();

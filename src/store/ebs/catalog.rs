@@ -1,109 +1,161 @@
 //! What EC2 knows of snapshots: their lists, states and tags. All of `aws-sdk-ec2` is here.
 
-use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use aws_sdk_ec2::Client;
 use aws_sdk_ec2::types::{Filter, SnapshotState as Ec2State, StorageTier, Tag};
 use jiff::Timestamp;
 
 use super::failure::{Class, Failure};
-use super::retry::{Patience, retry};
+use super::request::Kind;
+use super::service::{Patience, Request, Service};
 use crate::model::{Snapshot, SnapshotId, SnapshotState, Tags, VolumeSize};
-use crate::store::{Error, ErrorKind, ListToken, Result, SnapshotPage};
+use crate::store::{Error, ErrorKind, ListToken, Result, SnapshotPage, StoreOptions};
 
 /// Snapshots of a page (EC2 allows 5 to 1000).
 const PAGE: i32 = 1000;
 
-/// The EC2 side of a store.
+/// What the list of snapshots is narrowed down to.
 #[derive(Clone, Debug)]
-pub(super) struct Catalog {
-    client: Client,
+pub(super) struct Scope {
+    owners: Vec<String>,
+    filters: Vec<Filter>,
 }
 
+impl Scope {
+    pub(super) fn new(options: &StoreOptions) -> Self {
+        let owners = match &options.owners[..] {
+            [] => vec!["self".to_owned()],
+            owners => owners.to_vec(),
+        };
+        let filter = |filter: &crate::store::Filter| {
+            let values = Some(filter.values.clone());
+            Filter::builder().name(&filter.name).set_values(values).build()
+        };
+        Self { owners, filters: options.filters.iter().map(filter).collect() }
+    }
+}
+
+/// An error of EC2, which has no reasons beside its codes.
 macro_rules! failed {
     () => {
         |error| Failure::of_sdk(&error, None)
     };
 }
 
-impl Catalog {
-    pub(super) fn new(client: Client) -> Self {
-        Self { client }
-    }
-
-    pub(super) async fn describe(&self, id: &SnapshotId, patience: Patience) -> Result<Snapshot> {
-        let doing = format!("describe {id}");
-        let answer = retry(&doing, patience, || async {
-            let request = self.client.describe_snapshots().snapshot_ids(id.as_str());
-            let answer = request.send().await.map_err(failed!())?;
-            let gone = || Failure::new(Class::NotFound, "there is no such snapshot");
-            answer.snapshots.unwrap_or_default().pop().ok_or_else(gone)
-        })
-        .await?;
-        snapshot(answer).map_err(|e| e.context(doing))
-    }
-
-    pub(super) async fn list(&self, token: Option<ListToken>) -> Result<SnapshotPage> {
-        let token = token.map(|token| token.0);
-        let answer = retry("list the snapshots", Patience::usual(), || async {
-            let request = self.client.describe_snapshots().owner_ids("self").max_results(PAGE);
-            request.set_next_token(token.clone()).send().await.map_err(failed!())
-        })
-        .await?;
-        let snapshots = answer.snapshots.unwrap_or_default().into_iter().map(snapshot);
-        Ok(SnapshotPage {
-            snapshots: snapshots.collect::<Result<_>>()?,
-            next: answer.next_token.filter(|token| !token.is_empty()).map(ListToken),
-        })
-    }
-
-    pub(super) async fn delete(&self, id: &SnapshotId) -> Result<()> {
-        retry(format!("delete {id}"), Patience::usual(), || async {
-            let request = self.client.delete_snapshot().snapshot_id(id.as_str());
-            request.send().await.map(|_| ()).map_err(failed!())
-        })
-        .await
-    }
-
-    /// Makes `wanted` the tags, whatever they were. Those that AWS itself has set stay.
-    pub(super) async fn set_tags(&self, id: &SnapshotId, wanted: &Tags) -> Result<()> {
-        let now = self.describe(id, Patience::usual()).await?.tags;
-        let tag = |key: &str, value: &str| Tag::builder().key(key).value(value).build();
-        let gone: Vec<_> = now
-            .keys()
-            .filter(|key| !wanted.contains_key(*key) && !key.starts_with("aws:"))
-            .collect();
-        let new: Vec<_> =
-            wanted.iter().filter(|(key, value)| now.get(*key) != Some(value)).collect();
-        if !gone.is_empty() {
-            retry(format!("untag {id}"), Patience::usual(), || async {
-                let tags =
-                    gone.iter().map(|key| Tag::builder().key(key.as_str()).build()).collect();
-                let request = self.client.delete_tags().resources(id.as_str()).set_tags(Some(tags));
-                request.send().await.map(|_| ()).map_err(failed!())
-            })
-            .await?;
-        }
-        if !new.is_empty() {
-            retry(format!("tag {id}"), Patience::usual(), || async {
-                let tags = new.iter().map(|(key, value)| tag(key, value)).collect();
-                let request = self.client.create_tags().resources(id.as_str()).set_tags(Some(tags));
-                request.send().await.map(|_| ()).map_err(failed!())
-            })
-            .await?;
-        }
-        Ok(())
-    }
-
-    /// The first page of those that have all of these tags.
-    #[expect(dead_code, reason = "for --filter")]
-    fn filters(tags: &BTreeMap<String, String>) -> Vec<Filter> {
-        let filter = |(key, value): (&String, &String)| {
-            Filter::builder().name(format!("tag:{key}")).values(value).build()
-        };
-        tags.iter().map(filter).collect()
-    }
+fn request<'a>(kind: Kind, id: &'a SnapshotId, doing: &'a str, patience: Patience) -> Request<'a> {
+    Request { kind, snapshot: Some(id), doing, patience }
 }
+
+pub(super) async fn describe(
+    service: &Service,
+    id: &SnapshotId,
+    patience: Patience,
+) -> Result<Snapshot> {
+    let doing = format!("describe {id}");
+    let asked = request(Kind::DescribeSnapshots, id, &doing, patience);
+    let answer = service.call(asked, |clients| async move {
+        let request = clients.ec2.describe_snapshots().snapshot_ids(id.as_str());
+        let answer = request.send().await.map_err(failed!())?;
+        let gone = || Failure::new(Class::NotFound, "there is no such snapshot");
+        answer.snapshots.unwrap_or_default().pop().ok_or_else(gone)
+    });
+    snapshot(answer.await?).map_err(|e| e.context(doing))
+}
+
+pub(super) async fn list(
+    service: &Service,
+    scope: &Scope,
+    token: Option<ListToken>,
+) -> Result<SnapshotPage> {
+    let token = token.map(|token| token.0);
+    let asked = Request {
+        kind: Kind::DescribeSnapshots,
+        snapshot: None,
+        doing: "list the snapshots",
+        patience: Patience::usual(),
+    };
+    let answer = service.call(asked, |clients| {
+        let token = token.clone();
+        async move {
+            let request = clients.ec2.describe_snapshots().max_results(PAGE);
+            let request = request.set_owner_ids(Some(scope.owners.clone()));
+            let filters = (!scope.filters.is_empty()).then(|| scope.filters.clone());
+            let request = request.set_filters(filters).set_next_token(token);
+            request.send().await.map_err(failed!())
+        }
+    });
+    let answer = answer.await?;
+    let snapshots = answer.snapshots.unwrap_or_default().into_iter().filter_map(|found| {
+        // One that makes no sense must not hide the others.
+        snapshot(found).inspect_err(|e| tracing::warn!("a snapshot is left out: {e}")).ok()
+    });
+    Ok(SnapshotPage {
+        snapshots: snapshots.collect(),
+        next: answer.next_token.filter(|token| !token.is_empty()).map(ListToken),
+    })
+}
+
+pub(super) async fn delete(service: &Service, id: &SnapshotId, patience: Patience) -> Result<()> {
+    let doing = format!("delete {id}");
+    let tried = AtomicBool::new(false);
+    let tried = &tried;
+    let asked = request(Kind::DeleteSnapshot, id, &doing, patience);
+    let deleted = service.call(asked, |clients| async move {
+        let again = tried.swap(true, Ordering::Relaxed);
+        let request = clients.ec2.delete_snapshot().snapshot_id(id.as_str());
+        match request.send().await.map_err(failed!()) {
+            // An attempt whose answer was lost has done it.
+            Err(failure) if again && failure.class == Class::NotFound => Ok(()),
+            done => done.map(|_| ()),
+        }
+    });
+    deleted.await
+}
+
+/// Makes `wanted` the tags, whatever they were. Those that AWS itself has set stay.
+pub(super) async fn set_tags(
+    service: &Service,
+    id: &SnapshotId,
+    wanted: &Tags,
+    patience: Patience,
+) -> Result<()> {
+    let now = describe(service, id, patience).await?.tags;
+    let of_aws = |key: &str| key.starts_with("aws:");
+    let gone = now.keys().filter(|key| !wanted.contains_key(*key) && !of_aws(key));
+    let gone: Vec<_> = gone.map(|key| Tag::builder().key(key).build()).collect();
+    let new = wanted.iter().filter(|(key, value)| now.get(*key) != Some(value) && !of_aws(key));
+    let new: Vec<_> =
+        new.map(|(key, value)| Tag::builder().key(key).value(value).build()).collect();
+    if !gone.is_empty() {
+        let doing = format!("untag {id}");
+        let gone = &gone;
+        let call =
+            service.call(request(Kind::DeleteTags, id, &doing, patience), |clients| async move {
+                let request = clients.ec2.delete_tags().resources(id.as_str());
+                request.set_tags(Some(gone.clone())).send().await.map(|_| ()).map_err(failed!())
+            });
+        call.await?;
+    }
+    if !new.is_empty() {
+        let doing = format!("tag {id}");
+        let new = &new;
+        let call =
+            service.call(request(Kind::CreateTags, id, &doing, patience), |clients| async move {
+                let request = clients.ec2.create_tags().resources(id.as_str());
+                request.set_tags(Some(new.clone())).send().await.map(|_| ()).map_err(failed!())
+            });
+        call.await?;
+    }
+    Ok(())
+}
+
+/// Tags for what EC2 does not keep of a snapshot that was not taken of a volume: the volume that it
+/// is an image of, and its parent. They are shown as that, and not as tags.
+pub(super) const VOLUME_TAG: &str = "fspfs:volume";
+pub(super) const PARENT_TAG: &str = "fspfs:parent";
+
+/// What EC2 gives for a snapshot that was not taken of a volume (EC2 user guide).
+const NO_VOLUME: &str = "vol-ffffffff";
 
 /// A snapshot as EC2 describes it.
 fn snapshot(found: aws_sdk_ec2::types::Snapshot) -> Result<Snapshot> {
@@ -115,11 +167,13 @@ fn snapshot(found: aws_sdk_ec2::types::Snapshot) -> Result<Snapshot> {
     let archived = found.storage_tier == Some(StorageTier::Archive);
     let (state, message) = match found.state {
         Some(Ec2State::Completed) if archived => (
-            SnapshotState::Error,
-            Some("it is archived: restore it with `aws ec2 restore-snapshot-tier`".to_owned()),
+            SnapshotState::Archived,
+            Some("restore it first, with `aws ec2 restore-snapshot-tier`".to_owned()),
         ),
         Some(Ec2State::Completed) => (SnapshotState::Completed, None),
-        Some(Ec2State::Pending) => (SnapshotState::Pending, found.progress),
+        Some(Ec2State::Pending) => {
+            (SnapshotState::Pending, found.progress.filter(|progress| progress != "0%"))
+        }
         state => {
             let state = state.map_or_else(|| "no state".to_owned(), |s| s.as_str().to_owned());
             (SnapshotState::Error, Some(found.state_message.unwrap_or(state)))
@@ -129,19 +183,23 @@ fn snapshot(found: aws_sdk_ec2::types::Snapshot) -> Result<Snapshot> {
         Timestamp::new(time.secs(), i32::try_from(time.subsec_nanos()).unwrap_or(0)).ok()
     };
     let tags = found.tags.unwrap_or_default().into_iter();
+    let mut tags: Tags =
+        tags.filter_map(|tag| Some((tag.key?, tag.value.unwrap_or_default()))).collect();
+    let volume = tags.remove(VOLUME_TAG);
+    let parent = tags.remove(PARENT_TAG).and_then(|id| id.parse().ok());
     Ok(Snapshot {
         volume_size: volume_size
             .ok_or_else(|| odd(&format!("the size {:?} of {id}", found.volume_size)))?,
         id,
         state,
         state_message: message.filter(|message| !message.is_empty()),
-        parent: None,
+        parent,
         lineage: None,
-        volume_id: found.volume_id.filter(|id| id != "vol-ffffffff"),
+        volume_id: found.volume_id.filter(|id| id != NO_VOLUME).or(volume),
         description: found.description.unwrap_or_default(),
         start_time: found.start_time.and_then(time).unwrap_or(Timestamp::UNIX_EPOCH),
         completion_time: found.completion_time.and_then(time),
-        tags: tags.filter_map(|tag| Some((tag.key?, tag.value.unwrap_or_default()))).collect(),
+        tags,
         encrypted: found.encrypted.unwrap_or(false),
         content_digest: None,
         data_blocks: None,

@@ -11,6 +11,7 @@ use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{AppName, BehaviorVersion, Region, SdkConfig};
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
+use aws_types::service_config::ServiceConfigKey;
 
 use super::EbsUrl;
 
@@ -30,6 +31,8 @@ pub(crate) struct Clients {
     pub(crate) ec2: aws_sdk_ec2::Client,
     /// The region that was found.
     pub(crate) region: String,
+    /// Where the blocks are, unless that follows from the region.
+    pub(super) endpoint: Option<String>,
 }
 
 impl Clients {
@@ -41,6 +44,7 @@ impl Clients {
     /// Clients with a configuration that was read.
     pub(crate) fn of(shared: &SdkConfig, url: &EbsUrl) -> Self {
         let region = shared.region().map_or(DEFAULT_REGION, Region::as_ref).to_owned();
+        let endpoint = url.endpoint.clone().or_else(|| configured_endpoint(shared, "EBS"));
         let mut ebs = aws_sdk_ebs::config::Builder::from(shared);
         if let Some(endpoint) = &url.endpoint {
             ebs = ebs.endpoint_url(endpoint);
@@ -54,8 +58,37 @@ impl Clients {
             ebs: aws_sdk_ebs::Client::from_conf(ebs.build()),
             ec2: aws_sdk_ec2::Client::from_conf(ec2.build()),
             region,
+            endpoint,
         }
     }
+}
+
+impl Clients {
+    /// Those that somebody else has made, for a service of which nothing is known.
+    pub(super) fn given(ebs: aws_sdk_ebs::Client, ec2: aws_sdk_ec2::Client) -> Self {
+        let region = ebs.config().region().map_or(DEFAULT_REGION, Region::as_ref).to_owned();
+        Self { ebs, ec2, region, endpoint: Some(String::new()) }
+    }
+
+    /// Whether the quotas of AWS are to be expected.
+    pub(super) fn is_aws(&self) -> bool {
+        let Some(endpoint) = &self.endpoint else { return true };
+        let host = endpoint.split("://").nth(1).unwrap_or(endpoint);
+        let host = host.split(['/', ':']).next().unwrap_or(host);
+        [".amazonaws.com", ".amazonaws.com.cn", ".api.aws"].iter().any(|end| host.ends_with(end))
+    }
+}
+
+/// The endpoint that the environment or the profile gives for a service.
+fn configured_endpoint(shared: &SdkConfig, service: &str) -> Option<String> {
+    let key = ServiceConfigKey::builder()
+        .service_id(service)
+        .env("AWS_ENDPOINT_URL")
+        .profile("endpoint_url")
+        .build()
+        .ok()?;
+    let of_service = shared.service_config().and_then(|config| config.load_config(key));
+    of_service.or_else(|| shared.endpoint_url().map(str::to_owned))
 }
 
 /// What providers of the SDK that are made by hand have to be given: they know no HTTP client, and

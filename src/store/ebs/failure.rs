@@ -3,19 +3,25 @@
 //! Classes are those of <https://docs.aws.amazon.com/ebs/latest/userguide/error-retries.html>.
 
 use std::fmt;
+use std::time::Duration;
 
 use aws_sdk_ebs::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ebs::operation::RequestId;
 use aws_smithy_runtime_api::client::result::DispatchFailure;
 use aws_smithy_types::error::display::DisplayErrorContext;
 
+use super::limiter::Outcome;
 use crate::store::{Error, ErrorKind};
 
 /// What can be done about a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
-    /// The account or the snapshot had too many requests: slower, and again.
-    Throttled,
+    /// The account had too many requests: slower, and again.
+    AccountThrottled,
+    /// The snapshot had too many.
+    SnapshotThrottled,
+    /// There were too many at the same time.
+    Overloaded,
     /// Again, as it is.
     Transient,
     /// Data that is not what its checksum says: again, it may have been spoilt on the way.
@@ -23,8 +29,25 @@ pub(super) enum Class {
     /// Again, within two minutes of the start of a snapshot, which not all of the service may have
     /// heard of; else there is none.
     NotFound,
+    /// The credentials do not work, or there are none: again once they were read anew.
+    Credentials,
     /// Not again: the kind says what it is.
     Final(ErrorKind),
+}
+
+impl Class {
+    /// What the limiter learns from it.
+    pub(super) fn outcome(self) -> Outcome {
+        match self {
+            Self::AccountThrottled => Outcome::AccountThrottled,
+            Self::SnapshotThrottled => Outcome::SnapshotThrottled,
+            Self::Overloaded => Outcome::Overloaded,
+            Self::Transient => Outcome::Unknown,
+            Self::Corrupt | Self::NotFound | Self::Credentials | Self::Final(_) => {
+                Outcome::Answered
+            }
+        }
+    }
 }
 
 /// A request that failed.
@@ -41,8 +64,9 @@ impl Failure {
     }
 
     /// No answer within the time of one attempt.
-    pub(super) fn timed_out(seconds: u64) -> Self {
-        Self::new(Class::Transient, format!("there was no answer within {seconds} s"))
+    pub(super) fn timed_out(time: Duration) -> Self {
+        let text = format!("there was no answer within {:.0} s", time.as_secs_f64());
+        Self::new(Class::Transient, text)
     }
 
     /// An error of an SDK. `reason` is what the service gives beside the code.
@@ -60,7 +84,7 @@ impl Failure {
                     Class::Final(ErrorKind::Invalid)
                 }
                 SdkError::DispatchFailure(failure) if is_credentials(failure, &text) => {
-                    Class::Final(ErrorKind::Denied)
+                    Class::Credentials
                 }
                 _ => Class::Transient,
             };
@@ -78,19 +102,22 @@ impl Failure {
     /// The kind of error that it is for whoever called.
     pub(super) fn kind(&self) -> ErrorKind {
         match self.class {
-            Class::Throttled => ErrorKind::Throttled,
+            Class::AccountThrottled | Class::SnapshotThrottled | Class::Overloaded => {
+                ErrorKind::Throttled
+            }
             Class::Transient => ErrorKind::Unavailable,
             Class::Corrupt => ErrorKind::Corrupt,
             Class::NotFound => ErrorKind::NotFound,
+            Class::Credentials => ErrorKind::Denied,
             Class::Final(kind) => kind,
         }
     }
 
     /// The error of an operation that tried so often for so long.
-    pub(super) fn after(&self, doing: impl fmt::Display, attempts: u32, seconds: f64) -> Error {
+    pub(super) fn after(&self, doing: impl fmt::Display, attempts: u32, time: Duration) -> Error {
         let tries = match attempts {
             0 | 1 => String::new(),
-            n => format!(" after {n} attempts in {seconds:.1} s"),
+            n => format!(" after {n} attempts in {:.1} s", time.as_secs_f64()),
         };
         Error::new(self.kind(), format!("cannot {doing}{tries}: {self}"))
     }
@@ -114,36 +141,49 @@ fn is_credentials(failure: &DispatchFailure, text: &str) -> bool {
 fn classify(status: u16, code: &str, reason: Option<&str>, message: &str) -> Class {
     use ErrorKind as Kind;
     match (code, reason) {
+        (_, Some("RESOURCE_LEVEL_THROTTLE")) => Class::SnapshotThrottled,
         (
             "RequestThrottledException"
             | "ThrottlingException"
             | "Throttling"
             | "RequestLimitExceeded"
             | "TooManyRequestsException"
-            | "ConcurrentLimitExceededException"
             | "SlowDown",
             _,
-        ) => Class::Throttled,
+        ) => Class::AccountThrottled,
+        ("ConcurrentLimitExceededException", _) => Class::Overloaded,
         (_, Some("INVALID_BLOCK_TOKEN" | "INVALID_PAGE_TOKEN")) => Class::Final(Kind::ExpiredToken),
         (_, Some("WRITE_REQUEST_TIMEOUT")) => Class::Transient,
+        // The clock was off, or the signature spoilt: signed again it may be right.
+        ("InvalidSignatureException", _) => Class::Transient,
+        (
+            "ExpiredTokenException"
+            | "ExpiredToken"
+            | "RequestExpired"
+            | "UnrecognizedClientException"
+            | "InvalidClientTokenId"
+            | "AuthFailure",
+            _,
+        ) => Class::Credentials,
         ("ResourceNotFoundException" | "InvalidSnapshot.NotFound", _) => Class::NotFound,
         // A 400 that is none: documented as worth repeating.
         ("ValidationException", _) if message.contains("Failed to read block data") => {
             Class::Transient
         }
         ("ValidationException", Some("INVALID_SNAPSHOT_ID")) => Class::Final(Kind::NotReady),
-        ("ValidationException", Some("CONFLICTING_BLOCK_UPDATE")) | ("ConflictException", _) => {
+        ("ValidationException", Some("CONFLICTING_BLOCK_UPDATE"))
+        | ("ConflictException" | "IncorrectState" | "InvalidSnapshot.InUse", _) => {
             Class::Final(Kind::Conflict)
         }
-        ("IncorrectState" | "InvalidSnapshot.InUse", _) => Class::Final(Kind::Conflict),
-        ("ServiceQuotaExceededException", _) => Class::Final(Kind::Quota),
-        // The clock was off, or the signature spoilt: signed again it may be right.
-        ("InvalidSignatureException", _) => Class::Transient,
+        (
+            "ServiceQuotaExceededException"
+            | "SnapshotLimitExceeded"
+            | "PendingSnapshotLimitExceeded",
+            _,
+        ) => Class::Final(Kind::Quota),
         (_, _) if status >= 500 || status == 408 || status == 429 => Class::Transient,
         (_, _) if status == 401 || status == 403 => Class::Final(Kind::Denied),
-        ("ExpiredTokenException" | "ExpiredToken" | "RequestExpired", _) => {
-            Class::Final(Kind::Denied)
-        }
+        ("UnauthorizedOperation" | "OptInRequired", _) => Class::Final(Kind::Denied),
         (_, _) if status == 402 => Class::Final(Kind::Quota),
         _ => Class::Final(Kind::Invalid),
     }
@@ -158,9 +198,23 @@ mod tests {
         use ErrorKind as Kind;
         for (status, code, reason, message, class) in [
             (500, "InternalServerException", None, "", Class::Transient),
-            (400, "RequestThrottledException", Some("ACCOUNT_THROTTLED"), "", Class::Throttled),
-            (400, "ThrottlingException", None, "", Class::Throttled),
-            (503, "RequestLimitExceeded", None, "", Class::Throttled),
+            (
+                400,
+                "RequestThrottledException",
+                Some("ACCOUNT_THROTTLED"),
+                "",
+                Class::AccountThrottled,
+            ),
+            (
+                400,
+                "RequestThrottledException",
+                Some("RESOURCE_LEVEL_THROTTLE"),
+                "",
+                Class::SnapshotThrottled,
+            ),
+            (400, "ConcurrentLimitExceededException", None, "", Class::Overloaded),
+            (400, "ThrottlingException", None, "", Class::AccountThrottled),
+            (503, "RequestLimitExceeded", None, "", Class::AccountThrottled),
             (400, "ValidationException", None, "Failed to read block data", Class::Transient),
             (400, "ValidationException", Some("INVALID_BLOCK"), "x", Class::Final(Kind::Invalid)),
             (
@@ -173,7 +227,9 @@ mod tests {
             (404, "ResourceNotFoundException", Some("SNAPSHOT_NOT_FOUND"), "", Class::NotFound),
             (400, "InvalidSnapshot.NotFound", None, "", Class::NotFound),
             (403, "AccessDeniedException", None, "", Class::Final(Kind::Denied)),
-            (401, "AuthFailure", None, "", Class::Final(Kind::Denied)),
+            (401, "AuthFailure", None, "", Class::Credentials),
+            (403, "ExpiredTokenException", None, "", Class::Credentials),
+            (403, "UnauthorizedOperation", None, "", Class::Final(Kind::Denied)),
             (402, "ServiceQuotaExceededException", None, "", Class::Final(Kind::Quota)),
             (409, "ConflictException", None, "", Class::Final(Kind::Conflict)),
             (403, "InvalidSignatureException", None, "", Class::Transient),

@@ -6,12 +6,12 @@ use aws_sdk_ebs::operation::list_snapshot_blocks::ListSnapshotBlocksError;
 use aws_sdk_ebs::primitives::ByteStream;
 use bytes::Bytes;
 
+use super::Ebs;
 use super::failure::{Class, Failure};
+use super::request::Kind;
+use super::service::{Patience, Request};
 use super::write::reason_of;
-use super::{Ebs, Patience, retry};
-use crate::model::{
-    BLOCK_SIZE, BLOCK_SIZE_U64, Block, BlockBuffer, BlockIndex, Digest, SnapshotId,
-};
+use crate::model::{BLOCK_SIZE, Block, BlockBuffer, BlockIndex, Digest, SnapshotId};
 use crate::store::{
     BlockPage, BlockToken, ChangedBlock, ChangedPage, Error, ErrorKind, ListFrom, ListedBlock,
     MAX_PAGE_BLOCKS, PageToken, Result,
@@ -69,26 +69,42 @@ fn odd(what: impl std::fmt::Display) -> Failure {
     Failure::new(Class::Final(ErrorKind::Unavailable), format!("the service gave {what}"))
 }
 
-/// A block size that is not ours would put everything in the wrong place.
-fn check_block_size(size: Option<i32>) -> Result<(), Failure> {
-    match size {
-        Some(size) if u64::try_from(size) != Ok(BLOCK_SIZE_U64) => {
-            Err(odd(format!("the block size {size}; EBS has {BLOCK_SIZE}: is this its endpoint?")))
-        }
-        _ => Ok(()),
+/// Says so, once, if a service gives another block size than the one there is. What counts is the
+/// length of each block, without which none is used (moto says 512 and means 524,288).
+pub(super) fn check_block_size(size: Option<i32>) {
+    static TOLD: std::sync::Once = std::sync::Once::new();
+    if let Some(size) = size.filter(|size| usize::try_from(*size) != Ok(BLOCK_SIZE)) {
+        TOLD.call_once(|| {
+            tracing::warn!(
+                "the service gives a block size of {size}, where EBS has {BLOCK_SIZE}: is this its endpoint?"
+            );
+        });
     }
 }
 
-/// Indexes must ascend, or the map of the image would be wrong.
-fn check_order<'a>(indexes: impl Iterator<Item = &'a BlockIndex>) -> Result<(), Failure> {
-    let mut last = None;
-    for index in indexes {
-        if last >= Some(index) {
-            return Err(odd(format!("block {index} behind a later one")));
-        }
-        last = Some(index);
+/// Checks that indexes ascend, or the map of the image would be wrong. Only a page that is all there
+/// is may be put in order here, and begin before the index that was asked for.
+fn in_order<T>(
+    blocks: &mut Vec<T>,
+    whole: bool,
+    start: Option<i32>,
+    index: impl Fn(&T) -> BlockIndex,
+) -> Result<(), Failure> {
+    if whole {
+        blocks.sort_by_key(&index);
+        let start = start.and_then(|start| u32::try_from(start).ok()).unwrap_or(0);
+        blocks.retain(|block| index(block).0 >= start);
     }
-    Ok(())
+    match blocks.windows(2).find(|pair| index(&pair[0]) >= index(&pair[1])) {
+        Some(pair) => {
+            Err(odd(format!("block {} behind block {}", index(&pair[1]), index(&pair[0]))))
+        }
+        None => Ok(()),
+    }
+}
+
+fn of<'a>(kind: Kind, id: &'a SnapshotId, doing: &'a str) -> Request<'a> {
+    Request { kind, snapshot: Some(id), doing, patience: Patience::usual() }
 }
 
 impl Ebs {
@@ -100,27 +116,29 @@ impl Ebs {
     ) -> Result<BlockPage> {
         let place = Place::of(from)?;
         let doing = format!("list the blocks of {id}");
-        let (mut blocks, end, token) = retry(&doing, Patience::usual(), || async {
-            let request = self.ebs.list_snapshot_blocks().snapshot_id(id.as_str());
+        let (place, asked) = (&place, of(Kind::ListSnapshotBlocks, id, &doing));
+        let listed_page = self.service.call(asked, |clients| async move {
+            let request = clients.ebs.list_snapshot_blocks().snapshot_id(id.as_str());
             let request = request.max_results(results(max)).set_next_token(place.token.clone());
             let answer = request.set_starting_block_index(place.index).send().await;
             let answer = answer.map_err(|e| {
                 let reason = reason_of!(ListSnapshotBlocksError, e);
                 Failure::of_sdk(&e, reason.as_deref())
             })?;
-            check_block_size(answer.block_size)?;
+            check_block_size(answer.block_size);
             let mut blocks = Vec::new();
             for block in answer.blocks.unwrap_or_default() {
                 let token = block.block_token.ok_or_else(|| odd("a block without a token"))?;
                 blocks.push(listed(index(block.block_index)?, token));
             }
-            check_order(blocks.iter().map(|block| &block.index))?;
+            let whole = place.token.is_none() && answer.next_token.is_none();
+            in_order(&mut blocks, whole, place.index, |block| block.index)?;
             let gib = answer.volume_size.and_then(|gib| u64::try_from(gib).ok()).unwrap_or(0);
             let end = crate::model::VolumeSize::from_gib(gib).map(|size| size.blocks());
             let end = end.map_err(|_| odd(format!("a volume of {gib} GiB")))?;
             Ok((blocks, end, answer.next_token))
-        })
-        .await?;
+        });
+        let (mut blocks, end, token) = listed_page.await?;
         let cut = blocks.get(max).map(|block| block.index);
         blocks.truncate(max);
         let next = next(cut, token);
@@ -140,8 +158,9 @@ impl Ebs {
     ) -> Result<ChangedPage> {
         let place = Place::of(from)?;
         let doing = format!("compare {first} and {second}");
-        let (mut blocks, token) = retry(&doing, Patience::usual(), || async {
-            let request = self.ebs.list_changed_blocks().first_snapshot_id(first.as_str());
+        let (place, asked) = (&place, of(Kind::ListChangedBlocks, second, &doing));
+        let changed_page = self.service.call(asked, |clients| async move {
+            let request = clients.ebs.list_changed_blocks().first_snapshot_id(first.as_str());
             let request = request.second_snapshot_id(second.as_str()).max_results(results(max));
             let request = request.set_next_token(place.token.clone());
             let answer = request.set_starting_block_index(place.index).send().await;
@@ -149,7 +168,7 @@ impl Ebs {
                 let reason = reason_of!(ListChangedBlocksError, e);
                 Failure::of_sdk(&e, reason.as_deref())
             })?;
-            check_block_size(answer.block_size)?;
+            check_block_size(answer.block_size);
             let mut blocks = Vec::new();
             for block in answer.changed_blocks.unwrap_or_default() {
                 let index = index(block.block_index)?;
@@ -159,10 +178,11 @@ impl Ebs {
                     second: block.second_block_token.map(|token| listed(index, token)),
                 });
             }
-            check_order(blocks.iter().map(|block| &block.index))?;
+            let whole = place.token.is_none() && answer.next_token.is_none();
+            in_order(&mut blocks, whole, place.index, |block| block.index)?;
             Ok((blocks, answer.next_token))
-        })
-        .await?;
+        });
+        let (mut blocks, token) = changed_page.await?;
         let cut = blocks.get(max).map(|block| block.index);
         blocks.truncate(max);
         Ok(ChangedPage { blocks, next: next(cut, token) })
@@ -181,21 +201,22 @@ impl Ebs {
         let token = std::str::from_utf8(&token.0).map_err(|_| expired())?;
         let number = i32::try_from(index.0).map_err(|_| expired())?;
         let doing = format!("read block {index} of {id}");
-        retry(&doing, Patience::usual(), || async {
-            let request = self.ebs.get_snapshot_block().snapshot_id(id.as_str());
-            let answer = request.block_index(number).block_token(token).send().await;
-            let answer = answer.map_err(|e| {
-                let reason = reason_of!(GetSnapshotBlockError, e);
-                Failure::of_sdk(&e, reason.as_deref())
-            })?;
-            let checksum = answer.checksum.as_deref().and_then(Digest::from_base64);
-            let expected = checksum.ok_or_else(|| odd("no SHA-256 with a block"))?;
-            let bytes = collect(answer.block_data).await?;
-            // Spoilt on the way, most likely.
-            Block::verified(bytes, expected)
-                .map_err(|mismatch| Failure::new(Class::Corrupt, mismatch.to_string()))
-        })
-        .await
+        let read =
+            self.service.call(of(Kind::GetSnapshotBlock, id, &doing), |clients| async move {
+                let request = clients.ebs.get_snapshot_block().snapshot_id(id.as_str());
+                let answer = request.block_index(number).block_token(token).send().await;
+                let answer = answer.map_err(|e| {
+                    let reason = reason_of!(GetSnapshotBlockError, e);
+                    Failure::of_sdk(&e, reason.as_deref())
+                })?;
+                let checksum = answer.checksum.as_deref().and_then(Digest::from_base64);
+                let expected = checksum.ok_or_else(|| odd("no SHA-256 with a block"))?;
+                let bytes = collect(answer.block_data).await?;
+                // Spoilt on the way, most likely.
+                Block::verified(bytes, expected)
+                    .map_err(|mismatch| Failure::new(Class::Corrupt, mismatch.to_string()))
+            });
+        read.await
     }
 }
 

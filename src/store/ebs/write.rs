@@ -1,15 +1,21 @@
 //! Starting, filling and completing a snapshot.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use aws_sdk_ebs::operation::complete_snapshot::CompleteSnapshotError;
 use aws_sdk_ebs::operation::put_snapshot_block::PutSnapshotBlockError;
-use aws_sdk_ebs::operation::start_snapshot::StartSnapshotError;
+use aws_sdk_ebs::operation::start_snapshot::{StartSnapshotError, StartSnapshotOutput};
 use aws_sdk_ebs::primitives::ByteStream;
 use aws_sdk_ebs::types::{ChecksumAggregationMethod, ChecksumAlgorithm, Status, Tag};
 use jiff::Timestamp;
 
+use super::catalog::{PARENT_TAG, VOLUME_TAG};
 use super::failure::{Class, Failure};
-use super::{Ebs, Instant, Patience, SnapshotState, retry};
-use crate::model::{BLOCK_SIZE, Block, BlockIndex, Snapshot, SnapshotId};
+use super::read::check_block_size;
+use super::request::Kind;
+use super::service::{Patience, Request};
+use super::{Ebs, Instant, SnapshotState, catalog};
+use crate::model::{BLOCK_SIZE, Block, BlockIndex, MAX_TAGS, Snapshot, SnapshotId, VolumeSize};
 use crate::store::{CompleteRequest, Error, ErrorKind, Result, StartRequest};
 
 /// The reason beside the code of an error, which each operation has in a type of its own.
@@ -36,62 +42,51 @@ macro_rules! reason_of {
 }
 pub(super) use reason_of;
 
-/// Minutes that a snapshot may be left alone by its writer: the longest that the service allows,
-/// since a commit may wait for a store that is gone, and what is left alone is deleted anyway.
-const TIMEOUT_MINUTES: i32 = 4320;
+/// Minutes that a snapshot may be left alone by its writer: at least an hour, the service's own
+/// default, and at most three days, the most that it allows.
+const TIMEOUT_MINUTES: std::ops::RangeInclusive<i32> = 60..=4320;
+
+/// Blocks that even a slow line moves in a minute (about 0.9 MB/s), so that a writer has the time
+/// that its volume may need.
+const SLOW_BLOCKS_A_MINUTE: u64 = 100;
+
+/// Minutes after which the service gives up a snapshot of this size that nobody completes. It does
+/// not say whether they count from the last put or from the start, so there are enough for both.
+fn timeout_minutes(size: VolumeSize) -> i32 {
+    let needed = u64::from(size.blocks().0) / SLOW_BLOCKS_A_MINUTE;
+    i32::try_from(needed)
+        .unwrap_or(i32::MAX)
+        .clamp(*TIMEOUT_MINUTES.start(), *TIMEOUT_MINUTES.end())
+}
 
 impl Ebs {
     pub(super) async fn start_snapshot(&self, request: StartRequest) -> Result<Snapshot> {
         let unsupported = |what: &str| {
-            Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("EBS cannot start a snapshot with {what}"),
-            ))
+            let message = format!("EBS cannot start a snapshot with {what}");
+            Err(Error::new(ErrorKind::Unsupported, message))
         };
         if request.id.is_some() {
             return unsupported("a chosen id");
         }
         if request.parent.is_some() && (request.encrypted || request.kms_key.is_some()) {
-            return unsupported("a parent and encryption: a child is encrypted as its parent is");
+            return unsupported(
+                "both a parent and encryption of its own: it is encrypted as its parent is",
+            );
         }
-        let gib = i64::try_from(request.volume_size.gib()).expect("at most 65,536");
-        let minutes = request.timeout.map_or(TIMEOUT_MINUTES, |timeout| {
-            i32::try_from(timeout.as_secs().div_ceil(60)).unwrap_or(TIMEOUT_MINUTES)
-        });
-        // A start that is tried again must not make a second snapshot.
-        let token =
-            request.client_token.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
-        let tag = |(key, value): (&String, &String)| Tag::builder().key(key).value(value).build();
-        let tags: Vec<_> = request.tags.iter().map(tag).collect();
-        let answer = retry("start a snapshot", Patience::usual(), || async {
-            let call = self.ebs.start_snapshot().volume_size(gib).client_token(&token);
-            let call = call
-                .set_parent_snapshot_id(request.parent.as_ref().map(ToString::to_string))
-                .set_tags((!tags.is_empty()).then(|| tags.clone()))
-                .set_description(
-                    (!request.description.is_empty()).then(|| request.description.clone()),
-                )
-                .set_encrypted(request.encrypted.then_some(true))
-                .set_kms_key_arn(request.kms_key.clone())
-                .timeout(minutes.clamp(10, TIMEOUT_MINUTES));
-            call.send().await.map_err(|e| {
-                let reason = reason_of!(StartSnapshotError, e);
-                Failure::of_sdk(&e, reason.as_deref())
-            })
-        })
-        .await?;
+        let answer = self.send_start(&request).await?;
         let text = answer.snapshot_id.unwrap_or_default();
         let id: SnapshotId = text.parse().map_err(|_| {
             Error::new(ErrorKind::Unavailable, format!("EBS gave the snapshot id {text:?}"))
         })?;
-        if answer.block_size.is_some_and(|size| usize::try_from(size) != Ok(BLOCK_SIZE)) {
-            let message = format!("{id} has another block size than EBS: is this its endpoint?");
-            return Err(Error::new(ErrorKind::Unavailable, message));
-        }
-        self.started().put(id.clone(), Instant::now());
+        check_block_size(answer.block_size);
+        self.started().put(id.clone(), Instant::now() + self.settling);
         let time = answer.start_time.and_then(|time| {
-            Timestamp::new(time.secs(), i32::try_from(time.subsec_nanos()).unwrap_or(0)).ok()
+            // It comes as a floating-point number, and EC2 has milliseconds.
+            let time =
+                Timestamp::new(time.secs(), i32::try_from(time.subsec_nanos()).ok()?).ok()?;
+            time.round(jiff::Unit::Millisecond).ok()
         });
+        // Whatever was asked for: an account may encrypt everything.
         let encrypted = answer.kms_key_arn.is_some()
             || answer.sse_type.is_some_and(|sse| sse.as_str() != "none");
         Ok(Snapshot {
@@ -105,7 +100,7 @@ impl Ebs {
             volume_size: request.volume_size,
             parent: request.parent,
             lineage: None,
-            volume_id: None,
+            volume_id: request.volume_id,
             description: request.description,
             start_time: time.unwrap_or_else(Timestamp::now),
             completion_time: None,
@@ -115,6 +110,48 @@ impl Ebs {
             data_blocks: None,
             zero_blocks: None,
         })
+    }
+
+    async fn send_start(&self, request: &StartRequest) -> Result<StartSnapshotOutput> {
+        let gib = i64::try_from(request.volume_size.gib()).expect("at most 65,536");
+        let minutes = match request.timeout {
+            Some(timeout) => i32::try_from(timeout.as_secs().div_ceil(60)).unwrap_or(i32::MAX),
+            None => timeout_minutes(request.volume_size),
+        };
+        let minutes = minutes.clamp(10, *TIMEOUT_MINUTES.end());
+        // A start that is tried again must not make a second snapshot.
+        let token = request.client_token.clone();
+        let token = &token.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+        let tag = |(key, value): (&String, &String)| Tag::builder().key(key).value(value).build();
+        // What EC2 does not keep of a snapshot, as tags, as far as there is room.
+        let room = MAX_TAGS.saturating_sub(request.tags.len());
+        let parent = request.parent.as_ref().map(|id| (PARENT_TAG.to_owned(), id.to_string()));
+        let volume = request.volume_id.as_ref().map(|id| (VOLUME_TAG.to_owned(), id.clone()));
+        let own: Vec<_> = parent.into_iter().chain(volume).take(room).collect();
+        let own = own.iter().map(|(key, value)| (key, value));
+        let tags: &Vec<_> = &request.tags.iter().chain(own).map(tag).collect();
+        let asked = Request {
+            kind: Kind::StartSnapshot,
+            snapshot: None,
+            doing: "start a snapshot",
+            patience: Patience::usual(),
+        };
+        let start = self.service.call(asked, |clients| async move {
+            let call = clients.ebs.start_snapshot().volume_size(gib).client_token(token);
+            let description = Some(request.description.clone()).filter(|text| !text.is_empty());
+            let call = call
+                .set_parent_snapshot_id(request.parent.as_ref().map(ToString::to_string))
+                .set_tags((!tags.is_empty()).then(|| tags.clone()))
+                .set_description(description)
+                .set_encrypted(request.encrypted.then_some(true))
+                .set_kms_key_arn(request.kms_key.clone())
+                .timeout(minutes);
+            call.send().await.map_err(|e| {
+                let reason = reason_of!(StartSnapshotError, e);
+                Failure::of_sdk(&e, reason.as_deref())
+            })
+        });
+        start.await
     }
 
     pub(super) async fn put(
@@ -129,25 +166,27 @@ impl Ebs {
         let length = i32::try_from(BLOCK_SIZE).expect("512 KiB");
         let checksum = block.digest().to_base64();
         let doing = format!("put block {index} of {id}");
-        retry(&doing, self.patience(id), || async {
-            let call = self.ebs.put_snapshot_block().snapshot_id(id.as_str()).block_index(number);
+        let asked = self.about(Kind::PutSnapshotBlock, id, &doing);
+        let checksum = &checksum;
+        let put = self.service.call(asked, |clients| async move {
+            let call =
+                clients.ebs.put_snapshot_block().snapshot_id(id.as_str()).block_index(number);
             let call = call.data_length(length).block_data(ByteStream::from(block.bytes()));
-            let call = call.checksum(&checksum);
+            let call = call.checksum(checksum);
             let call = call.checksum_algorithm(ChecksumAlgorithm::ChecksumAlgorithmSha256);
             let answer = call.send().await.map_err(|e| {
                 let reason = reason_of!(PutSnapshotBlockError, e);
                 Failure::of_sdk(&e, reason.as_deref())
             })?;
             match answer.checksum {
-                Some(given) if given != checksum => {
+                Some(given) if given != *checksum => {
                     let text = "the service acknowledged another checksum";
                     Err(Failure::new(Class::Final(ErrorKind::Corrupt), text))
                 }
                 _ => Ok(()),
             }
-        })
-        .await
-        .map_err(|error| match error.kind() {
+        });
+        put.await.map_err(|error| match error.kind() {
             // A snapshot takes blocks while it is pending, and never again.
             ErrorKind::NotReady => error.of_kind(ErrorKind::Conflict),
             _ => error,
@@ -166,44 +205,52 @@ impl Ebs {
             )
         })?;
         let doing = format!("complete {id}");
-        let mut tried = false;
-        let completed = retry(&doing, self.patience(id), || {
-            let again = std::mem::replace(&mut tried, true);
-            async move {
-                let call = self.ebs.complete_snapshot().snapshot_id(id.as_str());
-                let mut call = call.changed_blocks_count(count);
-                if let Some(checksum) = request.checksum {
-                    call = call
-                        .checksum(checksum.to_base64())
-                        .checksum_algorithm(ChecksumAlgorithm::ChecksumAlgorithmSha256)
-                        .checksum_aggregation_method(
-                            ChecksumAggregationMethod::ChecksumAggregationLinear,
-                        );
-                }
-                let failure = match call.send().await {
-                    Ok(_) => return Ok(()),
-                    Err(e) => {
-                        let reason = reason_of!(CompleteSnapshotError, e);
-                        Failure::of_sdk(&e, reason.as_deref())
-                    }
-                };
-                // An attempt whose answer was lost may have done it.
-                if again && matches!(failure.class, Class::Final(_)) {
-                    let found = self.catalog.describe(id, Patience::usual()).await;
-                    if found.is_ok_and(|found| found.state == SnapshotState::Completed) {
-                        return Ok(());
-                    }
-                }
-                Err(failure)
+        let tried = &AtomicBool::new(false);
+        let asked = self.about(Kind::CompleteSnapshot, id, &doing);
+        let completed = self.service.call(asked, |clients| async move {
+            let again = tried.swap(true, Ordering::Relaxed);
+            let call = clients.ebs.complete_snapshot().snapshot_id(id.as_str());
+            let mut call = call.changed_blocks_count(count);
+            if let Some(checksum) = request.checksum {
+                call = call
+                    .checksum(checksum.to_base64())
+                    .checksum_algorithm(ChecksumAlgorithm::ChecksumAlgorithmSha256)
+                    .checksum_aggregation_method(
+                        ChecksumAggregationMethod::ChecksumAggregationLinear,
+                    );
             }
-        })
-        .await;
-        completed.map_err(|error| match error.kind() {
+            let failure = match call.send().await {
+                Ok(_) => return Ok(()),
+                Err(e) => {
+                    let reason = reason_of!(CompleteSnapshotError, e);
+                    Failure::of_sdk(&e, reason.as_deref())
+                }
+            };
+            // An attempt whose answer was lost may have done it.
+            if again && matches!(failure.class, Class::Final(_)) {
+                let found = catalog::describe(&self.service, id, Patience::usual()).await;
+                if found.is_ok_and(|found| found.state == SnapshotState::Completed) {
+                    return Ok(());
+                }
+            }
+            Err(failure)
+        });
+        completed.await.map_err(|error| match error.kind() {
             ErrorKind::NotReady | ErrorKind::Invalid => error.of_kind(ErrorKind::Conflict),
             _ => error,
         })?;
-        let described = self.catalog.describe(id, self.patience(id)).await?;
-        self.started().pop(id);
-        Ok(described)
+        catalog::describe(&self.service, id, self.patience(id)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_volume_has_more_time() {
+        for (gib, minutes) in [(1, 60), (8, 163), (100, 2048), (65_536, 4320)] {
+            assert_eq!(timeout_minutes(VolumeSize::from_gib(gib).unwrap()), minutes, "{gib}");
+        }
     }
 }

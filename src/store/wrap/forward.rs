@@ -8,7 +8,7 @@ use super::Call;
 use crate::model::{Block, BlockIndex, Snapshot, SnapshotId, Tags};
 use crate::store::{
     BlockPage, BlockToken, ChangedPage, CompleteRequest, ListFrom, ListToken, Result, SharedStore,
-    SnapshotPage, SnapshotStore, StartRequest,
+    SnapshotPage, SnapshotStore, StartRequest, Usage,
 };
 
 /// A wrapper: by default it changes nothing.
@@ -28,6 +28,11 @@ pub(crate) trait Wrapper: Debug + Send + Sync + 'static {
     /// Runs after that, if the call succeeded; whoever called is not told so if this fails.
     async fn answer(&self, _call: Call) -> Result<()> {
         Ok(())
+    }
+
+    /// Sees each page of a list of snapshots.
+    fn listed(&self, page: SnapshotPage) -> SnapshotPage {
+        page
     }
 
     /// Sees each snapshot that a call tells of.
@@ -59,13 +64,22 @@ macro_rules! forward {
 
 #[async_trait]
 impl<W: Wrapper> SnapshotStore for W {
+    fn parallelism(&self) -> usize {
+        self.inner().parallelism()
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        self.inner().usage()
+    }
+
     async fn describe(&self, id: &SnapshotId) -> Result<Snapshot> {
         let snapshot = forward!(self, Describe, self.inner().describe(id))?;
         Ok(self.snapshot(Call::Describe, snapshot))
     }
 
     async fn list(&self, token: Option<ListToken>) -> Result<SnapshotPage> {
-        forward!(self, List, self.inner().list(token))
+        let page = forward!(self, List, self.inner().list(token))?;
+        Ok(self.listed(page))
     }
 
     async fn list_blocks(&self, id: &SnapshotId, from: ListFrom, max: usize) -> Result<BlockPage> {

@@ -1,0 +1,171 @@
+//! How many requests for blocks are under way at the same time.
+//!
+//! One more for each round without trouble, and a part fewer when the service is overloaded (TCP's
+//! additive increase and multiplicative decrease); and no more than what brings something: if a
+//! quarter more of them moved hardly more blocks, it goes back, and tries again later.
+
+use std::time::{Duration, Instant};
+
+/// How many it begins with.
+const BEGIN: f64 = 16.0;
+
+/// How many it never goes below.
+const LEAST: f64 = 2.0;
+
+/// What is left when the service is overloaded.
+const DECREASE: f64 = 0.7;
+
+/// How long throughput is measured before something follows from it, in time and in rounds.
+const MEASURE: Duration = Duration::from_millis(200);
+const ROUNDS: f64 = 2.0;
+
+/// How much larger it must be for a comparison, and how much more that must bring.
+const STEP: f64 = 1.25;
+const GAIN: f64 = 1.05;
+
+/// How long it stays where more brought nothing.
+const HOLD: Duration = Duration::from_secs(3);
+
+/// The number of requests that may be under way.
+#[derive(Debug)]
+pub(super) struct Window {
+    most: f64,
+    size: f64,
+    /// It was reduced then: trouble of requests that began before is answered already.
+    reduced: Option<Instant>,
+    held_until: Option<Instant>,
+    measure: Measure,
+    /// The last size at which more still brought something, and its requests a second.
+    proven: Option<(f64, f64)>,
+}
+
+#[derive(Debug)]
+struct Measure {
+    began: Instant,
+    ended: f64,
+}
+
+impl Window {
+    /// One that never becomes larger than `most`.
+    pub(super) fn new(most: usize, now: Instant) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "it is a few hundred")]
+        let most = most as f64;
+        Self {
+            most,
+            size: BEGIN.min(most),
+            reduced: None,
+            held_until: None,
+            measure: Measure { began: now, ended: 0.0 },
+            proven: None,
+        }
+    }
+
+    /// How many may be under way now.
+    pub(super) fn size(&self) -> usize {
+        #[expect(clippy::cast_sign_loss, reason = "it is at least 1")]
+        let size = self.size as usize;
+        size.max(1)
+    }
+
+    /// A request ended well. `full`: as many were under way as may be, and others waited.
+    pub(super) fn succeeded(&mut self, full: bool, now: Instant) {
+        if !full {
+            // What is not used shows nothing.
+            self.measure = Measure { began: now, ended: 0.0 };
+            return;
+        }
+        self.measure.ended += 1.0;
+        let age = now.saturating_duration_since(self.measure.began);
+        if age >= MEASURE && self.measure.ended >= self.size * ROUNDS {
+            self.judge(self.measure.ended / age.as_secs_f64(), now);
+            self.measure = Measure { began: now, ended: 0.0 };
+        }
+        if self.held_until.is_none_or(|until| until <= now) {
+            self.size = (self.size + 1.0 / self.size).min(self.most);
+        }
+    }
+
+    /// The service had too many at once, or was too slow, for a request that was begun at `began`.
+    pub(super) fn overloaded(&mut self, began: Instant, now: Instant) {
+        if self.reduced.is_some_and(|at| began < at) {
+            return;
+        }
+        self.reduced = Some(now);
+        self.size = (self.size * DECREASE).max(LEAST.min(self.most));
+        self.proven = None;
+        self.measure = Measure { began: now, ended: 0.0 };
+    }
+
+    fn judge(&mut self, rate: f64, now: Instant) {
+        match self.proven {
+            Some((size, _)) if self.size < size * STEP && self.size < self.most => {}
+            Some((size, before)) if rate < before * GAIN => {
+                self.size = size;
+                self.held_until = Some(now + HOLD);
+                self.proven = Some((size, rate.max(before * 0.9)));
+            }
+            _ => self.proven = Some((self.size, rate)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The size after so many seconds with a service that answers each of `n` requests after `latency(n)`.
+    fn after(window: &mut Window, seconds: u64, latency: impl Fn(f64) -> f64) -> usize {
+        let start = Instant::now();
+        let mut now = start;
+        while now < start + Duration::from_secs(seconds) {
+            #[expect(clippy::cast_precision_loss, reason = "it is small")]
+            let size = window.size() as f64;
+            now += Duration::from_secs_f64(latency(size) / size);
+            window.succeeded(true, now);
+        }
+        window.size()
+    }
+
+    #[test]
+    fn it_grows_while_more_is_faster() {
+        // A tenth of a second each, however many.
+        let mut window = Window::new(128, Instant::now());
+        assert!(after(&mut window, 30, |_| 0.1) > 120);
+    }
+
+    #[test]
+    fn it_stays_where_more_brings_nothing() {
+        // A thousand a second, whatever one does.
+        let mut window = Window::new(128, Instant::now());
+        let size = after(&mut window, 30, |n| n / 1000.0);
+        assert!((10..=26).contains(&size), "{size}");
+        // Forty are enough here.
+        let mut window = Window::new(128, Instant::now());
+        let size = after(&mut window, 30, |n| (n / 1000.0).max(0.04));
+        assert!((36..=64).contains(&size), "{size}");
+    }
+
+    #[test]
+    fn trouble_reduces_it_once() {
+        let start = Instant::now();
+        let mut window = Window::new(128, start);
+        let later = start + Duration::from_millis(10);
+        for _ in 0..10 {
+            window.overloaded(start, later);
+        }
+        assert_eq!(window.size(), 11);
+        for n in 1..20 {
+            window.overloaded(later + Duration::from_secs(n), later + Duration::from_secs(n));
+        }
+        assert_eq!(window.size(), 2);
+        assert!(after(&mut window, 5, |_| 0.02) > 30);
+    }
+
+    #[test]
+    fn it_keeps_to_what_was_given() {
+        let mut window = Window::new(1, Instant::now());
+        assert_eq!(after(&mut window, 5, |_| 0.01), 1);
+        window.overloaded(Instant::now(), Instant::now());
+        assert_eq!(window.size(), 1);
+    }
+}

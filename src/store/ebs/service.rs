@@ -1,0 +1,235 @@
+//! The one place where requests are sent, and sent again.
+//!
+//! The SDK's own retries are off. Backoff is exponential with full jitter
+//! (<https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/>).
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use super::EbsUrl;
+use super::clients::Clients;
+use super::failure::{Class, Failure};
+use super::limiter::{Limiter, Outcome, Quotas};
+use super::request::{Kind, Sent};
+use crate::model::SnapshotId;
+use crate::store::{Error, ErrorKind, Priority, StoreOptions, Usage};
+
+/// How long one attempt may take, from its first byte to the last of its answer.
+const ATTEMPT: Duration = Duration::from_secs(20);
+
+/// The first wait is at most this long, each further one at most twice the one before.
+const BASE: Duration = Duration::from_millis(50);
+const CAP: Duration = Duration::from_secs(5);
+
+/// How long a request is tried in all. Waiting for its turn is not trying.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long a request waits for its turn at most.
+const TURN: Duration = Duration::from_secs(600);
+
+/// The configuration is read again at most so often because credentials do not work.
+const BETWEEN_RENEWALS: Duration = Duration::from_secs(2);
+
+/// How long a request is tried, and whether what is not found may come.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    deadline: Duration,
+    not_found_until: Option<Instant>,
+}
+
+impl Patience {
+    /// That of most requests.
+    pub(super) fn usual() -> Self {
+        Self { deadline: DEADLINE, not_found_until: None }
+    }
+
+    /// For a snapshot of which not all of the service may know until then.
+    pub(super) fn until_known(until: Instant) -> Self {
+        let left = until.saturating_duration_since(Instant::now());
+        // It may come to be known at the last moment, and then takes as long as any.
+        Self { deadline: DEADLINE + left, not_found_until: Some(until) }
+    }
+
+    fn allows(&self, class: Class) -> bool {
+        match class {
+            Class::AccountThrottled
+            | Class::SnapshotThrottled
+            | Class::Overloaded
+            | Class::Transient
+            | Class::Corrupt => true,
+            Class::NotFound => self.not_found_until.is_some_and(|until| Instant::now() < until),
+            Class::Credentials | Class::Final(_) => false,
+        }
+    }
+}
+
+/// What is asked of the service.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Request<'a> {
+    pub(super) kind: Kind,
+    /// What it is about.
+    pub(super) snapshot: Option<&'a SnapshotId>,
+    /// As in "cannot …".
+    pub(super) doing: &'a str,
+    pub(super) patience: Patience,
+}
+
+/// The clients, and everything that stands between us and them.
+#[derive(Debug)]
+pub(super) struct Service {
+    /// Where the configuration is read again; `None` if the clients were given.
+    url: Option<EbsUrl>,
+    clients: RwLock<Arc<Clients>>,
+    /// When the configuration was read last.
+    renewed: tokio::sync::Mutex<Instant>,
+    limiter: Arc<Limiter>,
+    sent: Sent,
+}
+
+impl Service {
+    pub(super) fn new(url: Option<EbsUrl>, clients: Clients, options: &StoreOptions) -> Self {
+        let quotas = if clients.is_aws() { Quotas::Documented } else { Quotas::Unknown };
+        Self {
+            url,
+            clients: RwLock::new(Arc::new(clients)),
+            renewed: tokio::sync::Mutex::new(Instant::now()),
+            limiter: Limiter::new(options, quotas),
+            sent: Sent::default(),
+        }
+    }
+
+    /// Blocks that may be under way at the same time.
+    pub(super) fn max_in_flight(&self) -> usize {
+        self.limiter.max_in_flight()
+    }
+
+    /// What was sent so far.
+    pub(super) fn usage(&self) -> Usage {
+        Usage { in_flight_limit: self.limiter.in_flight_limit() as u64, ..self.sent.usage() }
+    }
+
+    fn clients(&self) -> Arc<Clients> {
+        Arc::clone(&self.clients.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Sends a request until it succeeds, cannot, or its time is over.
+    ///
+    /// # Errors
+    ///
+    /// The last failure, with the number of attempts and the time that they took; `Timeout` if there
+    /// was no answer to the last one.
+    pub(super) async fn call<T, F>(
+        &self,
+        request: Request<'_>,
+        mut attempt: impl FnMut(Arc<Clients>) -> F,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let Request { kind, snapshot, doing, patience } = request;
+        // Listings are few, and a page of one is what many blocks wait for.
+        let priority = if kind.is_bulk() { Priority::of_task() } else { Priority::urgent() };
+        let (mut tried, mut renewed) = (Duration::ZERO, false);
+        for attempts in 1.. {
+            let permit = self.limiter.admit(kind, snapshot, priority.clone());
+            let permit = tokio::time::timeout(TURN, permit).await.map_err(|_| {
+                let seconds = TURN.as_secs();
+                let message = format!("cannot {doing}: it was not its turn within {seconds} s");
+                Error::new(ErrorKind::Throttled, message)
+            })?;
+            let began = Instant::now();
+            let time = ATTEMPT.min(patience.deadline.saturating_sub(tried));
+            let clients = self.clients();
+            self.sent.count(kind);
+            let answer = tokio::time::timeout(time, attempt(Arc::clone(&clients))).await;
+            let (failure, timed_out) = match answer {
+                Ok(Ok(value)) => {
+                    permit.ended(Outcome::Answered);
+                    if attempts > 1 {
+                        tracing::debug!("{doing}: succeeded in attempt {attempts}");
+                    }
+                    return Ok(value);
+                }
+                Ok(Err(failure)) => {
+                    permit.ended(failure.class.outcome());
+                    (failure, false)
+                }
+                Err(_) => {
+                    permit.ended(Outcome::Overloaded);
+                    (Failure::timed_out(time), true)
+                }
+            };
+            tried += began.elapsed();
+            if failure.class == Class::Credentials && !renewed {
+                renewed = true;
+                if self.renew(&clients).await {
+                    tracing::info!("{doing}: {failure}; reading the configuration of AWS again");
+                    self.sent.count_again();
+                    continue;
+                }
+            }
+            let wait = longest_wait(attempts).mul_f64(fastrand::f64());
+            if !patience.allows(failure.class) || tried + wait >= patience.deadline {
+                let error = failure.after(doing, attempts, tried);
+                return Err(if timed_out { error.of_kind(ErrorKind::Timeout) } else { error });
+            }
+            if attempts == 1 {
+                tracing::debug!("{doing}: {failure}");
+            } else {
+                let seconds = tried.as_secs_f64();
+                tracing::warn!(
+                    "{doing}: attempt {attempts} failed after {seconds:.1} s: {failure}"
+                );
+            }
+            self.sent.count_again();
+            tokio::time::sleep(wait).await;
+            tried += wait;
+        }
+        unreachable!("it is tried until there is a result")
+    }
+
+    /// Reads the configuration again, since the credentials of `old` do not work: they may have
+    /// been renewed. False if that was done just now.
+    async fn renew(&self, old: &Arc<Clients>) -> bool {
+        let Some(url) = &self.url else { return false };
+        let mut renewed = self.renewed.lock().await;
+        if !Arc::ptr_eq(&self.clients(), old) {
+            return true;
+        }
+        if renewed.elapsed() < BETWEEN_RENEWALS {
+            return false;
+        }
+        let clients = Arc::new(Clients::new(url).await);
+        *self.clients.write().unwrap_or_else(PoisonError::into_inner) = clients;
+        *renewed = Instant::now();
+        true
+    }
+}
+
+/// The longest wait before the attempt after `attempts`.
+fn longest_wait(attempts: u32) -> Duration {
+    BASE.saturating_mul(1 << attempts.min(16)).min(CAP)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_to_a_cap() {
+        assert_eq!(longest_wait(1), Duration::from_millis(100));
+        assert_eq!(longest_wait(3), Duration::from_millis(400));
+        assert_eq!(longest_wait(7), CAP);
+        assert_eq!(longest_wait(u32::MAX), CAP);
+    }
+
+    #[test]
+    fn only_a_new_snapshot_may_still_come() {
+        let later = Instant::now() + Duration::from_secs(60);
+        assert!(!Patience::usual().allows(Class::NotFound));
+        assert!(Patience::until_known(later).allows(Class::NotFound));
+        assert!(!Patience::until_known(Instant::now()).allows(Class::NotFound));
+        assert!(!Patience::until_known(later).allows(Class::Final(ErrorKind::Denied)));
+        assert!(Patience::usual().allows(Class::Transient));
+    }
+}
