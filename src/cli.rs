@@ -314,6 +314,15 @@ struct UploadArgs {
     /// Store blocks of zeros too, where the file has no hole
     #[arg(short, long, visible_alias = "full_copy")]
     full_copy: bool,
+    /// Ask the store to encrypt it
+    #[arg(long, conflicts_with = "parent_snapshot_id")]
+    encrypted: bool,
+    /// The key to encrypt it with
+    #[arg(long, value_name = "KEY", requires = "encrypted")]
+    kms_key_id: Option<String>,
+    /// What becomes of the holes of an encrypted snapshot
+    #[arg(long, value_name = "HOW", default_value = "write")]
+    encrypted_holes: EncryptedHoles,
 }
 
 #[derive(Args, Debug)]

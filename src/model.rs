@@ -8,8 +8,8 @@ mod snapshot;
 mod volume;
 
 pub use block::{
-    BLOCK_SIZE, BLOCK_SIZE_U64, Block, BlockIndex, BlockPart, Digest, DigestMismatch, Digester,
-    block_parts, zeros,
+    BLOCK_SIZE, BLOCK_SIZE_U64, Block, BlockHasher, BlockIndex, BlockPart, Digest, DigestMismatch,
+    Digester, block_parts, zeros,
 };
 pub use buffer::{BlockBuffer, DIRECT_ALIGNMENT};
 pub use id::{InvalidSnapshotId, SnapshotId};

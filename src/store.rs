@@ -121,7 +121,7 @@ pub trait SnapshotStore: Debug + Send + Sync + 'static {
     /// # Errors
     ///
     /// [`ErrorKind::ExpiredToken`] if the token does not work, no longer, or not for this block:
-    /// list the block again. [`ErrorKind::Corrupt`] if the data is not what was put.
+    /// list the block again. A store may do that itself. [`ErrorKind::Corrupt`] if the data is not what was put.
     async fn get_block(
         &self,
         id: &SnapshotId,

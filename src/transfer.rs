@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use tokio_util::task::AbortOnDropHandle;
+
+pub(crate) mod holes;
 pub(crate) mod source;
 pub(crate) mod target;
 
@@ -64,6 +67,16 @@ impl Error {
 
     pub(crate) fn io(doing: &'static str, path: &std::path::Path, cause: std::io::Error) -> Self {
         Self::Io { doing, path: path.display().to_string(), cause }
+    }
+}
+
+/// Runs `work` in a task of its own, so that all cores have something to do; dropping it ends it.
+pub(crate) async fn spawned<T: Send + 'static>(
+    work: impl Future<Output = T> + Send + 'static,
+) -> T {
+    match AbortOnDropHandle::new(tokio::spawn(work)).await {
+        Ok(result) => result,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }
 

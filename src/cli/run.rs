@@ -12,10 +12,10 @@ use serde::Serialize;
 
 use super::output::{self, Output};
 use super::{
-    Cli, Command, CompletionsArgs, DeleteArgs, DownloadArgs, GcArgs, Global, InitArgs, ListArgs,
-    ManArgs, ScopeArgs, UploadArgs, VerifyArgs, jobs, mount, working,
+    Cli, Command, CompletionsArgs, DeleteArgs, DownloadArgs, EncryptedHoles, GcArgs, Global,
+    InitArgs, ListArgs, ManArgs, ScopeArgs, UploadArgs, VerifyArgs, jobs, mount, working,
 };
-use crate::model::{BLOCK_SIZE_U64, NAME_TAG, SnapshotId};
+use crate::model::{BLOCK_SIZE_U64, NAME_TAG, SnapshotId, SnapshotState};
 use crate::ops::download::Download;
 use crate::ops::upload::{self, Upload};
 use crate::ops::{self, list, until_signal};
@@ -188,6 +188,9 @@ async fn upload(global: &Global, out: Output, args: &UploadArgs) -> anyhow::Resu
         tags,
         volume_id: args.volume_id.clone(),
         full_copy: args.full_copy,
+        encrypted: args.encrypted,
+        kms_key: args.kms_key_id.clone(),
+        encrypted_holes: args.encrypted_holes == EncryptedHoles::Write,
     };
     let file = args.path.display().to_string();
     let progress = out.progress("Uploading");
@@ -221,6 +224,9 @@ async fn upload(global: &Global, out: Output, args: &UploadArgs) -> anyhow::Resu
     out.line(format_args!("{file} {}", output::rate(done.elapsed, done.blocks * BLOCK_SIZE_U64)))?;
     out.line(format_args!("Total chunks uploaded {}", done.blocks))?;
     tell_cost(out, &store);
+    if done.snapshot.state == SnapshotState::Pending {
+        out.note(format_args!("{} is pending until EBS has processed it", done.snapshot.id));
+    }
     out.result(&done.snapshot, || vec![done.snapshot.id.to_string()])?;
     Ok(Exit::Done)
 }

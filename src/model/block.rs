@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::BlockBuffer;
 use base64::Engine as _;
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -239,9 +240,17 @@ impl Block {
     ///
     /// As [`Block::new`].
     pub fn verified(bytes: Bytes, expected: Digest) -> Result<Self, DigestMismatch> {
-        let block = Self::new(bytes);
-        let actual = block.digest();
-        if actual == expected { Ok(block) } else { Err(DigestMismatch { expected, actual }) }
+        Self::new(bytes).expect(expected)
+    }
+
+    /// The block, if it has the digest `expected`.
+    ///
+    /// # Errors
+    ///
+    /// If it has another one: then it must not be used.
+    pub fn expect(self, expected: Digest) -> Result<Self, DigestMismatch> {
+        let actual = self.digest();
+        if actual == expected { Ok(self) } else { Err(DigestMismatch { expected, actual }) }
     }
 
     /// The digest of the content.
@@ -263,6 +272,68 @@ impl Block {
     /// Whether the content is all zeros.
     pub fn is_zero(&self) -> bool {
         matches!(self, Self::Zero)
+    }
+}
+
+/// Makes a block of pieces as they come, and hashes each while it is in the processor's cache.
+#[derive(Debug)]
+pub struct BlockHasher {
+    buffer: BlockBuffer,
+    len: usize,
+    digester: Digester,
+}
+
+/// More data than a block has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("more than the {BLOCK_SIZE} bytes of a block")]
+pub struct MoreThanABlock;
+
+impl BlockHasher {
+    /// One without data.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { buffer: BlockBuffer::block(), len: 0, digester: Digester::default() }
+    }
+
+    /// Bytes that were pushed.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing was pushed.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Appends a piece.
+    ///
+    /// # Errors
+    ///
+    /// If that is more than a block has.
+    pub fn push(&mut self, piece: &[u8]) -> Result<(), MoreThanABlock> {
+        let end = self.len + piece.len();
+        self.buffer.get_mut(self.len..end).ok_or(MoreThanABlock)?.copy_from_slice(piece);
+        self.digester.update(piece);
+        self.len = end;
+        Ok(())
+    }
+
+    /// The block; `None` if that is less than one.
+    pub fn finish(self) -> Option<Block> {
+        let Self { buffer, len, digester } = self;
+        if len != BLOCK_SIZE {
+            return None;
+        }
+        match digester.finish() {
+            Digest::OF_ZEROS => Some(Block::Zero),
+            digest => Some(Block::Data { bytes: VerifiedBytes { bytes: buffer.freeze(), digest } }),
+        }
+    }
+}
+
+impl Default for BlockHasher {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -313,6 +384,22 @@ mod tests {
         let error = Block::verified(flipped.into(), digest).unwrap_err();
         assert_eq!(error.expected, digest);
         assert!(Block::verified(zeros(), digest).is_err());
+    }
+
+    #[test]
+    fn pieces_make_the_block_that_the_whole_makes() {
+        let bytes: Vec<u8> = (0..BLOCK_SIZE).map(|n| (n / 7) as u8).collect();
+        for size in [1000, 65_536, BLOCK_SIZE] {
+            for whole in [&bytes[..], &ZEROS[..]] {
+                let mut hasher = BlockHasher::new();
+                whole.chunks(size).for_each(|piece| hasher.push(piece).unwrap());
+                assert_eq!(hasher.finish(), Some(Block::new(whole.to_vec().into())));
+            }
+        }
+        let mut hasher = BlockHasher::new();
+        hasher.push(&bytes[1..]).unwrap();
+        assert_eq!(hasher.push(b"ab"), Err(MoreThanABlock));
+        assert!(hasher.finish().is_none());
     }
 
     proptest! {

@@ -10,10 +10,10 @@ use super::BLOCK_SIZE;
 
 /// Free buffers that are kept at most; those given back beyond go to the allocator.
 ///
-/// In a full cache every new block replaces an old one, so few are ever free at a time: 32 are
-/// 16 MiB. Recycling keeps the resident memory at what the budget says (allocators keep freed
+/// In a full cache every new block replaces an old one, so few are ever free at a time: 64 are
+/// 32 MiB. Recycling keeps the resident memory at what the budget says (allocators keep freed
 /// chunks of this size), and saves the page faults of fresh memory.
-const KEPT: usize = 32;
+const KEPT: usize = 64;
 
 static FREE: Mutex<Vec<Box<[u8]>>> = Mutex::new(Vec::new());
 

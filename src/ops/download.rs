@@ -8,9 +8,9 @@ use futures::TryStreamExt as _;
 use super::blocks::Listing;
 use super::{Error, Result};
 use crate::model::{BLOCK_SIZE_U64, BlockIndex, Digest, Snapshot, SnapshotId};
-use crate::store::{self, ErrorKind, SharedStore};
+use crate::store::{self, ErrorKind, ListedBlock, SharedStore};
 use crate::transfer::target::{Target, Writer};
-use crate::transfer::{self, SharedProgress, blocking};
+use crate::transfer::{self, SharedProgress, blocking, spawned};
 
 /// What to download, and where to.
 #[derive(Clone, Debug)]
@@ -101,17 +101,8 @@ async fn write_blocks(
         });
         let writes = holes
             .map_ok(|block| {
-                let writer = target.writer();
-                async move {
-                    let data = store.get_block(id, block.index, &block.token).await?;
-                    if block.digest.is_some_and(|digest| digest != data.digest()) {
-                        let message =
-                            format!("block {} of {id} is not what was listed", block.index);
-                        return Err(store::Error::new(ErrorKind::Corrupt, message).into());
-                    }
-                    blocking(move || writer.write(block.index, &data)).await?;
-                    Ok::<_, Error>(())
-                }
+                let (store, id) = (store.clone(), id.clone());
+                spawned(copy_block(store, id, block, target.writer()))
             })
             .try_buffer_unordered(store.parallelism());
         let mut writes = std::pin::pin!(writes);
@@ -122,6 +113,21 @@ async fn write_blocks(
     }
     zeroed.up_to(snapshot.volume_size.bytes()).await?;
     Ok(written)
+}
+
+async fn copy_block(
+    store: SharedStore,
+    id: SnapshotId,
+    listed: ListedBlock,
+    writer: Writer,
+) -> Result<()> {
+    let index = listed.index;
+    let block = store.get_block(&id, index, &listed.token).await?;
+    if listed.digest.is_some_and(|digest| digest != block.digest()) {
+        let message = format!("block {index} of {id} is not what was listed");
+        return Err(store::Error::new(ErrorKind::Corrupt, message).into());
+    }
+    Ok(blocking(move || writer.write(index, &block)).await?)
 }
 
 /// Zeros the holes of a device, in order.

@@ -11,9 +11,10 @@ use super::{Error, Result};
 use crate::model::{
     Block, BlockIndex, Digester, LENGTH_TAG, MAX_DESCRIPTION_CHARS, Snapshot, SnapshotId, Tags,
 };
-use crate::store::{CompleteRequest, ListedBlock, SharedStore, StartRequest};
+use crate::store::{self, CompleteRequest, ErrorKind, ListedBlock, SharedStore, StartRequest};
+use crate::transfer::holes::too_many;
 use crate::transfer::source::Source;
-use crate::transfer::{SharedProgress, blocking, concurrency};
+use crate::transfer::{SharedProgress, blocking, concurrency, spawned};
 
 /// What to upload, and as what.
 #[derive(Clone, Debug)]
@@ -30,6 +31,12 @@ pub struct Upload {
     pub volume_id: Option<String>,
     /// Put blocks of zeros too, where they are not holes.
     pub full_copy: bool,
+    /// Ask the store to encrypt it. A child is encrypted as its parent is.
+    pub encrypted: bool,
+    /// The key to encrypt it with.
+    pub kms_key: Option<String>,
+    /// Put the holes of a snapshot that the store encrypts, as zeros.
+    pub encrypted_holes: bool,
 }
 
 /// What was done.
@@ -71,7 +78,7 @@ impl Upload {
         let source = blocking(move || Source::open(&path)).await?;
         let snapshot = store.start(self.request(&source)).await?;
         started(&snapshot.id, source.len());
-        let put = self.put_all(&store, &snapshot.id, &source, &progress).await;
+        let put = self.put_all(&store, &snapshot, &source, &progress).await;
         let done = match put {
             Ok(request) => store.complete(&snapshot.id, request).await.map(|s| (s, request)),
             Err(error) => {
@@ -111,6 +118,9 @@ impl Upload {
             tags,
             description: self.description.clone().unwrap_or_else(by_default),
             volume_id: self.volume_id.clone(),
+            // A child is encrypted as its parent is, and must not be asked for it.
+            encrypted: self.encrypted && self.parent.is_none(),
+            kms_key: self.kms_key.clone().filter(|_| self.parent.is_none()),
             origin: Some(origin),
             ..StartRequest::new(source.volume_size())
         }
@@ -119,38 +129,35 @@ impl Upload {
     async fn put_all(
         &self,
         store: &SharedStore,
-        id: &SnapshotId,
+        snapshot: &Snapshot,
         source: &Source,
         progress: &SharedProgress,
     ) -> Result<CompleteRequest> {
-        let parent = self.parent.clone().map(|parent| Listing::new(store.clone(), parent));
+        let zeros = snapshot.encrypted && self.encrypted_holes;
+        let filled_from = self.filled_from(store, source, zeros).await?;
+        let parent = self.parent.clone().map(|id| Parent { store: store.clone(), id });
+        let listing = parent.as_ref().map(|p| Listing::new(p.store.clone(), p.id.clone()));
         let mut checksum = Digester::default();
         let mut changed_blocks = 0;
-        let candidates = candidates(source.clone(), parent).await?;
+        let rule = Rule { full_copy: self.full_copy, zeros };
+        // What the parent has may have to be read, which takes as long as a put.
+        let reads = if parent.is_some() { store.parallelism() } else { concurrency() };
+        let candidates = candidates(source.clone(), filled_from, listing).await?;
         let read = candidates
-            .map_ok(|candidate| {
-                let source = source.clone();
-                async move {
-                    let block = match candidate.in_file {
-                        true => blocking(move || source.read(candidate.index)).await?,
-                        false => Block::Zero,
-                    };
-                    Ok::<_, Error>((candidate, block))
-                }
-            })
-            .try_buffered(concurrency());
+            .map_ok(|candidate| spawned(examine(source.clone(), parent.clone(), candidate, rule)))
+            .try_buffered(reads.max(concurrency()));
         let puts = read
-            .try_filter_map(|(candidate, block)| {
+            .try_filter_map(|(index, block, needed)| {
                 progress.advance(1);
-                let put = self.is_needed(&candidate, &block);
-                if put {
+                if needed {
                     checksum.update(block.digest().0);
                     changed_blocks += 1;
                 }
-                futures::future::ready(Ok(put.then_some((candidate.index, block))))
+                futures::future::ready(Ok(needed.then_some((index, block))))
             })
-            .map_ok(|(index, block)| async move {
-                store.put_block(id, index, block).await.map_err(Error::from)
+            .map_ok(|(index, block)| {
+                let (store, id) = (store.clone(), snapshot.id.clone());
+                spawned(async move { Ok::<_, Error>(store.put_block(&id, index, block).await?) })
             })
             .try_buffer_unordered(store.parallelism());
         puts.try_collect::<()>().await?;
@@ -158,13 +165,72 @@ impl Upload {
         Ok(CompleteRequest { changed_blocks, checksum: Some(checksum.finish()) })
     }
 
-    fn is_needed(&self, candidate: &Candidate, block: &Block) -> bool {
-        match &candidate.parent {
-            // What the parent has is put where it differs; zeros too, or the parent shows through.
-            Some(parent) => parent.digest != Some(block.digest()),
-            None => !block.is_zero() || (self.full_copy && candidate.in_file),
+    /// From where on holes are candidates too. Those of an encrypted parent were put with it.
+    async fn filled_from(
+        &self,
+        store: &SharedStore,
+        source: &Source,
+        zeros: bool,
+    ) -> Result<BlockIndex> {
+        let end = source.volume_size().blocks();
+        if !zeros {
+            return Ok(end);
+        }
+        let begin = match &self.parent {
+            Some(parent) => store.describe(parent).await?.volume_size.blocks().min(end),
+            None => BlockIndex::ZERO,
+        };
+        let mut holes = u64::from(end.0 - begin.0);
+        for extent in source.extents() {
+            let extent = extent?;
+            holes -= u64::from(extent.end.max(begin).0 - extent.start.max(begin).0);
+        }
+        match too_many(holes) {
+            Some(why) => Err(store::Error::new(ErrorKind::Quota, why).into()),
+            None => Ok(begin),
         }
     }
+}
+
+/// What blocks of zeros are put for.
+#[derive(Clone, Copy, Debug)]
+struct Rule {
+    /// They are in the file.
+    full_copy: bool,
+    /// They are missing in the snapshot else.
+    zeros: bool,
+}
+
+/// The snapshot that the new one begins with.
+#[derive(Clone, Debug)]
+struct Parent {
+    store: SharedStore,
+    id: SnapshotId,
+}
+
+/// Reads a block of the file, and finds out whether it has to be put.
+async fn examine(
+    source: Source,
+    parent: Option<Parent>,
+    candidate: Candidate,
+    rule: Rule,
+) -> Result<(BlockIndex, Block, bool)> {
+    let Candidate { index, in_file, parent: theirs } = candidate;
+    let block = match in_file {
+        true => blocking(move || source.read(index)).await?,
+        false => Block::Zero,
+    };
+    // What the parent has is put where it differs; zeros too, or the parent shows through.
+    let needed = match (theirs, &parent) {
+        (Some(ListedBlock { digest: Some(digest), .. }), _) => digest != block.digest(),
+        (Some(listed), Some(Parent { store, id })) => {
+            // To read one costs half of what putting one does, and a block that is put is paid for
+            // as long as the snapshot is there.
+            store.get_block(id, index, &listed.token).await?.digest() != block.digest()
+        }
+        _ => !block.is_zero() || rule.zeros || (rule.full_copy && in_file),
+    };
+    Ok((index, block, needed))
 }
 
 /// Removes a snapshot that will not be completed. A failure is logged: it stays pending, and
@@ -175,17 +241,18 @@ pub async fn abort(store: &SharedStore, id: &SnapshotId) {
     }
 }
 
-/// The blocks that the file or the parent has, ascending.
+/// The blocks that the file or the parent has, ascending; from `filled_from` on, all.
 async fn candidates(
     source: Source,
+    filled_from: BlockIndex,
     mut parent: Option<Listing>,
 ) -> Result<impl futures::Stream<Item = Result<Candidate>>> {
     let next_parent = next(&mut parent).await?;
     let (extents, end) = (source.extents(), source.volume_size().blocks());
-    let state = (extents, None::<Range<u32>>, parent, next_parent);
+    let state = (extents, None::<Range<u32>>, filled_from.0..end.0, (parent, next_parent));
     Ok(futures::stream::try_unfold(
         state,
-        move |(mut extents, mut run, mut parent, mut theirs)| async move {
+        move |(mut extents, mut run, mut filler, (mut parent, mut theirs))| async move {
             while run.as_ref().is_none_or(Range::is_empty) {
                 match extents.next() {
                     Some(extent) => run = Some(extent.map(|r| r.start.0..r.end.0)?),
@@ -198,17 +265,21 @@ async fn candidates(
             let ours = run.as_ref().map(|run| BlockIndex(run.start));
             // What the parent has beyond the end of a smaller volume is not in the child anyway.
             let other = theirs.as_ref().map(|block: &ListedBlock| block.index).filter(|i| *i < end);
-            let Some(index) = [ours, other].into_iter().flatten().min() else { return Ok(None) };
+            let hole = (!filler.is_empty()).then_some(BlockIndex(filler.start));
+            let Some(index) = [ours, other, hole].into_iter().flatten().min() else {
+                return Ok(None);
+            };
             let in_file = ours == Some(index);
             if in_file {
                 run.as_mut().map(Iterator::next);
             }
+            filler.start = filler.start.max(index.0 + 1);
             let mut candidate = Candidate { index, in_file, parent: None };
             if other == Some(index) {
                 candidate.parent = theirs.take();
                 theirs = next(&mut parent).await?;
             }
-            Ok::<_, Error>(Some((candidate, (extents, run, parent, theirs))))
+            Ok::<_, Error>(Some((candidate, (extents, run, filler, (parent, theirs)))))
         },
     ))
 }

@@ -11,6 +11,7 @@ use self::catalog::Scope;
 use self::clients::Clients;
 use self::request::Kind;
 use self::service::{Patience, Request, Service};
+use self::tokens::Tokens;
 pub use self::url::{EbsUrl, InvalidEbsUrl};
 use super::{
     BlockPage, BlockToken, ChangedPage, CompleteRequest, ListFrom, ListToken, Result, SnapshotPage,
@@ -25,6 +26,7 @@ mod limiter;
 mod read;
 mod request;
 mod service;
+mod tokens;
 mod url;
 mod write;
 
@@ -42,6 +44,7 @@ pub struct Ebs {
     /// Until when snapshots that were started here may not be found.
     started: Mutex<LruCache<SnapshotId, Instant>>,
     settling: Duration,
+    tokens: Tokens,
 }
 
 impl Ebs {
@@ -67,6 +70,7 @@ impl Ebs {
             service: Service::new(url, clients, options),
             scope: Scope::new(options),
             started: Mutex::new(LruCache::new(MAX_STARTED)),
+            tokens: Tokens::new(),
             settling: options.settling.unwrap_or(SETTLING),
         }
     }

@@ -12,6 +12,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 pub mod serve;
+pub mod service;
 pub mod writing;
 
 /// Longest time that any one program may take.
@@ -32,6 +33,13 @@ pub struct Sandbox {
     dir: tempfile::TempDir,
     /// A canonical path: the kernel's tables show these.
     pub path: PathBuf,
+    /// What stands before the store, in the tests that run over EBS.
+    service: Option<service::Service>,
+}
+
+/// Whether these tests run over EBS: those of `tests/over_ebs.rs` do.
+pub fn over_ebs() -> bool {
+    module_path!().starts_with("over_ebs::")
 }
 
 impl Sandbox {
@@ -52,14 +60,28 @@ impl Sandbox {
                 std::process::exit(101);
             }
         });
-        Self { dir, path }
+        Self { dir, path, service: None }
     }
 
-    /// A sandbox with an empty repository in `store`.
+    /// A sandbox with an empty repository in `store`; over EBS, with a service before it.
     pub fn with_store() -> Self {
-        let sandbox = Self::new();
+        let mut sandbox = Self::new();
         sandbox.ok(&["init", "store"]);
+        if over_ebs() {
+            sandbox.serve(&[]);
+        }
         sandbox
+    }
+
+    /// Puts a service before the store `store`: from here on the program reaches it over EBS.
+    pub fn serve(&mut self, options: &[&str]) {
+        self.service = None;
+        self.service = Some(service::Service::new(self, options));
+    }
+
+    /// The service before the store.
+    pub fn service(&self) -> &service::Service {
+        self.service.as_ref().expect("it is served")
     }
 
     pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
@@ -75,6 +97,9 @@ impl Sandbox {
             .env("XDG_STATE_HOME", self.join("state"))
             .env_remove("FSPFS_LOG")
             .stdin(Stdio::null());
+        if let Some(service) = &self.service {
+            service.show_to(&mut command);
+        }
         command
     }
 

@@ -20,6 +20,7 @@ use crate::model::{
     Snapshot, SnapshotState, VolumeSize,
 };
 use crate::store::{CompleteRequest, ErrorKind, StartRequest};
+use crate::transfer::holes::too_many;
 
 /// How long a commit goes on without a block being acknowledged.
 const STALL: Duration = Duration::from_mins(1);
@@ -31,14 +32,8 @@ const COMMIT_MEMORY: usize = 160 << 20;
 /// Blocks that are put between two notes that they are durable in the store: 512 MiB.
 const BETWEEN_FLUSHES: u64 = 1024;
 
-/// Holes that are put without being asked for, at most.
-const MAX_HOLES: u64 = 100_000;
-
 /// Part of the budget of the mount that the blocks of a commit on their way to the store may take.
 const PUT_SHARE: usize = 8;
-
-/// What a million puts cost in dollars (EBS direct pricing).
-const PRICE_OF_A_MILLION: f64 = 6.0;
 
 /// The blocks of a child, its parent, and what was put before.
 struct Plan {
@@ -272,13 +267,8 @@ impl Put {
             let mut holes = RoaringBitmap::new();
             holes.insert_range(begin.min(volume)..volume);
             let holes = holes - &plan.marks.staged;
-            if holes.len() > MAX_HOLES {
-                #[expect(clippy::cast_precision_loss, reason = "it is a price")]
-                let price = holes.len() as f64 * PRICE_OF_A_MILLION / 1e6;
-                return Err(Error::Refused(format!(
-                    "{} holes of an encrypted snapshot would have to be put, for about ${price:.2}; --encrypted-holes skip leaves them out",
-                    holes.len()
-                )));
+            if let Some(why) = too_many(holes.len()) {
+                return Err(Error::Refused(why));
             }
             candidates |= holes;
         }

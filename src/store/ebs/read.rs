@@ -3,19 +3,23 @@
 use aws_sdk_ebs::operation::get_snapshot_block::GetSnapshotBlockError;
 use aws_sdk_ebs::operation::list_changed_blocks::ListChangedBlocksError;
 use aws_sdk_ebs::operation::list_snapshot_blocks::ListSnapshotBlocksError;
-use aws_sdk_ebs::primitives::ByteStream;
-use bytes::Bytes;
+use aws_sdk_ebs::primitives::{ByteStream, DateTime};
+use aws_smithy_types::error::display::DisplayErrorContext;
 
 use super::Ebs;
 use super::failure::{Class, Failure};
 use super::request::Kind;
 use super::service::{Patience, Request};
+use super::tokens::Token;
 use super::write::reason_of;
-use crate::model::{BLOCK_SIZE, Block, BlockBuffer, BlockIndex, Digest, SnapshotId};
+use crate::model::{BLOCK_SIZE, Block, BlockHasher, BlockIndex, Digest, SnapshotId};
 use crate::store::{
     BlockPage, BlockToken, ChangedBlock, ChangedPage, Error, ErrorKind, ListFrom, ListedBlock,
     MAX_PAGE_BLOCKS, PageToken, Result,
 };
+
+/// How often a block is listed again for one read.
+const MAX_RENEWALS: u32 = 8;
 
 /// The service gives at least so many blocks a page, whatever is asked for.
 const MIN_PAGE_BLOCKS: usize = 100;
@@ -56,8 +60,8 @@ fn results(max: usize) -> i32 {
     i32::try_from(max).expect("at most 10,000")
 }
 
-fn listed(index: BlockIndex, token: String) -> ListedBlock {
-    ListedBlock { index, token: BlockToken(Bytes::from(token)), digest: None }
+fn listed(index: BlockIndex, token: String, expiry: Option<&DateTime>) -> ListedBlock {
+    ListedBlock { index, token: Token::listed(token, expiry).encode(), digest: None }
 }
 
 fn index(value: Option<i32>) -> Result<BlockIndex, Failure> {
@@ -126,10 +130,11 @@ impl Ebs {
                 Failure::of_sdk(&e, reason.as_deref())
             })?;
             check_block_size(answer.block_size);
+            let expiry = answer.expiry_time.as_ref();
             let mut blocks = Vec::new();
             for block in answer.blocks.unwrap_or_default() {
                 let token = block.block_token.ok_or_else(|| odd("a block without a token"))?;
-                blocks.push(listed(index(block.block_index)?, token));
+                blocks.push(listed(index(block.block_index)?, token, expiry));
             }
             let whole = place.token.is_none() && answer.next_token.is_none();
             in_order(&mut blocks, whole, place.index, |block| block.index)?;
@@ -169,13 +174,14 @@ impl Ebs {
                 Failure::of_sdk(&e, reason.as_deref())
             })?;
             check_block_size(answer.block_size);
+            let expiry = answer.expiry_time.as_ref();
             let mut blocks = Vec::new();
             for block in answer.changed_blocks.unwrap_or_default() {
                 let index = index(block.block_index)?;
                 blocks.push(ChangedBlock {
                     index,
-                    first: block.first_block_token.map(|token| listed(index, token)),
-                    second: block.second_block_token.map(|token| listed(index, token)),
+                    first: block.first_block_token.map(|token| listed(index, token, expiry)),
+                    second: block.second_block_token.map(|token| listed(index, token, expiry)),
                 });
             }
             let whole = place.token.is_none() && answer.next_token.is_none();
@@ -198,47 +204,54 @@ impl Ebs {
             let message = format!("the token of block {index} of {id} is none of this store");
             Error::new(ErrorKind::ExpiredToken, message)
         };
-        let token = std::str::from_utf8(&token.0).map_err(|_| expired())?;
         let number = i32::try_from(index.0).map_err(|_| expired())?;
-        let doing = format!("read block {index} of {id}");
+        let mut token = Token::decode(token).ok_or_else(expired)?;
+        token = self.valid(id, index, token).await?;
+        for _ in 0..MAX_RENEWALS {
+            match self.read_with(id, number, &token).await {
+                Err(error) if error.kind() == ErrorKind::ExpiredToken => {
+                    token = self.renewed(id, index, &token).await?;
+                }
+                read => return read,
+            }
+        }
+        self.read_with(id, number, &token).await
+    }
+
+    async fn read_with(&self, id: &SnapshotId, number: i32, token: &Token) -> Result<Block> {
+        let doing = format!("read block {number} of {id}");
         let read =
             self.service.call(of(Kind::GetSnapshotBlock, id, &doing), |clients| async move {
                 let request = clients.ebs.get_snapshot_block().snapshot_id(id.as_str());
-                let answer = request.block_index(number).block_token(token).send().await;
+                let answer = request.block_index(number).block_token(&token.text).send().await;
                 let answer = answer.map_err(|e| {
                     let reason = reason_of!(GetSnapshotBlockError, e);
                     Failure::of_sdk(&e, reason.as_deref())
                 })?;
                 let checksum = answer.checksum.as_deref().and_then(Digest::from_base64);
                 let expected = checksum.ok_or_else(|| odd("no SHA-256 with a block"))?;
-                let bytes = collect(answer.block_data).await?;
+                let block = collect(answer.block_data).await?;
                 // Spoilt on the way, most likely.
-                Block::verified(bytes, expected)
+                block
+                    .expect(expected)
                     .map_err(|mismatch| Failure::new(Class::Corrupt, mismatch.to_string()))
             });
         read.await
     }
 }
 
-/// Reads a body straight into the memory in which the block stays.
-async fn collect(mut body: ByteStream) -> Result<Bytes, Failure> {
-    let mut buffer = BlockBuffer::block();
-    let mut len = 0;
+/// Reads a body straight into the memory in which the block stays, and hashes it on the way.
+async fn collect(mut body: ByteStream) -> Result<Block, Failure> {
+    let mut block = BlockHasher::new();
     while let Some(data) = body.next().await {
         let data = data.map_err(|e| {
-            let text = format!(
-                "the answer was cut: {}",
-                aws_smithy_types::error::display::DisplayErrorContext(&e)
-            );
+            let text = format!("the answer was cut: {}", DisplayErrorContext(&e));
             Failure::new(Class::Transient, text)
         })?;
-        let room = buffer.get_mut(len..len + data.len());
-        room.ok_or_else(|| odd("more than a block"))?.copy_from_slice(&data);
-        len += data.len();
+        block.push(&data).map_err(|too_long| odd(too_long))?;
     }
-    if len != BLOCK_SIZE {
-        let text = format!("the answer was cut: {len} of {BLOCK_SIZE} bytes came");
-        return Err(Failure::new(Class::Transient, text));
-    }
-    Ok(buffer.freeze())
+    let len = block.len();
+    block.finish().ok_or_else(|| {
+        Failure::new(Class::Transient, format!("the answer was cut after {len} bytes"))
+    })
 }
