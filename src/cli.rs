@@ -352,10 +352,20 @@ struct DeleteArgs {
 }
 
 #[derive(Args, Debug)]
+#[command(after_help = "\
+A repository is checked whole, with everything that its snapshots need. Of EBS every block is read,
+which costs what a download costs.
+
+Examples:
+  fspfs -s /srv/snaps verify
+  fspfs -s ebs: verify snap-0123456789abcdef0 --against disk.img")]
 struct VerifyArgs {
     /// The snapshots; all if there are none
     #[arg(value_name = "SNAP")]
     snapshots: Vec<SnapshotId>,
+    /// Compare the snapshot with this file or block device
+    #[arg(long, value_name = "FILE", requires = "snapshots")]
+    against: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]

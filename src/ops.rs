@@ -4,6 +4,7 @@ mod blocks;
 pub mod download;
 pub mod list;
 pub mod upload;
+pub mod verify;
 
 use crate::{store, transfer};
 

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::Global;
 use crate::model::{BLOCK_SIZE_U64, Snapshot, SnapshotState};
+use crate::ops::{self, verify::Finding};
 use crate::store::repository::{Damage, GcReport, VerifyReport};
 use crate::transfer::{Progress, SharedProgress};
 
@@ -171,6 +172,20 @@ pub(super) fn verified(report: &VerifyReport, elapsed: Duration) -> Vec<String> 
     lines.push(match report.damage.len() {
         0 => "Everything is intact.".to_owned(),
         n => format!("{n} objects are damaged."),
+    });
+    lines
+}
+
+/// What reading snapshots found.
+pub(super) fn was_read(report: &ops::verify::Report, elapsed: Duration) -> Vec<String> {
+    let finding = |f: &Finding| format!("{}: block {}: {}", f.snapshot, f.block, f.problem);
+    let mut lines: Vec<String> = report.findings.iter().map(finding).collect();
+    let ops::verify::Report { snapshots, blocks, bytes, wrong, .. } = report;
+    let rate = rate(elapsed, *bytes);
+    lines.push(format!("Verified {snapshots} snapshots: {blocks} blocks {rate}"));
+    lines.push(match wrong {
+        0 => "Everything is intact.".to_owned(),
+        n => format!("{n} blocks are not as they should be."),
     });
     lines
 }

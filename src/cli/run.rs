@@ -15,7 +15,7 @@ use super::{
     Cli, Command, CompletionsArgs, DeleteArgs, DownloadArgs, EncryptedHoles, GcArgs, Global,
     InitArgs, ListArgs, ManArgs, ScopeArgs, UploadArgs, VerifyArgs, jobs, mount, working,
 };
-use crate::model::{BLOCK_SIZE_U64, NAME_TAG, SnapshotId, SnapshotState};
+use crate::model::{BLOCK_SIZE_U64, NAME_TAG, Snapshot, SnapshotId, SnapshotState};
 use crate::ops::download::Download;
 use crate::ops::upload::{self, Upload};
 use crate::ops::{self, list, until_signal};
@@ -300,6 +300,9 @@ fn confirmed(ids: &[SnapshotId]) -> std::io::Result<bool> {
 }
 
 async fn verify(global: &Global, out: Output, args: &VerifyArgs) -> anyhow::Result<Exit> {
+    if args.against.is_some() || store_url(global)?.directory().is_err() {
+        return read_all(global, out, args).await;
+    }
     let repository = repository(global).await?;
     let began = Instant::now();
     let bar = out.progress("Verifying");
@@ -308,6 +311,35 @@ async fn verify(global: &Global, out: Output, args: &VerifyArgs) -> anyhow::Resu
     let report = until_signal(work).await?;
     out.result(&report, || output::verified(&report, began.elapsed()))?;
     Ok(if report.damage.is_empty() { Exit::Done } else { Exit::Failed })
+}
+
+/// Verifies snapshots by reading them.
+async fn read_all(global: &Global, out: Output, args: &VerifyArgs) -> anyhow::Result<Exit> {
+    if args.against.is_some() && args.snapshots.len() > 1 {
+        anyhow::bail!("a file can be compared with one snapshot, and there are several");
+    }
+    let store = store::open(store_url(global)?, &store_options(global, None)).await?;
+    let began = Instant::now();
+    let progress = out.progress("Verifying");
+    let mut report = ops::verify::Report::default();
+    until_signal(async {
+        let ids = match &args.snapshots[..] {
+            [] => {
+                let all = list::snapshots(&store).await?.into_iter();
+                all.filter(Snapshot::is_readable).map(|snapshot| snapshot.id).collect()
+            }
+            ids => ids.to_vec(),
+        };
+        for id in &ids {
+            ops::verify::verify(&store, id, args.against.clone(), &progress, &mut report).await?;
+        }
+        Ok(())
+    })
+    .await?;
+    drop(progress);
+    tell_cost(out, &store);
+    out.result(&report, || output::was_read(&report, began.elapsed()))?;
+    Ok(if report.wrong == 0 { Exit::Done } else { Exit::Failed })
 }
 
 async fn gc(global: &Global, out: Output, args: &GcArgs) -> anyhow::Result<Exit> {

@@ -56,12 +56,12 @@ pub struct Done {
 
 /// A block that may have to be put.
 #[derive(Clone, Debug)]
-struct Candidate {
-    index: BlockIndex,
+pub(super) struct Candidate {
+    pub(super) index: BlockIndex,
     /// Whether the file has something there; else it is a hole.
-    in_file: bool,
+    pub(super) in_file: bool,
     /// What the parent has there.
-    parent: Option<ListedBlock>,
+    pub(super) parent: Option<ListedBlock>,
 }
 
 impl Upload {
@@ -242,7 +242,7 @@ pub async fn abort(store: &SharedStore, id: &SnapshotId) {
 }
 
 /// The blocks that the file or the parent has, ascending; from `filled_from` on, all.
-async fn candidates(
+pub(super) async fn candidates(
     source: Source,
     filled_from: BlockIndex,
     mut parent: Option<Listing>,

@@ -54,6 +54,11 @@ impl Source {
         Ok(Self(Arc::new(Inner { path: path.to_owned(), file, len, size, modified })))
     }
 
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.0.path
+    }
+
     /// Length in bytes.
     pub(crate) fn len(&self) -> u64 {
         self.0.len
