@@ -7,6 +7,7 @@ use tokio_util::task::AbortOnDropHandle;
 pub(crate) mod holes;
 pub(crate) mod source;
 pub(crate) mod target;
+pub(crate) mod thread;
 
 /// Blocks that are read from a file and hashed at the same time, for each core.
 const PER_CORE: usize = 3;

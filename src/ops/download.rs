@@ -10,6 +10,7 @@ use super::{Error, Result};
 use crate::model::{BLOCK_SIZE_U64, BlockIndex, Digest, Snapshot, SnapshotId};
 use crate::store::{self, ErrorKind, ListedBlock, SharedStore};
 use crate::transfer::target::{Target, Writer};
+use crate::transfer::thread::{WriteQueue, WriteThread};
 use crate::transfer::{self, SharedProgress, blocking, spawned};
 
 /// What to download, and where to.
@@ -82,7 +83,10 @@ async fn write_blocks(
     let id = &snapshot.id;
     let end = BlockIndex::containing(snapshot.image_len().next_multiple_of(BLOCK_SIZE_U64));
     let mut zeroed = Zeroed { writer: target.writer(), needed: target.is_device(), at: 0 };
-    let mut written = 0;
+    let written = progress.clone();
+    let thread = WriteThread::new(target.writer(), move || written.advance(1))
+        .map_err(|e| transfer::Error::io("write", target.path(), e))?;
+    let mut copied = 0;
     {
         let listed = Listing::new(store.clone(), id.clone()).stream().map_err(Error::from);
         let data = listed.try_filter(|block| {
@@ -102,32 +106,33 @@ async fn write_blocks(
         let writes = holes
             .map_ok(|block| {
                 let (store, id) = (store.clone(), id.clone());
-                spawned(copy_block(store, id, block, target.writer()))
+                spawned(copy_block(store, id, block, thread.queue()))
             })
             .try_buffer_unordered(store.parallelism());
         let mut writes = std::pin::pin!(writes);
-        while writes.try_next().await?.is_some() {
-            written += 1;
-            progress.advance(1);
+        // If nothing is written any more, the thread says why.
+        while writes.try_next().await? == Some(true) {
+            copied += 1;
         }
     }
+    thread.finish().await?;
     zeroed.up_to(snapshot.volume_size.bytes()).await?;
-    Ok(written)
+    Ok(copied)
 }
 
 async fn copy_block(
     store: SharedStore,
     id: SnapshotId,
     listed: ListedBlock,
-    writer: Writer,
-) -> Result<()> {
+    queue: WriteQueue,
+) -> Result<bool> {
     let index = listed.index;
     let block = store.get_block(&id, index, &listed.token).await?;
     if listed.digest.is_some_and(|digest| digest != block.digest()) {
         let message = format!("block {index} of {id} is not what was listed");
         return Err(store::Error::new(ErrorKind::Corrupt, message).into());
     }
-    Ok(blocking(move || writer.write(index, &block)).await?)
+    Ok(queue.write(index, block).await)
 }
 
 /// Zeros the holes of a device, in order.

@@ -94,6 +94,11 @@ impl Target {
         Ok(Self { path: path.to_owned(), len, kind })
     }
 
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Whether holes have to be written.
     pub(crate) fn is_device(&self) -> bool {
         matches!(self.kind, Kind::Device { .. })
@@ -137,6 +142,13 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
+    /// One of any file that can be written.
+    #[cfg(test)]
+    pub(crate) fn of_file(path: &Path, capacity: u64) -> Self {
+        let file = Arc::new(File::options().write(true).open(path).expect("it is there"));
+        Self { path: path.to_owned(), file, capacity }
+    }
+
     /// Writes one block, as far as the target reaches. Waits for the disk.
     pub(crate) fn write(&self, index: BlockIndex, block: &Block) -> Result<(), Error> {
         let start = index.offset();

@@ -79,6 +79,19 @@ impl Sandbox {
         self.service = Some(service::Service::new(self, options));
     }
 
+    /// Takes away the service; the program goes on to look for it.
+    pub fn stop_serving(&mut self) {
+        if let Some(service) = &mut self.service {
+            service.stop();
+        }
+    }
+
+    /// Puts a service before the store `store`, where one was before.
+    pub fn serve_at(&mut self, address: &str, options: &[&str]) {
+        self.stop_serving();
+        self.service = Some(service::Service::at(self, address, options));
+    }
+
     /// The service before the store.
     pub fn service(&self) -> &service::Service {
         self.service.as_ref().expect("it is served")

@@ -87,8 +87,12 @@ impl Service {
     }
 }
 
-impl Drop for Service {
-    fn drop(&mut self) {
+impl Service {
+    /// Ends it; what remains is its address.
+    pub fn stop(&mut self) {
+        if self.child.try_wait().unwrap().is_some() {
+            return;
+        }
         self.signal(Signal::SIGCONT);
         self.signal(Signal::SIGTERM);
         if wait(&mut self.child, PATIENCE).is_none() {
@@ -96,5 +100,11 @@ impl Drop for Service {
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.stop();
     }
 }

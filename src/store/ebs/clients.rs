@@ -8,6 +8,7 @@ use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::ProfileFileRegionProvider;
 use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
+use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{AppName, BehaviorVersion, Region, SdkConfig};
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
@@ -112,6 +113,8 @@ pub(crate) async fn config(url: &EbsUrl) -> SdkConfig {
         .app_name(name)
         // There is one place where a request is tried again, and it is ours.
         .retry_config(RetryConfig::disabled())
+        // An attempt is bounded as a whole.
+        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
         .timeout_config(timeouts);
     if let Some(profile) = &url.profile {
         loader = loader.profile_name(profile);

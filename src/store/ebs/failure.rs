@@ -119,7 +119,13 @@ impl Failure {
             0 | 1 => String::new(),
             n => format!(" after {n} attempts in {:.1} s", time.as_secs_f64()),
         };
-        Error::new(self.kind(), format!("cannot {doing}{tries}: {self}"))
+        let cure = match self.class {
+            Class::Credentials | Class::Final(ErrorKind::Denied) => {
+                "; `fspfs doctor` shows which credentials are used and what they are allowed"
+            }
+            _ => "",
+        };
+        Error::new(self.kind(), format!("cannot {doing}{tries}: {self}{cure}"))
     }
 }
 
