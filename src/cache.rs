@@ -2,19 +2,24 @@
 //!
 //! However many readers want one thing at a time, it is fetched once. A fetch runs in a task of
 //! its own: a reader that goes away does not take it along. Errors are handed to all who wait,
-//! and not kept.
+//! and kept for a moment only if
+//! they took long.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use lru::LruCache;
 
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 
 use self::memory::Memory;
 use crate::model::{BLOCK_SIZE, Block, BlockIndex, Digest};
-use crate::store::{Error, ErrorKind, ListedBlock, Priority};
+use crate::store::{Error, ErrorKind, ListedBlock, Priority, SharedStore};
 
 mod memory;
 
@@ -30,12 +35,21 @@ pub const DEFAULT_BUDGET: usize = 256 << 20;
 /// Fetches at the same time, at most; each also needs a buffer for the compressed block.
 const MAX_FETCHES: usize = 32;
 
+/// The same for a store that is far away, where more of them wait for the network.
+const MAX_FAR_FETCHES: usize = 64;
+
 /// Part of the budget that all fetches under way may take.
 const FETCH_SHARE: usize = 4;
 
 /// Bytes of replies that are put together at the same time; the blocks that they are made of may
 /// have left the cache by then, and are not in the budget either. Further ones wait.
 const MAX_REPLIES: usize = 16 << 20;
+
+/// A fetch that takes longer than this before it fails is not made again at once: the kernel asks
+/// a second time for what its read-ahead could not have, and a program would wait twice.
+const LONG: Duration = Duration::from_secs(5);
+const REMEMBERED: Duration = Duration::from_secs(1);
+const MAX_FAILED: NonZeroUsize = NonZeroUsize::new(256).expect("not 0");
 
 /// Blocks that one reader has fetched ahead of it, at most: 32 MiB.
 const MAX_WINDOW: usize = 64;
@@ -119,6 +133,19 @@ pub struct Cache {
 struct State {
     memory: Memory,
     flights: HashMap<Key, Flight>,
+    /// Fetches that failed after a long time, a moment ago.
+    failed: LruCache<Key, (Instant, SharedError)>,
+}
+
+impl State {
+    fn failed_just_now(&mut self, key: &Key) -> Option<SharedError> {
+        let (when, error) = self.failed.peek(key)?;
+        if when.elapsed() < REMEMBERED {
+            return Some(Arc::clone(error));
+        }
+        self.failed.pop(key);
+        None
+    }
 }
 
 /// A fetch under way.
@@ -138,10 +165,23 @@ impl fmt::Debug for Cache {
 impl Cache {
     /// A cache that keeps to `budget` bytes, which should be at least [`MIN_BUDGET`].
     pub fn new(budget: usize) -> Arc<Self> {
-        let fetches = (budget / FETCH_SHARE / BLOCK_SIZE).clamp(2, MAX_FETCHES);
+        Self::with_fetches(budget, MAX_FETCHES)
+    }
+
+    /// One for this store.
+    pub fn of_store(budget: usize, store: &SharedStore) -> Arc<Self> {
+        Self::with_fetches(budget, store.parallelism().clamp(MAX_FETCHES, MAX_FAR_FETCHES))
+    }
+
+    fn with_fetches(budget: usize, most: usize) -> Arc<Self> {
+        let fetches = (budget / FETCH_SHARE / BLOCK_SIZE).clamp(2, most);
         Arc::new(Self {
             budget,
-            state: Mutex::new(State { memory: Memory::new(budget), flights: HashMap::new() }),
+            state: Mutex::new(State {
+                memory: Memory::new(budget),
+                flights: HashMap::new(),
+                failed: LruCache::new(MAX_FAILED),
+            }),
             fetches: Semaphore::new(fetches),
             prefetches: Semaphore::new(fetches - fetches / 4 - 1),
             replies: Semaphore::new(MAX_REPLIES >> 10),
@@ -213,6 +253,9 @@ impl Cache {
             }
             if urgency == Urgency::Reader {
                 self.metrics.misses.fetch_add(1, Ordering::Relaxed);
+            }
+            if let Some(error) = state.failed_just_now(&key) {
+                return Err(error);
             }
             match state.flights.get(&key) {
                 Some(flight) => {
@@ -311,11 +354,17 @@ impl Landing {
         };
         let _permit = cache.fetches.acquire().await;
         let _reserved = Reserved::new(&cache, BLOCK_SIZE);
+        let began = Instant::now();
         let result = fetch.await.map_err(Arc::new);
         {
             let mut state = cache.state();
             // In one step with its landing: nobody may find it neither here nor there.
             state.flights.remove(&self.key);
+            if let Err(error) = &result
+                && began.elapsed() > LONG
+            {
+                state.failed.put(self.key, (Instant::now(), Arc::clone(error)));
+            }
             if let Ok(value) = &result {
                 state.memory.release(BLOCK_SIZE);
                 state.memory.insert(self.key, value.clone(), value.weight());
@@ -395,7 +444,6 @@ impl Drop for Stream {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicUsize;
-    use std::time::Duration;
 
     use super::*;
 

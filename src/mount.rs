@@ -145,8 +145,8 @@ pub fn serve(
 ) -> anyhow::Result<()> {
     let count = Count::new(store);
     let counters = count.counters();
-    let cache = Cache::new(options.memory);
     let store: SharedStore = Arc::new(count);
+    let cache = Cache::of_store(options.memory, &store);
     let tree = Tree::new(Arc::clone(&store), Some(counters), Arc::clone(&cache), options.ownership);
     let writing = options.writing.as_ref().filter(|_| url.is_writable());
     if options.writing.is_some() && writing.is_none() {

@@ -160,10 +160,12 @@ fn classify(status: u16, code: &str, reason: Option<&str>, message: &str) -> Cla
         ("ConcurrentLimitExceededException", _) => Class::Overloaded,
         (_, Some("INVALID_BLOCK_TOKEN" | "INVALID_PAGE_TOKEN")) => Class::Final(Kind::ExpiredToken),
         (_, Some("WRITE_REQUEST_TIMEOUT")) => Class::Transient,
-        // The clock was off, or the signature spoilt: signed again it may be right.
-        ("InvalidSignatureException", _) => Class::Transient,
+        // The clock was off, the signature spoilt, or the key is another by now: signed again, with
+        // what is valid then, it may be right.
         (
-            "ExpiredTokenException"
+            "InvalidSignatureException"
+            | "SignatureDoesNotMatch"
+            | "ExpiredTokenException"
             | "ExpiredToken"
             | "RequestExpired"
             | "UnrecognizedClientException"
@@ -238,7 +240,7 @@ mod tests {
             (403, "UnauthorizedOperation", None, "", Class::Final(Kind::Denied)),
             (402, "ServiceQuotaExceededException", None, "", Class::Final(Kind::Quota)),
             (409, "ConflictException", None, "", Class::Final(Kind::Conflict)),
-            (403, "InvalidSignatureException", None, "", Class::Transient),
+            (403, "InvalidSignatureException", None, "", Class::Credentials),
             (502, "", None, "", Class::Transient),
             (400, "SomethingNew", None, "", Class::Final(Kind::Invalid)),
         ] {

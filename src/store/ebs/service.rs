@@ -162,11 +162,10 @@ impl Service {
             tried += began.elapsed();
             if failure.class == Class::Credentials && !renewed {
                 renewed = true;
-                if self.renew(&clients).await {
-                    tracing::info!("{doing}: {failure}; reading the configuration of AWS again");
-                    self.sent.count_again();
-                    continue;
-                }
+                tracing::info!("{doing}: {failure}; signing it again, with what is valid now");
+                self.renew(&clients).await;
+                self.sent.count_again();
+                continue;
             }
             let wait = longest_wait(attempts).mul_f64(fastrand::f64());
             if !patience.allows(failure.class) || tried + wait >= patience.deadline {
@@ -189,20 +188,16 @@ impl Service {
     }
 
     /// Reads the configuration again, since the credentials of `old` do not work: they may have
-    /// been renewed. False if that was done just now.
-    async fn renew(&self, old: &Arc<Clients>) -> bool {
-        let Some(url) = &self.url else { return false };
+    /// been renewed. Does nothing if that was done just now.
+    async fn renew(&self, old: &Arc<Clients>) {
+        let Some(url) = &self.url else { return };
         let mut renewed = self.renewed.lock().await;
-        if !Arc::ptr_eq(&self.clients(), old) {
-            return true;
-        }
-        if renewed.elapsed() < BETWEEN_RENEWALS {
-            return false;
+        if !Arc::ptr_eq(&self.clients(), old) || renewed.elapsed() < BETWEEN_RENEWALS {
+            return;
         }
         let clients = Arc::new(Clients::new(url).await);
         *self.clients.write().unwrap_or_else(PoisonError::into_inner) = clients;
         *renewed = Instant::now();
-        true
     }
 }
 
