@@ -38,7 +38,9 @@ fn makes_a_child(
     sandbox.assert_holds(&child, "x.img");
     assert!(same(mount.image(&child), sandbox.join("x.img")), "{script}");
     assert!(same(mount.new_file("x.img"), sandbox.join("x.img")), "{script}");
-    assert_eq!(mount.put() - put, puts, "{script}");
+    let new = mount.put() - put;
+    // EBS does not tell what a block is: what was written again as it was is put again.
+    assert!(new == puts || (support::over_ebs() && new == puts + 1), "{script}: {new}");
     child
 }
 

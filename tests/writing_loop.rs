@@ -91,7 +91,7 @@ for n in range(1000):
         assert_eq!(mount.put(), 0, "fsync uploads nothing");
     });
     check(&sandbox, &mount.image(&id), "ext4", "e2fsck -f -n", "ro,noload");
-    let blocks = sandbox.described(&id)["data_blocks"].as_u64().unwrap();
+    let blocks = sandbox.stored(&id)["data_blocks"].as_u64().unwrap();
     assert!(blocks > 10 && blocks < 40 * MIB / BLOCK, "{blocks}");
     assert!(mount.put() <= 2 * blocks, "{} puts for {blocks} blocks", mount.put());
     mount.unmount();

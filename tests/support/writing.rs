@@ -70,6 +70,15 @@ impl Sandbox {
         serde_json::from_str(&self.ok(&["list", "--json"])).unwrap()
     }
 
+    /// What the repository has of a snapshot, also over EBS.
+    #[track_caller]
+    pub fn stored(&self, id: &str) -> Value {
+        let all: Vec<Value> =
+            serde_json::from_str(&self.ok(&["-s", "store", "list", "--json"])).unwrap();
+        let found = all.into_iter().find(|snapshot| snapshot["id"] == id);
+        found.unwrap_or_else(|| panic!("there is no {id}"))
+    }
+
     /// What `fspfs list --json` has of a snapshot.
     #[track_caller]
     pub fn described(&self, id: &str) -> Value {

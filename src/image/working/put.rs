@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 
 use super::layer::Commit;
 use super::{Error, Result, WorkingImage, blocking, end_block};
+use crate::cache::Urgency;
 use crate::image::Image;
 use crate::image::staging::Files;
 use crate::image::staging::files::read_padded;
@@ -19,7 +20,7 @@ use crate::model::{
     BLOCK_SIZE, Block, BlockBuffer, BlockIndex, Digester, LENGTH_TAG, MAX_DESCRIPTION_CHARS,
     Snapshot, SnapshotState, VolumeSize,
 };
-use crate::store::{CompleteRequest, ErrorKind, StartRequest};
+use crate::store::{CompleteRequest, ErrorKind, ListedBlock, StartRequest};
 use crate::transfer::holes::too_many;
 
 /// How long a commit goes on without a block being acknowledged.
@@ -44,6 +45,8 @@ struct Plan {
     /// All zeros are put, since the store keeps what was not put in the clear.
     all_zeros: bool,
     full_copy: bool,
+    /// Whether all of the image is staged, though the parent has most of it.
+    whole: bool,
 }
 
 /// One attempt after the other to commit the lowest generation.
@@ -128,6 +131,7 @@ impl Put {
                 all_zeros: (asked_to_encrypt || snapshot.encrypted)
                     && shop.settings.encrypted_holes,
                 full_copy: shop.settings.full_copy,
+                whole: state.base.is_none(),
             })
         };
         let complete = self.put_all(&snapshot, &plan).await?;
@@ -301,7 +305,14 @@ impl Put {
         };
         let needed = match theirs {
             // What the parent has is put where it differs; zeros too, or the parent shows through.
-            Some(theirs) => theirs.digest != Some(block.digest()),
+            Some(ListedBlock { digest: Some(digest), .. }) => digest != block.digest(),
+            // The whole image was written, not what differs: reading a block costs less than keeping
+            // it twice.
+            Some(_) if plan.whole => {
+                let parent = plan.parent.as_ref().expect("it has the block");
+                in_time(parent.block(index, Urgency::Prefetch)).await? != block
+            }
+            Some(_) => true,
             None => {
                 let staged = plan.marks.staged.contains(index.0);
                 !block.is_zero() || plan.all_zeros || (plan.full_copy && staged)

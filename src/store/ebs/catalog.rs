@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::failure::{Class, Failure};
 use super::request::Kind;
 use super::service::{Patience, Request, Service};
-use crate::model::{Snapshot, SnapshotId, SnapshotState, Tags, VolumeSize};
+use crate::model::{BLOCK_SIZE_U64, Snapshot, SnapshotId, SnapshotState, Tags, VolumeSize};
 use crate::store::{Error, ErrorKind, ListToken, Result, SnapshotPage, StoreOptions};
 
 /// Snapshots of a page (EC2 allows 5 to 1000).
@@ -186,6 +186,9 @@ fn snapshot(found: aws_sdk_ec2::types::Snapshot) -> Result<Snapshot> {
     let mut tags: Tags =
         tags.filter_map(|tag| Some((tag.key?, tag.value.unwrap_or_default()))).collect();
     let volume = tags.remove(VOLUME_TAG);
+    // Zeros that were written are in it too, and only a listing tells how many.
+    let full = found.full_snapshot_size_in_bytes.and_then(|bytes| u64::try_from(bytes).ok());
+    let full = full.filter(|bytes| *bytes > 0).map(|bytes| bytes.div_ceil(BLOCK_SIZE_U64));
     let parent = tags.remove(PARENT_TAG).and_then(|id| id.parse().ok());
     Ok(Snapshot {
         volume_size: volume_size
@@ -202,7 +205,7 @@ fn snapshot(found: aws_sdk_ec2::types::Snapshot) -> Result<Snapshot> {
         tags,
         encrypted: found.encrypted.unwrap_or(false),
         content_digest: None,
-        data_blocks: None,
+        data_blocks: full.filter(|_| state == SnapshotState::Completed),
         zero_blocks: None,
     })
 }
