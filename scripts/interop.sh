@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Snapshots written by coldsnap, read by fspfs, and the other way round, through `fspfs serve`.
+# Snapshots written by coldsnap, read by fspfs, and the other way round, through `fspfs serve`: fspfs
+# on the repository itself, and as a client of the server, an ebs: store.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/common.sh
@@ -7,36 +8,47 @@ cd "$(dirname "$0")/.."
 
 usage() {
     cat <<'END'
-Usage: scripts/interop.sh [--dir DIR]
+Usage: scripts/interop.sh [--dir DIR] [--program FILE]
 
 Installs coldsnap (https://crates.io/crates/coldsnap) beside the build, if it is
 not on the path, which takes ten minutes and more on two cores, then lets it
 upload, download, wait and make a child against a server over a repository, and
-compares every image byte by byte. Too slow for CI.
+compares every image byte by byte. fspfs reads and writes the repository itself,
+and over the server, as ebs:, where it mounts too. Too slow for CI.
 
-  --dir DIR    where to work: a disk with 5 GiB free (default: a temporary directory)
+  --dir DIR       where to work: a disk with 5 GiB free (default: a temporary directory)
+  --program FILE  use this fspfs instead of building one
 END
 }
 
 base=${TMPDIR:-/tmp}
+fspfs=
 while [ $# -gt 0 ]; do
     case $1 in
         -h | --help) usage && exit 0 ;;
-        --dir) base=$2 && shift 2 ;;
+        --dir) base=${2:?$1 needs a directory} && shift 2 ;;
+        --program) fspfs=$(realpath -e "${2:?$1 needs a file}") && shift 2 ;;
         *) usage >&2 && exit 2 ;;
     esac
 done
 
 need_rust
 choose_target_dir
-cargo build --release --locked
-target=$(realpath "${CARGO_TARGET_DIR:-target}")
-fspfs=$target/release/fspfs
+target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+if [ -z "$fspfs" ]; then
+    cargo build --release --locked
+    fspfs=$target/release/fspfs
+fi
 PATH=$target/tools/bin:$PATH
 have coldsnap || cargo install coldsnap --locked --root "$target/tools"
 
 work=$(mktemp -d "$base/fspfs-interop.XXXXXX")
 export XDG_STATE_HOME=$work/state FSPFS_STORE=$work/snaps
+# Of the environment, nothing of AWS but what the server prints.
+unset "${!AWS_@}"
+export AWS_EC2_METADATA_DISABLED=true
+mnt=$work/mnt
+mkdir "$mnt"
 server=
 stop_server() {
     [ -n "$server" ] || return 0
@@ -44,7 +56,16 @@ stop_server() {
     wait "$server" || true
     server=
 }
-trap 'stop_server; rm -rf "$work"' EXIT
+clean_up() {
+    if grep -q " $mnt fuse.fspfs " /proc/mounts; then
+        "$fspfs" umount "$mnt" || "$fspfs" umount --lazy "$mnt" || true
+    fi
+    stop_server
+    rm -rf --one-file-system "$work"
+}
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 
 # start_server ARGUMENT...: starts a server, and points the environment at it.
 start_server() {
@@ -63,6 +84,9 @@ cold() {
     coldsnap "$@" 2>"$work/coldsnap.log" || { cat "$work/coldsnap.log" >&2 && exit 1; }
 }
 
+# over_ebs ARGUMENT...: runs fspfs as a client of the server, which the environment names.
+over_ebs() { "$fspfs" -q -s ebs: "$@"; }
+
 step() { printf '\n==> %s\n' "$*"; }
 
 # same ONE TWO: whether two images are equal, the shorter one with zeros behind it.
@@ -72,6 +96,19 @@ same() {
     truncate -s "$bytes" "$1" "$2"
     cmp "$1" "$2" && echo "equal: $((bytes >> 20)) MiB"
 }
+
+# read_by_coldsnap ID...: compares snapshots with the image.
+read_by_coldsnap() {
+    local id
+    for id; do
+        cold download --no-progress "$id" "$work/$id.img"
+        same "$image" "$work/$id.img"
+        rm "$work/$id.img"
+    done
+}
+
+# snapshot_of FILE: the snapshot that a file under new/ is.
+snapshot_of() { getfattr --absolute-names --only-values -n user.fspfs.snapshot "$1"; }
 
 "$fspfs" init >/dev/null
 image=$work/disk.img
@@ -89,6 +126,21 @@ one=$(cold upload --no-progress --wait --description "by coldsnap" --tag Key=Nam
 same "$image" "$work/one.img"
 "$fspfs" list | grep -w cold
 
+step "the same, read over ebs: by download, and mounted"
+over_ebs download "$one" "$work/ebs.img"
+same "$image" "$work/ebs.img"
+over_ebs mount "$mnt"
+cmp "$image" "$mnt/$one.img"
+cmp "$image" "$mnt/by-name/cold.img"
+cp --sparse=always "$mnt/$one.img" "$work/ebs.img"
+same "$image" "$work/ebs.img"
+
+step "written over ebs: by upload, and under new/ of the mount, coldsnap download"
+uploaded=$(over_ebs upload "$image" | tail -n 1)
+cp --sparse=always "$image" "$mnt/new/web.img"
+written=$(snapshot_of "$mnt/new/web.img")
+read_by_coldsnap "$uploaded" "$written"
+
 step "fspfs upload, coldsnap download"
 two=$("$fspfs" -q upload "$image" | tail -n 1)
 cold download --no-progress "$two" "$work/two.img"
@@ -102,6 +154,18 @@ three=$(cold upload --no-progress --wait --parent-snapshot-id "$one" "$image" | 
 same "$image" "$work/three.img"
 rm "$work/three.img" && cold download --no-progress "$three" "$work/three.img"
 same "$image" "$work/three.img"
+
+step "the same child over ebs:, and children that are written over ebs:"
+cmp "$image" "$mnt/$three.img"
+over_ebs download "$three" "$work/ebs.img"
+same "$image" "$work/ebs.img"
+uploaded=$(over_ebs upload --parent-snapshot-id "$one" "$image" | tail -n 1)
+# Each of the two makes a child of what was there.
+dd if="$image" of="$mnt/new/web.img" bs=1M skip=30 seek=30 count=5 conv=notrunc status=none
+dd if="$image" of="$mnt/new/web.img" bs=1M skip=60 seek=60 count=7 conv=notrunc status=none
+written=$(snapshot_of "$mnt/new/web.img")
+read_by_coldsnap "$uploaded" "$written"
+"$fspfs" umount "$mnt"
 
 step "coldsnap wait, for a snapshot that stays pending for 6 s"
 start_server --pending 6
@@ -117,6 +181,12 @@ start_server --inject latency=1ms..5ms,get.throttle=5%,put.throttle=5%,get.error
 five=$(cold upload --no-progress --wait "$image" | tail -n 1)
 cold download --no-progress "$five" "$work/five.img"
 same "$image" "$work/five.img"
+
+step "fspfs over ebs:, with the same faults"
+over_ebs download "$five" "$work/ebs.img"
+same "$image" "$work/ebs.img"
+six=$(over_ebs upload "$image" | tail -n 1)
+read_by_coldsnap "$six"
 
 step "everything in the repository is sound"
 stop_server
