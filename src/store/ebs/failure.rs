@@ -95,6 +95,8 @@ impl Failure {
         let class = classify(status, code.unwrap_or(""), reason, message.unwrap_or(""));
         let code = code.map_or_else(|| format!("status {status}"), str::to_owned);
         let reason = reason.map_or(String::new(), |reason| format!(" ({reason})"));
+        // Some services give a message with nothing in it.
+        let message = message.filter(|message| !message.is_empty());
         let message = message.map_or(String::new(), |message| format!(": {message}"));
         Self { class, text: format!("{code}{reason}{message}"), request_id }
     }
