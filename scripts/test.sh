@@ -50,15 +50,20 @@ if [ ${#packages[@]} -gt 0 ]; then
     (install_packages "$ask" "${packages[@]}") || [ -z "${CI:-}" ]
 fi
 
-# What others wrote is kept beside the build: the one module that scripts/restore.py takes, and the
-# clients of `fspfs serve`.
+# What others wrote is kept beside the build: the one module that scripts/restore.py takes, the
+# clients of `fspfs serve`, and moto, a service for `ebs:` stores. What moto does otherwise than AWS
+# differs between its versions, so it is always the same one.
 venv=$(realpath -m "${CARGO_TARGET_DIR:-target}")/venv
-if ! [ -x "$venv/bin/aws" ] || ! "$venv/bin/python3" -c 'import zstandard, boto3' 2>/dev/null; then
-    echo "Installing zstandard, boto3 and awscli into $venv"
+moto=5.2.5
+# Asked of what pip noted, since to import moto takes seconds.
+has_all="import zstandard, boto3, importlib.metadata as m; exit(m.version('moto') != '$moto')"
+if ! [ -x "$venv/bin/aws" ] || ! [ -x "$venv/bin/moto_server" ] ||
+    ! "$venv/bin/python3" -c "$has_all" 2>/dev/null; then
+    echo "Installing zstandard, boto3, awscli and moto $moto into $venv"
     {
         python3 -m venv --clear "$venv" &&
             "$venv/bin/python3" -m pip -q --disable-pip-version-check install \
-                zstandard boto3 awscli
+                zstandard boto3 awscli "moto[server,ec2,ebs]==$moto"
     } || [ -z "${CI:-}" ]
 fi
 export FSPFS_PYTHON=$venv/bin/python3

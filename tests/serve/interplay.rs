@@ -5,10 +5,10 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use nix::unistd::{Whence, lseek};
 use serde_json::Value;
 use sha2::Digest as _;
 
+use super::support::exchange::same_data;
 use super::support::serve::{Server, has_clients};
 use super::support::{BLOCK, GIB, Sandbox, text};
 
@@ -103,27 +103,6 @@ fn read_with_cli(sandbox: &Sandbox, server: &Server, id: &str, image: &Path, ind
     }
 }
 
-/// Whether two files are the same: where one has data, the other has it too. To read the holes of
-/// both would take most of the time of the test.
-fn same(a: &Path, b: &Path) -> bool {
-    let [a, b] = [a, b].map(|path| File::open(path).unwrap());
-    let equal = |one: &File, other: &File| {
-        let mut at = 0;
-        while let Ok(start) = lseek(one, at, Whence::SeekData) {
-            at = lseek(one, start, Whence::SeekHole).unwrap();
-            let mut ours = vec![0; usize::try_from(at - start).unwrap()];
-            let mut theirs = ours.clone();
-            one.read_exact_at(&mut ours, start.cast_unsigned()).unwrap();
-            other.read_exact_at(&mut theirs, start.cast_unsigned()).unwrap();
-            if ours != theirs {
-                return false;
-            }
-        }
-        true
-    };
-    a.metadata().unwrap().len() == b.metadata().unwrap().len() && equal(&a, &b) && equal(&b, &a)
-}
-
 #[test]
 fn whoever_wrote_a_snapshot_the_others_read_it() {
     if !has_clients() {
@@ -154,7 +133,7 @@ fn whoever_wrote_a_snapshot_the_others_read_it() {
     ];
     let download = |id: &str, image: &Path| {
         sandbox.ok(&["download", id, "read.img"]);
-        assert!(same(&sandbox.join("read.img"), image), "{id}");
+        assert!(same_data(&sandbox.join("read.img"), image), "{id}");
         std::fs::remove_file(sandbox.join("read.img")).unwrap();
     };
     for id in [&by_boto, &by_cli, &by_us] {

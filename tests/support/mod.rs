@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+pub mod exchange;
 pub mod serve;
 pub mod service;
 pub mod writing;
@@ -90,6 +91,13 @@ impl Sandbox {
     pub fn serve_at(&mut self, address: &str, options: &[&str]) {
         self.stop_serving();
         self.service = Some(service::Service::at(self, address, options));
+    }
+
+    /// A sandbox before which there is a moto, and no store of ours.
+    pub fn with_moto() -> Self {
+        let mut sandbox = Self::new();
+        sandbox.service = Some(service::Service::moto(&sandbox));
+        sandbox
     }
 
     /// The service before the store.
@@ -272,7 +280,8 @@ fn servers_below(path: &Path) -> Vec<nix::unistd::Pid> {
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let serves = |process: &std::fs::DirEntry| {
         let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
-        line.split(|&b| b == 0).any(|argument| argument == b"serve")
+        let serves = |argument: &[u8]| argument == b"serve" || argument.ends_with(b"moto_server");
+        line.split(|&b| b == 0).any(serves)
             && std::fs::read_link(process.path().join("cwd")).is_ok_and(|d| d.starts_with(path))
     };
     let pid = |process: std::fs::DirEntry| process.file_name().to_str()?.parse().ok();

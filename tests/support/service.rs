@@ -1,6 +1,7 @@
-//! `fspfs serve` as the service that `ebs:` stores are behind.
+//! A service that `ebs:` stores are behind: `fspfs serve`, or moto, which others wrote.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -8,19 +9,38 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{Sandbox, wait};
+use super::serve::python;
+use super::{Sandbox, run, skip, text, wait};
 
 /// It says where it is within this time, and has ended as long after it was told to.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long moto may take to begin: it is Python, and imports much.
+const PATIENCE_WITH_MOTO: Duration = Duration::from_secs(60);
+
 const KEYS: [(&str, &str); 2] =
     [("AWS_ACCESS_KEY_ID", "AKIATEST"), ("AWS_SECRET_ACCESS_KEY", "test/secret")];
+
+const REGION: &str = "us-east-1";
+
+/// The server of moto, beside the Python that has the clients.
+fn moto_program() -> PathBuf {
+    python().with_file_name("moto_server")
+}
+
+/// Whether moto is there.
+pub fn has_moto() -> bool {
+    let program = moto_program();
+    let missing = (!program.exists()).then(|| format!("{} (FSPFS_PYTHON)", program.display()));
+    skip(&missing.into_iter().collect::<Vec<_>>())
+}
 
 /// A service over the store of a sandbox, which ends with it.
 pub struct Service {
     /// `http://127.0.0.1:PORT`
     pub url: String,
     child: Child,
+    home: PathBuf,
 }
 
 impl Service {
@@ -41,17 +61,42 @@ impl Service {
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
+        let stdout = Box::new(child.stdout.take().unwrap());
+        Self::ready(sandbox, child, stdout, " is served at ", PATIENCE)
+    }
+
+    /// A moto with nothing in it but the snapshots that it makes up itself.
+    pub fn moto(sandbox: &Sandbox) -> Self {
+        let mut command = Command::new(moto_program());
+        command
+            .current_dir(&sandbox.path)
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .args(["-H", "127.0.0.1", "-p", "0"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let stderr = Box::new(child.stderr.take().unwrap());
+        Self::ready(sandbox, child, stderr, " * Running on ", PATIENCE_WITH_MOTO)
+    }
+
+    /// Waits until it says where it is, and lets it say what it likes from then on.
+    fn ready(
+        sandbox: &Sandbox,
+        child: Child,
+        says: Box<dyn Read + Send>,
+        before: &'static str,
+        patience: Duration,
+    ) -> Self {
         let (sender, ready) = mpsc::channel();
-        let stdout = child.stdout.take().unwrap();
         std::thread::spawn(move || {
-            let mut line = String::new();
-            let _ = BufReader::new(stdout).read_line(&mut line);
-            let _ = sender.send(line);
+            for line in BufReader::new(says).lines().map_while(Result::ok) {
+                let url = line.split_once(before).map(|(_, url)| url.trim_end().to_owned());
+                let _ = url.map(|url| sender.send(url));
+            }
         });
-        let line = ready.recv_timeout(PATIENCE).unwrap_or_default();
-        let url = line.trim_end().rsplit_once(" is served at ").map(|(_, url)| url.to_owned());
-        let mut service = Self { url: String::new(), child };
-        service.url = url.unwrap_or_else(|| panic!("it does not serve: {line:?}"));
+        let mut service = Self { url: String::new(), child, home: sandbox.path.clone() };
+        service.url = ready.recv_timeout(patience).expect("it says where it is");
         service
     }
 
@@ -68,9 +113,31 @@ impl Service {
             }
         }
         command
-            .env("FSPFS_STORE", format!("ebs://us-east-1?endpoint={}", self.url))
+            .env("FSPFS_STORE", format!("ebs://{REGION}?endpoint={}", self.url))
             .env("AWS_EC2_METADATA_DISABLED", "true")
             .envs(KEYS);
+    }
+
+    /// Runs a function of one of the scripts in `tests/serve` with boto3, in the directory of the
+    /// sandbox, which must succeed; what it printed.
+    #[track_caller]
+    pub fn script(&self, file: &str, arguments: &[&str]) -> String {
+        let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/serve");
+        let mut command = Command::new(python());
+        self.show_to(&mut command);
+        command
+            .current_dir(&self.home)
+            .env("HOME", &self.home)
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .env("AWS_REGION", REGION)
+            .env("AWS_DEFAULT_REGION", REGION)
+            .envs(["EBS", "EC2"].map(|service| (format!("AWS_ENDPOINT_URL_{service}"), &self.url)))
+            .arg(scripts.join(file))
+            .args(arguments)
+            .stdin(Stdio::null());
+        let output = run(&mut command);
+        assert!(output.status.success(), "{file} {arguments:?}: {}", text(&output));
+        String::from_utf8(output.stdout).unwrap()
     }
 
     /// Stops it in the middle of whatever it does; `resume` goes on.
