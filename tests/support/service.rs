@@ -16,7 +16,7 @@ use super::{Sandbox, run, skip, text, wait};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long moto may take to begin: it is Python, and imports much.
-const PATIENCE_WITH_MOTO: Duration = Duration::from_secs(60);
+const PATIENCE_WITH_MOTO: Duration = Duration::from_mins(1);
 
 const KEYS: [(&str, &str); 2] =
     [("AWS_ACCESS_KEY_ID", "AKIATEST"), ("AWS_SECRET_ACCESS_KEY", "test/secret")];
