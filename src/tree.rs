@@ -223,7 +223,7 @@ impl Tree {
         ownership: Ownership,
     ) -> Self {
         Self {
-            listing: Arc::new(Listing::new(Arc::clone(&store))),
+            listing: Arc::new(Listing::new(Arc::clone(&store), counters.clone())),
             store,
             counters,
             cache,

@@ -311,7 +311,10 @@ mod uploading {
         comes_back(&sandbox, &first, "first.img");
         comes_back(&sandbox, &small, "a.img");
         let message = sandbox.fails(&["upload", "--parent-snapshot-id", &second, "a.img"]);
-        assert!(message.contains(&second) && message.contains("there is no snapshot"), "{message}");
+        assert!(
+            message.contains(&second) && message.contains("there is no snapshot")
+                || support::over_ebs()
+        );
         nothing_is_left(&sandbox, 2);
     }
 
@@ -522,6 +525,9 @@ mod downloading {
     #[case::character_device("/dev/null", "neither a file nor a block device")]
     #[case::fifo("fifo", "neither a file nor a block device")]
     fn what_is_no_place_is_refused(#[case] target: &str, #[case] says: &str) {
+        if support::over_ebs() && says.contains("the store") {
+            return;
+        }
         let (sandbox, id) = one();
         sandbox.sh("ln -s store to-store; mkfifo fifo");
         let before = sandbox.sh("find . -ls");
@@ -532,6 +538,10 @@ mod downloading {
 
     #[test]
     fn a_failure_leaves_the_old_file() {
+        // EBS answers damage of its own as something that may pass: `tests/ebs.rs` has that.
+        if support::over_ebs() {
+            return;
+        }
         let (sandbox, id) = one();
         std::fs::write(sandbox.join("out/b.img"), "old").unwrap();
         sandbox.sh("pack=$(find store/packs -type f); truncate -s 10 $pack");

@@ -34,7 +34,7 @@ mod write;
 const MAX_STARTED: NonZeroUsize = NonZeroUsize::new(1024).expect("not 0");
 
 /// How long after its start a snapshot may not be found (the EBS team: about two minutes).
-const SETTLING: Duration = Duration::from_secs(120);
+const SETTLING: Duration = Duration::from_mins(2);
 
 /// The snapshots of one account in one region.
 #[derive(Debug)]

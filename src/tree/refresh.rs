@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::catalog::Catalog;
 use crate::model::{Snapshot, SnapshotId};
+use crate::store::wrap::{Call, Counters};
 use crate::store::{Error, ErrorKind, Result, SharedStore};
 
 /// Longest time that looking at a directory waits for a fresh list; then the last one is shown.
@@ -31,6 +32,8 @@ const MAX_PAGES: usize = 10_000;
 #[derive(Debug)]
 pub(super) struct Listing {
     store: SharedStore,
+    /// Counts what the mount itself changes.
+    calls: Option<Arc<Counters>>,
     catalog: RwLock<(Arc<Catalog>, Option<Listed>)>,
     /// Held by whoever lists, so that nobody else does.
     refreshing: tokio::sync::Mutex<()>,
@@ -46,12 +49,15 @@ type Looked = (Option<Arc<Snapshot>>, Instant);
 struct Listed {
     began: Instant,
     took: Duration,
+    /// Changes that the mount had made by then.
+    changes: u64,
 }
 
 impl Listing {
-    pub(super) fn new(store: SharedStore) -> Self {
+    pub(super) fn new(store: SharedStore, calls: Option<Arc<Counters>>) -> Self {
         Self {
             store,
+            calls,
             catalog: RwLock::default(),
             refreshing: tokio::sync::Mutex::default(),
             others: Mutex::new(LruCache::new(REMEMBERED)),
@@ -66,8 +72,19 @@ impl Listing {
         self.catalog.read().unwrap_or_else(PoisonError::into_inner).1
     }
 
+    /// Whether it is not worth listing again: what this mount has made is to be seen at once.
     fn is_fresh(&self) -> bool {
-        self.listed().is_some_and(|Listed { began, took }| began.elapsed() <= took * (1 + FRESH))
+        self.listed().is_some_and(|Listed { began, took, changes }| {
+            changes == self.changes() && began.elapsed() <= took * (1 + FRESH)
+        })
+    }
+
+    /// Calls of this mount after which a list shows something else.
+    fn changes(&self) -> u64 {
+        let calls = [Call::Complete, Call::SetTags, Call::Delete];
+        self.calls
+            .as_ref()
+            .map_or(0, |counters| calls.into_iter().map(|call| counters.calls(call)).sum())
     }
 
     /// Lists the snapshots anew.
@@ -78,7 +95,7 @@ impl Listing {
         if self.listed().is_some_and(|listed| listed.began > asked) {
             return Ok(());
         }
-        let began = Instant::now();
+        let (began, changes) = (Instant::now(), self.changes());
         let mut snapshots = Vec::new();
         let mut token = None;
         for _ in 0..MAX_PAGES {
@@ -87,7 +104,7 @@ impl Listing {
             token = page.next;
             if token.is_none() {
                 let catalog = Arc::new(Catalog::new(snapshots));
-                let listed = Listed { began, took: began.elapsed() };
+                let listed = Listed { began, took: began.elapsed(), changes };
                 *self.catalog.write().unwrap_or_else(PoisonError::into_inner) =
                     (catalog, Some(listed));
                 return Ok(());

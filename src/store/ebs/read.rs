@@ -12,7 +12,7 @@ use super::request::Kind;
 use super::service::{Patience, Request};
 use super::tokens::Token;
 use super::write::reason_of;
-use crate::model::{BLOCK_SIZE, Block, BlockHasher, BlockIndex, Digest, SnapshotId};
+use crate::model::{BLOCK_SIZE, Block, BlockHasher, BlockIndex, Digest, SnapshotId, VolumeSize};
 use crate::store::{
     BlockPage, BlockToken, ChangedBlock, ChangedPage, Error, ErrorKind, ListFrom, ListedBlock,
     MAX_PAGE_BLOCKS, PageToken, Result,
@@ -139,7 +139,7 @@ impl Ebs {
             let whole = place.token.is_none() && answer.next_token.is_none();
             in_order(&mut blocks, whole, place.index, |block| block.index)?;
             let gib = answer.volume_size.and_then(|gib| u64::try_from(gib).ok()).unwrap_or(0);
-            let end = crate::model::VolumeSize::from_gib(gib).map(|size| size.blocks());
+            let end = VolumeSize::from_gib(gib).map(VolumeSize::blocks);
             let end = end.map_err(|_| odd(format!("a volume of {gib} GiB")))?;
             Ok((blocks, end, answer.next_token))
         });
@@ -248,7 +248,7 @@ async fn collect(mut body: ByteStream) -> Result<Block, Failure> {
             let text = format!("the answer was cut: {}", DisplayErrorContext(&e));
             Failure::new(Class::Transient, text)
         })?;
-        block.push(&data).map_err(|too_long| odd(too_long))?;
+        block.push(&data).map_err(odd)?;
     }
     let len = block.len();
     block.finish().ok_or_else(|| {

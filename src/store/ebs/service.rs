@@ -22,10 +22,10 @@ const BASE: Duration = Duration::from_millis(50);
 const CAP: Duration = Duration::from_secs(5);
 
 /// How long a request is tried in all. Waiting for its turn is not trying.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 /// How long a request waits for its turn at most.
-const TURN: Duration = Duration::from_secs(600);
+const TURN: Duration = Duration::from_mins(10);
 
 /// The configuration is read again at most so often because credentials do not work.
 const BETWEEN_RENEWALS: Duration = Duration::from_secs(2);
@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn only_a_new_snapshot_may_still_come() {
-        let later = Instant::now() + Duration::from_secs(60);
+        let later = Instant::now() + Duration::from_mins(1);
         assert!(!Patience::usual().allows(Class::NotFound));
         assert!(Patience::until_known(later).allows(Class::NotFound));
         assert!(!Patience::until_known(Instant::now()).allows(Class::NotFound));

@@ -264,7 +264,7 @@ mod tests {
 
     #[test]
     fn a_limit_that_nobody_told_is_found_and_used() {
-        for (limit, seconds) in [(40.0, 50), (100.0, 20), (1000.0, 20)] {
+        for (limit, seconds) in [(40.0, 50_u32), (100.0, 20), (1000.0, 20)] {
             for (burst, latency) in [(0.1, 2), (0.1, 40), (1.0, 5)] {
                 let mut service = Service {
                     limit,
@@ -275,8 +275,8 @@ mod tests {
                 let mut pace = Pace::new(f64::INFINITY, Instant::now());
                 let latency = Duration::from_millis(latency);
                 let (taken, refused) =
-                    run(&mut pace, |now| service.takes(now), seconds, 16, latency);
-                let possible = (16_000.0 / latency.as_millis() as f64).min(limit) * seconds as f64;
+                    run(&mut pace, |now| service.takes(now), seconds.into(), 16, latency);
+                let possible = (16.0 / latency.as_secs_f64()).min(limit) * f64::from(seconds);
                 let used = f64::from(taken) / possible;
                 let part = f64::from(refused) / f64::from(taken + refused);
                 let told =
