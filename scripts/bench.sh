@@ -14,7 +14,7 @@ Usage: scripts/bench.sh [--runs N] [--size MIB] [--dir DIR] [--only PART]
   --size MIB   size of the large image (default 2048)
   --dir DIR    where to work: a disk with three times that much free (default: a
                temporary directory)
-  --only PART  `mount` or `serve`; both otherwise
+  --only PART  `mount`, `serve` or `ebs`; all otherwise
 
 Needs root (mounts, loop devices, dropping the page cache), fio, jq, openssl,
 python3, e2fsprogs, nginx and wrk; the cores should have nothing else to do.
@@ -51,9 +51,11 @@ fspfs=$(cargo metadata --format-version 1 --no-deps | jq -r .target_directory)/r
 
 work=$(mktemp -d "$base/fspfs-bench.XXXXXX")
 export XDG_STATE_HOME=$work/state FSPFS_STORE=$work/snaps
-loops=() servers=() daemon=''
+loops=() servers=() mounts=() rams=() daemon=''
 clean_up() {
+    for mount in "${mounts[@]}"; do umount -l "$mount" || true; done
     for server in "${servers[@]}"; do kill "$server" 2>/dev/null || true; done
+    for ram in "${rams[@]}"; do rm -rf "$ram"; done
     for device in "${loops[@]}"; do losetup -d "$device" || true; done
     mountpoint -q "$work/files" && umount "$work/files"
     mountpoint -q "$work/mnt" && umount -l "$work/mnt"
@@ -114,11 +116,15 @@ openssl enc -aes-128-ctr -K 00112233445566778899aabbccddeeff -iv 00 -in /dev/zer
     head -c "${size}M" >"$large" || true
 [ "$(stat -c %s "$large")" = $((size << 20)) ] || { echo "cannot make $large" >&2 && exit 1; }
 "$fspfs" init >/dev/null
-if [ "$only" != mount ]; then
+if [ -z "$only" ] || [ "$only" = serve ]; then
     # shellcheck source=scripts/bench-serve.sh
     . scripts/bench-serve.sh
-    [ "$only" != serve ] || exit 0
 fi
+if [ -z "$only" ] || [ "$only" = ebs ]; then
+    # shellcheck source=scripts/bench-ebs.sh
+    . scripts/bench-ebs.sh
+fi
+[ -z "$only" ] || [ "$only" = mount ] || exit 0
 
 head -c "${warm_mib}M" "$large" >"$work/warm.img"
 truncate -s "${warm_mib}M" "$work/hole.img"
