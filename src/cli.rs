@@ -35,7 +35,8 @@ Examples:
   losetup -r -P --direct-io=on -f --show /mnt/fsp/by-name/web.img
   fspfs umount /mnt/fsp
 
-The store can also be given once, as FSPFS_STORE.
+The store can also be given once, as FSPFS_STORE; without one it is `ebs:`, the EBS snapshots of the
+account and the region that AWS is configured for.
 Exit status: 0 done, 1 failed, 2 wrong usage, 3 done in part.";
 
 /// Mounts snapshots as files: each is a sparse raw image, read lazily, every block checked.

@@ -164,19 +164,29 @@ fn the_default_store_is_that_of_aws() {
 }
 
 #[test]
-fn the_store_says_where_and_the_profile_of_the_store_is_not_used_with_keys() {
+fn the_store_says_where_and_its_profile_goes_before_the_environment() {
     let sandbox = Sandbox::with_store();
     let server = Server::new(&sandbox, &[]);
     let store = format!("ebs://work@eu-central-1?endpoint={}", server.url);
-    let mut command = alone(&sandbox, &["-s", &store]);
-    for name in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"] {
-        command.env(name, &server.environment[name]);
-    }
-    let found = Found::by(&mut command);
+    let [id, secret] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
+    let keys = format!(
+        "[work]\naws_access_key_id = {}\naws_secret_access_key = {}\n",
+        server.environment[id], server.environment[secret]
+    );
+    std::fs::write(sandbox.join("keys"), keys).unwrap();
+    let found = Found::by(
+        alone(&sandbox, &["-s", &store])
+            .env("AWS_SHARED_CREDENTIALS_FILE", sandbox.join("keys"))
+            .envs([(id, "AKIAOTHER"), (secret, "other")]),
+    );
     found.assert("region", "ok", "eu-central-1, as the store says");
     found.assert("endpoint of EC2", "ok", "as the store says");
-    found.assert("profile", "warning", "the profile work of the store is not used");
     found.assert("identity", "ok", "account ");
+    // One that is not there is not made up for by the environment.
+    let other = format!("ebs://elsewhere@eu-central-1?endpoint={}", server.url);
+    let mut command = alone(&sandbox, &["-s", &other]);
+    let found = Found::by(command.envs([(id, "AKIAOTHER"), (secret, "other")]));
+    found.assert("credentials", "failure", "elsewhere");
     server.stop();
 }
 

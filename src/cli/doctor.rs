@@ -6,10 +6,8 @@ use clap::Args;
 
 use super::Global;
 use super::output::{Output, one_line};
-use super::run::Exit;
+use super::run::{Exit, store_url};
 use crate::doctor::{self, Check, Report, Status};
-use crate::store::StoreUrl;
-use crate::store::ebs::EbsUrl;
 
 /// `fspfs doctor`
 #[derive(Args, Debug)]
@@ -37,8 +35,7 @@ pub(super) async fn doctor(
     out: Output,
     args: &DoctorArgs,
 ) -> anyhow::Result<Exit> {
-    let by_default = || StoreUrl::Ebs(EbsUrl::default());
-    let url = global.store.clone().unwrap_or_else(by_default).absolute()?;
+    let url = store_url(global).absolute()?;
     let mount_point = args.mount_point.as_ref().map(std::path::absolute).transpose()?;
     let mut printed = Ok(());
     let show = |check: &Check| {

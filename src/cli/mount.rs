@@ -17,7 +17,7 @@ use crate::tree::Ownership;
 const WAITING_THREADS: usize = 48;
 
 pub(super) fn mount(global: &Global, args: &MountArgs) -> anyhow::Result<Exit> {
-    let url = store_url(global)?.absolute()?;
+    let url = store_url(global).absolute()?;
     let mount_point = std::path::absolute(&args.mount_point)?;
     if let Err(why) = settings(&args.writing).check() {
         anyhow::bail!("cannot mount at {}: {why}", mount_point.display());

@@ -19,6 +19,7 @@ use crate::model::{BLOCK_SIZE_U64, NAME_TAG, Snapshot, SnapshotId, SnapshotState
 use crate::ops::download::Download;
 use crate::ops::upload::{self, Upload};
 use crate::ops::{self, list, until_signal};
+use crate::store::ebs::EbsUrl;
 use crate::store::repository::Repository;
 use crate::store::{self, SharedStore, StoreOptions, StoreUrl};
 
@@ -111,9 +112,9 @@ pub(super) fn log_level(global: &Global) -> tracing::Level {
     }
 }
 
-pub(super) fn store_url(global: &Global) -> anyhow::Result<&StoreUrl> {
-    let store = global.store.as_ref();
-    store.context("no store was given: say where the snapshots are, with -s or FSPFS_STORE")
+/// The store that was named, else that of EBS which AWS is configured for.
+pub(super) fn store_url(global: &Global) -> StoreUrl {
+    global.store.clone().unwrap_or_else(|| StoreUrl::Ebs(EbsUrl::default()))
 }
 
 pub(super) fn store_options(global: &Global, scope: Option<&ScopeArgs>) -> StoreOptions {
@@ -128,13 +129,13 @@ pub(super) fn store_options(global: &Global, scope: Option<&ScopeArgs>) -> Store
 }
 
 async fn repository(global: &Global) -> anyhow::Result<Repository> {
-    Ok(Repository::open(store_url(global)?.directory()?).await?)
+    Ok(Repository::open(store_url(global).directory()?).await?)
 }
 
 async fn init(global: &Global, out: Output, args: &InitArgs) -> anyhow::Result<Exit> {
     let url = match &args.target {
-        Some(target) => target,
-        None => store_url(global)?,
+        Some(target) => target.clone(),
+        None => store_url(global),
     };
     let repository = Repository::create(url.directory()?).await?;
     let url = url.absolute()?;
@@ -144,7 +145,7 @@ async fn init(global: &Global, out: Output, args: &InitArgs) -> anyhow::Result<E
 }
 
 async fn list(global: &Global, out: Output, args: &ListArgs) -> anyhow::Result<Exit> {
-    let store = store::open(store_url(global)?, &store_options(global, Some(&args.scope))).await?;
+    let store = store::open(&store_url(global), &store_options(global, Some(&args.scope))).await?;
     let Some(id) = &args.snapshot else {
         let snapshots = list::snapshots(&store).await?;
         out.result(&snapshots, || output::table(&snapshots))?;
@@ -176,7 +177,7 @@ fn contains(id: &SnapshotId, blocks: u64, seconds: f64) -> String {
 }
 
 async fn upload(global: &Global, out: Output, args: &UploadArgs) -> anyhow::Result<Exit> {
-    let store = store::open(store_url(global)?, &store_options(global, None)).await?;
+    let store = store::open(&store_url(global), &store_options(global, None)).await?;
     let mut tags: crate::model::Tags = args.tags.iter().cloned().collect();
     if let Some(name) = &args.name {
         tags.insert(NAME_TAG.to_owned(), name.clone());
@@ -232,8 +233,8 @@ async fn upload(global: &Global, out: Output, args: &UploadArgs) -> anyhow::Resu
 }
 
 async fn download(global: &Global, out: Output, args: &DownloadArgs) -> anyhow::Result<Exit> {
-    let url = store_url(global)?;
-    let store = store::open(url, &store_options(global, None)).await?;
+    let url = store_url(global);
+    let store = store::open(&url, &store_options(global, None)).await?;
     let operation = Download {
         id: args.snapshot.clone(),
         path: args.path.clone(),
@@ -263,7 +264,7 @@ struct Deleted {
 }
 
 async fn delete(global: &Global, out: Output, args: &DeleteArgs) -> anyhow::Result<Exit> {
-    let store = store::open(store_url(global)?, &store_options(global, None)).await?;
+    let store = store::open(&store_url(global), &store_options(global, None)).await?;
     if !args.yes && std::io::stdin().is_terminal() && !confirmed(&args.snapshots)? {
         out.note("nothing was deleted");
         return Ok(Exit::Failed);
@@ -300,7 +301,7 @@ fn confirmed(ids: &[SnapshotId]) -> std::io::Result<bool> {
 }
 
 async fn verify(global: &Global, out: Output, args: &VerifyArgs) -> anyhow::Result<Exit> {
-    if args.against.is_some() || store_url(global)?.directory().is_err() {
+    if args.against.is_some() || store_url(global).directory().is_err() {
         return read_all(global, out, args).await;
     }
     let repository = repository(global).await?;
@@ -318,7 +319,7 @@ async fn read_all(global: &Global, out: Output, args: &VerifyArgs) -> anyhow::Re
     if args.against.is_some() && args.snapshots.len() > 1 {
         anyhow::bail!("a file can be compared with one snapshot, and there are several");
     }
-    let store = store::open(store_url(global)?, &store_options(global, None)).await?;
+    let store = store::open(&store_url(global), &store_options(global, None)).await?;
     let began = Instant::now();
     let progress = out.progress("Verifying");
     let mut report = ops::verify::Report::default();

@@ -22,7 +22,7 @@ pub(super) fn serve(global: &Global, args: &ServeArgs) -> anyhow::Result<Exit> {
     if args.print_env {
         return print_env(args);
     }
-    let url = store_url(global)?.absolute()?;
+    let url = store_url(global).absolute()?;
     let access = access(&url, args)?;
     let level = match (global.quiet, global.verbose) {
         (true, _) => tracing::Level::WARN,

@@ -33,21 +33,12 @@ pub(super) async fn examine(url: &EbsUrl, shared: &SdkConfig, report: &mut impl 
     };
     match tokio::time::timeout(FIND, provider.provide_credentials()).await {
         Ok(Ok(found)) => {
-            found_some(url, &found, report);
+            found_some(&found, report);
             true
         }
         Ok(Err(error)) => {
             let why = match &error {
-                CredentialsError::CredentialsNotLoaded(_) => {
-                    let named = url.profile.clone().or_else(|| std::env::var("AWS_PROFILE").ok());
-                    let profile = named.map_or_else(
-                        || "a profile".to_owned(),
-                        |name| format!("the profile {name}"),
-                    );
-                    format!(
-                        "there are none: not in the environment, in {profile}, or from the role of a container or an instance"
-                    )
-                }
+                CredentialsError::CredentialsNotLoaded(_) => none_loaded(url),
                 // None of the causes holds a secret: a provider that fails has none.
                 error => causes(error),
             };
@@ -61,6 +52,17 @@ pub(super) async fn examine(url: &EbsUrl, shared: &SdkConfig, report: &mut impl 
     }
 }
 
+fn none_loaded(url: &EbsUrl) -> String {
+    if let Some(profile) = &url.profile {
+        return format!("there are none in the profile {profile}, which the store names");
+    }
+    let profile = std::env::var("AWS_PROFILE")
+        .map_or_else(|_| "a profile".to_owned(), |name| format!("the profile {name}"));
+    format!(
+        "there are none: not in the environment, in {profile}, or from the role of a container or an instance"
+    )
+}
+
 fn missing(why: &str, report: &mut impl Findings) {
     let cure = Caller::find().and_then(|caller| caller.advice()).unwrap_or_else(|| {
         "`aws configure` or `aws configure sso`, then `aws sso login`; or AWS_PROFILE, or the profile in the store: ebs://PROFILE@REGION; docs/aws.md begins with it".to_owned()
@@ -68,7 +70,7 @@ fn missing(why: &str, report: &mut impl Findings) {
     report.fail(SUBJECT, why, cure);
 }
 
-fn found_some(url: &EbsUrl, found: &Credentials, report: &mut impl Findings) {
+fn found_some(found: &Credentials, report: &mut impl Findings) {
     let features = found.get_property::<Vec<Feature>>();
     let features = features.map_or(&[][..], Vec::as_slice);
     let kind = if found.session_token().is_some() { "a session" } else { "a static key" };
@@ -88,17 +90,6 @@ fn found_some(url: &EbsUrl, found: &Credentials, report: &mut impl Findings) {
         Some(end) => report.ok(SUBJECT, format!("{whose}, until {}", time(end))),
         None => report.ok(SUBJECT, whose),
     }
-    if let Some(profile) = url.profile.as_ref().filter(|_| is_environment(features)) {
-        report.warn(
-            "profile",
-            format!("the profile {profile} of the store is not used: the environment has credentials, and goes before it"),
-            "unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN",
-        );
-    }
-}
-
-fn is_environment(features: &[Feature]) -> bool {
-    features.contains(&Feature::CredentialsEnvVars)
 }
 
 /// Where credentials come from, as far as the SDK tells. What it adds last is the outermost.
@@ -168,7 +159,7 @@ mod tests {
         let status = |expiry: Option<SystemTime>| {
             let found = Credentials::new("AKIAIOSFODNN7EXAMPLE", "secret", None, expiry, "test");
             let mut report = Making::new(|_: &Check| {});
-            found_some(&EbsUrl::default(), &found, &mut report);
+            found_some(&found, &mut report);
             let report = report.finish();
             let json = serde_json::to_string(&report).unwrap();
             assert!(!json.contains("secret") && !json.contains("AKIA"), "{json}");

@@ -5,6 +5,7 @@ use std::time::Duration;
 use aws_config::environment::EnvironmentVariableRegionProvider;
 use aws_config::imds::region::ImdsRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
+use aws_config::profile::ProfileFileCredentialsProvider;
 use aws_config::profile::ProfileFileRegionProvider;
 use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
@@ -117,7 +118,12 @@ pub(crate) async fn config(url: &EbsUrl) -> SdkConfig {
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
         .timeout_config(timeouts);
     if let Some(profile) = &url.profile {
-        loader = loader.profile_name(profile);
+        // Whoever names a profile means it, whatever the environment has for others.
+        let provider = ProfileFileCredentialsProvider::builder()
+            .configure(&provider_config())
+            .profile_name(profile)
+            .build();
+        loader = loader.profile_name(profile).credentials_provider(provider);
     }
     let chain = match &url.region {
         Some(region) => RegionProviderChain::first_try(Region::new(region.clone())),
