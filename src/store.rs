@@ -193,6 +193,12 @@ pub trait SnapshotStore: Debug + Send + Sync + 'static {
         std::thread::available_parallelism().map_or(2, usize::from) * BLOCKS_PER_CORE
     }
 
+    /// How long after its start a snapshot may not be known to all of the store: calls about it wait
+    /// for that by themselves.
+    fn settling(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// What was asked of a service that counts requests, and is paid for them; `None` for others.
     fn usage(&self) -> Option<Usage> {
         None

@@ -105,6 +105,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<Exit> {
 /// How much is logged on stderr.
 pub(super) fn log_level(global: &Global) -> tracing::Level {
     match global.verbose {
+        0 if global.quiet => tracing::Level::ERROR,
         0 => tracing::Level::WARN,
         1 => tracing::Level::INFO,
         2 => tracing::Level::DEBUG,

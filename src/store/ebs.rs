@@ -157,6 +157,10 @@ impl SnapshotStore for Ebs {
         self.service.max_in_flight()
     }
 
+    fn settling(&self) -> Duration {
+        self.settling
+    }
+
     fn usage(&self) -> Option<Usage> {
         Some(self.service.usage())
     }

@@ -142,7 +142,12 @@ impl Put {
             }
             self.image.recorded(true).await?;
         }
-        in_time(shop.store.complete(&snapshot.id, complete)).await
+        let completed = shop.store.complete(&snapshot.id, complete);
+        let patience = STALL + shop.store.settling();
+        match tokio::time::timeout(patience, completed).await {
+            Ok(completed) => Ok(completed?),
+            Err(_) => Err(Error::Stalled(patience)),
+        }
     }
 
     /// What the snapshot is a child of.
@@ -195,6 +200,8 @@ impl Put {
             let mut puts = std::pin::pin!(puts);
             let mut acknowledged = RoaringBitmap::new();
             let mut done = 0;
+            // The first block may have to wait until the store knows the snapshot.
+            let mut patience = STALL + store.settling();
             // In a task of its own: puts that nobody polls may hold what it waits for.
             let mut flush: Option<(RoaringBitmap, JoinHandle<crate::store::Result<()>>)> = None;
             loop {
@@ -203,7 +210,7 @@ impl Put {
                         self.note_put(&flushed?)?;
                         continue;
                     }
-                    next = tokio::time::timeout(STALL, puts.try_next()) => next,
+                    next = tokio::time::timeout(patience, puts.try_next()) => next,
                 };
                 let next = match next {
                     Ok(next) => next?,
@@ -212,9 +219,10 @@ impl Put {
                         done = self.done();
                         continue;
                     }
-                    Err(_) => return Err(Error::Stalled(STALL)),
+                    Err(_) => return Err(Error::Stalled(patience)),
                 };
                 let Some(index) = next else { break };
+                patience = STALL;
                 self.commit.done.fetch_add(1, Ordering::Relaxed);
                 done = self.done();
                 self.image.state().layers[0].marks.put.insert(index.0);

@@ -1,4 +1,4 @@
-//! What EC2 knows of snapshots: their lists, states and tags. All of `aws-sdk-ec2` is here.
+//! What EC2 knows of snapshots: their lists, states and tags. A store uses `aws-sdk-ec2` nowhere else.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

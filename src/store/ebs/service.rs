@@ -24,6 +24,12 @@ const CAP: Duration = Duration::from_secs(5);
 /// How long a request is tried in all. Waiting for its turn is not trying.
 const DEADLINE: Duration = Duration::from_mins(1);
 
+/// How often a block is read that is not what its checksum says.
+const MAX_CORRUPT: u32 = 6;
+
+/// From this attempt on a request that is sent again is a warning.
+const MANY: u32 = 5;
+
 /// How long a request waits for its turn at most.
 const TURN: Duration = Duration::from_mins(10);
 
@@ -50,13 +56,15 @@ impl Patience {
         Self { deadline: DEADLINE + left, not_found_until: Some(until) }
     }
 
-    fn allows(&self, class: Class) -> bool {
+    /// Whether it is worth sending a request again that has failed so often, the last time like this.
+    fn allows(&self, class: Class, attempts: u32) -> bool {
         match class {
             Class::AccountThrottled
             | Class::SnapshotThrottled
             | Class::Overloaded
-            | Class::Transient
-            | Class::Corrupt => true,
+            | Class::Transient => true,
+            // What is spoilt each time is not spoilt on the way.
+            Class::Corrupt => attempts < MAX_CORRUPT,
             Class::NotFound => self.not_found_until.is_some_and(|until| Instant::now() < until),
             Class::Credentials | Class::Final(_) => false,
         }
@@ -168,17 +176,20 @@ impl Service {
                 continue;
             }
             let wait = longest_wait(attempts).mul_f64(fastrand::f64());
-            if !patience.allows(failure.class) || tried + wait >= patience.deadline {
+            if !patience.allows(failure.class, attempts) || tried + wait >= patience.deadline {
                 let error = failure.after(doing, attempts, tried);
                 return Err(if timed_out { error.of_kind(ErrorKind::Timeout) } else { error });
             }
-            if attempts == 1 {
-                tracing::debug!("{doing}: {failure}");
-            } else {
-                let seconds = tried.as_secs_f64();
-                tracing::warn!(
+            let seconds = tried.as_secs_f64();
+            match attempts {
+                1 => tracing::debug!("{doing}: {failure}"),
+                2..MANY => tracing::info!(
                     "{doing}: attempt {attempts} failed after {seconds:.1} s: {failure}"
-                );
+                ),
+                MANY.. => tracing::warn!(
+                    "{doing}: attempt {attempts} failed after {seconds:.1} s: {failure}"
+                ),
+                0 => unreachable!("it was tried"),
             }
             self.sent.count_again();
             tokio::time::sleep(wait).await;
@@ -221,10 +232,12 @@ mod tests {
     #[test]
     fn only_a_new_snapshot_may_still_come() {
         let later = Instant::now() + Duration::from_mins(1);
-        assert!(!Patience::usual().allows(Class::NotFound));
-        assert!(Patience::until_known(later).allows(Class::NotFound));
-        assert!(!Patience::until_known(Instant::now()).allows(Class::NotFound));
-        assert!(!Patience::until_known(later).allows(Class::Final(ErrorKind::Denied)));
-        assert!(Patience::usual().allows(Class::Transient));
+        assert!(!Patience::usual().allows(Class::NotFound, 1));
+        assert!(Patience::until_known(later).allows(Class::NotFound, 1));
+        assert!(!Patience::until_known(Instant::now()).allows(Class::NotFound, 1));
+        assert!(!Patience::until_known(later).allows(Class::Final(ErrorKind::Denied), 1));
+        assert!(Patience::usual().allows(Class::Transient, 1000));
+        assert!(Patience::usual().allows(Class::Corrupt, 5));
+        assert!(!Patience::usual().allows(Class::Corrupt, 6));
     }
 }

@@ -1,6 +1,7 @@
 //! The one thing that wrappers do: something before a call, and something with its result.
 
 use std::fmt::Debug;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -66,6 +67,10 @@ macro_rules! forward {
 impl<W: Wrapper> SnapshotStore for W {
     fn parallelism(&self) -> usize {
         self.inner().parallelism()
+    }
+
+    fn settling(&self) -> Duration {
+        self.inner().settling()
     }
 
     fn usage(&self) -> Option<Usage> {
