@@ -41,6 +41,7 @@ pub mod synth;
 mod url;
 pub mod wrap;
 
+pub(crate) use error::causes;
 pub use error::{Error, ErrorKind, Result};
 pub use options::{Filter, InvalidFilter, StoreOptions};
 pub(crate) use pattern::matches_pattern;

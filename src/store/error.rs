@@ -110,6 +110,18 @@ impl fmt::Display for Error {
 // `source()` stays empty: the causes are part of the message, and would be printed twice.
 impl StdError for Error {}
 
+/// An error with its causes.
+pub(crate) fn causes(error: &(dyn StdError + 'static)) -> String {
+    let mut texts = vec![error.to_string()];
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        texts.push(error.to_string());
+        cause = error.source();
+    }
+    texts.dedup();
+    texts.join(": ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,9 +9,9 @@ use aws_credential_types::provider::ProvideCredentials as _;
 use aws_credential_types::provider::error::CredentialsError;
 use jiff::Timestamp;
 
-use super::outcome::causes;
 use super::sudo::Caller;
 use crate::doctor::report::Findings;
+use crate::store::causes;
 use crate::store::ebs::EbsUrl;
 
 const SUBJECT: &str = "credentials";

@@ -1,6 +1,8 @@
 //! What became of a request.
 
 use std::error::Error as StdError;
+
+use crate::store::causes;
 use std::io;
 use std::time::Duration;
 
@@ -91,18 +93,6 @@ where
         _ => false,
     };
     Trouble::Silent(silence(error, is_timeout), causes(error))
-}
-
-/// An error with its causes.
-pub(super) fn causes(error: &(dyn StdError + 'static)) -> String {
-    let mut texts = vec![error.to_string()];
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        texts.push(error.to_string());
-        cause = error.source();
-    }
-    texts.dedup();
-    texts.join(": ")
 }
 
 /// Looks through the causes of an error for one that tells.

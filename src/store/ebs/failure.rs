@@ -8,10 +8,9 @@ use std::time::Duration;
 use aws_sdk_ebs::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ebs::operation::RequestId;
 use aws_smithy_runtime_api::client::result::DispatchFailure;
-use aws_smithy_types::error::display::DisplayErrorContext;
 
 use super::limiter::Outcome;
-use crate::store::{Error, ErrorKind};
+use crate::store::{Error, ErrorKind, causes};
 
 /// What can be done about a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +75,7 @@ impl Failure {
     {
         let request_id = error.request_id().map(str::to_owned);
         let SdkError::ServiceError(service) = error else {
-            let text = DisplayErrorContext(error).to_string();
+            let text = causes(error);
             // What cannot be built or signed will not be the next time either.
             let class = match error {
                 SdkError::ConstructionFailure(_) => Class::Final(ErrorKind::Denied),

@@ -263,7 +263,7 @@ impl State {
         if kind.is_bulk() {
             self.in_flight -= 1;
             match outcome {
-                Outcome::Answered => self.window.succeeded(full, now),
+                Outcome::Answered => self.window.succeeded(full, *began, now),
                 Outcome::Overloaded | Outcome::AccountThrottled | Outcome::SnapshotThrottled => {
                     self.window.overloaded(*began, now);
                 }

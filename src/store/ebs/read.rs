@@ -4,7 +4,6 @@ use aws_sdk_ebs::operation::get_snapshot_block::GetSnapshotBlockError;
 use aws_sdk_ebs::operation::list_changed_blocks::ListChangedBlocksError;
 use aws_sdk_ebs::operation::list_snapshot_blocks::ListSnapshotBlocksError;
 use aws_sdk_ebs::primitives::{ByteStream, DateTime};
-use aws_smithy_types::error::display::DisplayErrorContext;
 
 use super::Ebs;
 use super::failure::{Class, Failure};
@@ -15,7 +14,7 @@ use super::write::reason_of;
 use crate::model::{BLOCK_SIZE, Block, BlockHasher, BlockIndex, Digest, SnapshotId, VolumeSize};
 use crate::store::{
     BlockPage, BlockToken, ChangedBlock, ChangedPage, Error, ErrorKind, ListFrom, ListedBlock,
-    MAX_PAGE_BLOCKS, PageToken, Result,
+    MAX_PAGE_BLOCKS, PageToken, Result, causes,
 };
 
 /// How often a block is listed again for one read.
@@ -245,7 +244,7 @@ async fn collect(mut body: ByteStream) -> Result<Block, Failure> {
     let mut block = BlockHasher::new();
     while let Some(data) = body.next().await {
         let data = data.map_err(|e| {
-            let text = format!("the answer was cut: {}", DisplayErrorContext(&e));
+            let text = format!("the answer was cut: {}", causes(&e));
             Failure::new(Class::Transient, text)
         })?;
         block.push(&data).map_err(odd)?;

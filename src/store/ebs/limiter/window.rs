@@ -9,6 +9,11 @@ use std::time::{Duration, Instant};
 /// How many it begins with.
 const BEGIN: f64 = 16.0;
 
+/// Where answers take this long, it begins to grow by one for each of them, as far as this: many are
+/// needed there, and the first seconds count.
+const FAR: Duration = Duration::from_millis(10);
+const QUICKLY_TO: f64 = 48.0;
+
 /// How many it never goes below.
 const LEAST: f64 = 2.0;
 
@@ -42,6 +47,8 @@ pub(super) struct Window {
     /// The last size at which more still brought something, and its requests a second.
     proven: Option<(f64, f64)>,
     warm_up: u32,
+    /// Whether there was no trouble, and no measurement that says to stop, so far.
+    begins: bool,
 }
 
 #[derive(Debug)]
@@ -63,6 +70,7 @@ impl Window {
             measure: Measure { began: now, ended: 0.0 },
             proven: None,
             warm_up: WARM_UP,
+            begins: true,
         }
     }
 
@@ -73,8 +81,9 @@ impl Window {
         size.max(1)
     }
 
-    /// A request ended well. `full`: as many were under way as may be, and others waited.
-    pub(super) fn succeeded(&mut self, full: bool, now: Instant) {
+    /// A request that was begun at `began` ended well. `full`: as many were under way as may be, and
+    /// others waited.
+    pub(super) fn succeeded(&mut self, full: bool, began: Instant, now: Instant) {
         if !full {
             // What is not used shows nothing.
             self.measure = Measure { began: now, ended: 0.0 };
@@ -87,7 +96,9 @@ impl Window {
             self.measure = Measure { began: now, ended: 0.0 };
         }
         if self.held_until.is_none_or(|until| until <= now) {
-            self.size = (self.size + 1.0 / self.size).min(self.most);
+            let quickly = self.begins && self.size < QUICKLY_TO && now.duration_since(began) > FAR;
+            let step = if quickly { 1.0 } else { 1.0 / self.size };
+            self.size = (self.size + step).min(self.most);
         }
     }
 
@@ -97,6 +108,7 @@ impl Window {
             return;
         }
         self.reduced = Some(now);
+        self.begins = false;
         self.size = (self.size * DECREASE).max(LEAST.min(self.most));
         self.proven = None;
         self.measure = Measure { began: now, ended: 0.0 };
@@ -110,6 +122,7 @@ impl Window {
         match self.proven {
             Some((size, _)) if self.size < size * STEP => {}
             Some((size, before)) if rate < before * GAIN => {
+                self.begins = false;
                 self.size = size;
                 self.held_until = Some(now + HOLD);
                 self.proven = Some((size, rate.max(before * 0.9)));
@@ -131,7 +144,8 @@ mod tests {
             #[expect(clippy::cast_precision_loss, reason = "it is small")]
             let size = window.size() as f64;
             now += Duration::from_secs_f64(latency(size) / size);
-            window.succeeded(true, now);
+            let began = now.checked_sub(Duration::from_secs_f64(latency(size)));
+            window.succeeded(true, began.unwrap_or(now), now);
         }
         window.size()
     }
