@@ -428,7 +428,9 @@ mod contract {
         for store in [store, other] {
             assert_eq!(content(store, &snapshot.id).await, put);
         }
-        assert!(snapshot.data_blocks.is_none_or(|blocks| blocks == 8));
+        // A store that does not tell zeros apart counts them as data.
+        let data_blocks = if snapshot.zero_blocks.is_some() { 8 } else { 9 };
+        assert!(snapshot.data_blocks.is_none_or(|blocks| blocks == data_blocks));
         assert!(snapshot.zero_blocks.is_none_or(|blocks| blocks == 1));
         let listed = listing(store, &snapshot.id, 0, 100).await;
         let tokens = |n: usize| &listed[n].token;

@@ -117,7 +117,8 @@ pub struct Snapshot {
     pub encrypted: bool,
     /// The digest of its whole content, where the store keeps one.
     pub content_digest: Option<Digest>,
-    /// Blocks that hold data, where the store tells without listing.
+    /// Blocks that hold data, where the store tells without listing. Where `zero_blocks` is `None`,
+    /// those that were written with zeros are among them.
     pub data_blocks: Option<u64>,
     /// Blocks that were written with zeros, where the store tells without listing.
     pub zero_blocks: Option<u64>,

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 /// How many it begins with.
 const BEGIN: f64 = 16.0;
 
-/// Where answers take this long, it begins to grow by one for each of them, as far as this: many are
+/// Where even the fastest answer took this long, it begins to grow by one for each of them, as far as this: many are
 /// needed there, and the first seconds count.
-const FAR: Duration = Duration::from_millis(10);
+const FAR: Duration = Duration::from_millis(20);
 const QUICKLY_TO: f64 = 48.0;
 
 /// How many it never goes below.
@@ -49,6 +49,7 @@ pub(super) struct Window {
     warm_up: u32,
     /// Whether there was no trouble, and no measurement that says to stop, so far.
     begins: bool,
+    fastest: Duration,
 }
 
 #[derive(Debug)]
@@ -71,6 +72,7 @@ impl Window {
             proven: None,
             warm_up: WARM_UP,
             begins: true,
+            fastest: Duration::MAX,
         }
     }
 
@@ -84,6 +86,7 @@ impl Window {
     /// A request that was begun at `began` ended well. `full`: as many were under way as may be, and
     /// others waited.
     pub(super) fn succeeded(&mut self, full: bool, began: Instant, now: Instant) {
+        self.fastest = self.fastest.min(now.saturating_duration_since(began));
         if !full {
             // What is not used shows nothing.
             self.measure = Measure { began: now, ended: 0.0 };
@@ -96,7 +99,7 @@ impl Window {
             self.measure = Measure { began: now, ended: 0.0 };
         }
         if self.held_until.is_none_or(|until| until <= now) {
-            let quickly = self.begins && self.size < QUICKLY_TO && now.duration_since(began) > FAR;
+            let quickly = self.begins && self.size < QUICKLY_TO && self.fastest > FAR;
             let step = if quickly { 1.0 } else { 1.0 / self.size };
             self.size = (self.size + step).min(self.most);
         }
