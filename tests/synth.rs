@@ -90,7 +90,6 @@ fn what_needs_a_repository_says_so() {
     std::fs::write(sandbox.join("a.img"), "x").unwrap();
     for (command, says) in [
         (&["init"][..], "no repository"),
-        (&["verify"], "no repository"),
         (&["gc"], "no repository"),
         (&["upload", "a.img"], "can only be read"),
         (&["delete", "--yes", "snap-00000000000100001"], "can only be read"),
