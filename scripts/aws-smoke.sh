@@ -90,15 +90,7 @@ $(cost $max_puts $max_gets $max_lists) at the prices of the EBS documentation's 
 $(((data + data + 1) / 2)) MiB of snapshots until they are deleted.
 END
 if [ "$ask" = yes ]; then
-    if ! { : </dev/tty; } 2>/dev/null; then
-        echo "There is no terminal to ask on; give --yes." >&2
-        exit 1
-    fi
-    read -r -p "Go on? [y/N] " answer </dev/tty
-    case $answer in
-        y | Y | yes) ;;
-        *) echo "Nothing was done." >&2 && exit 1 ;;
-    esac
+    confirm "Go on?" "Nothing was done."
 fi
 
 # --- Cleaning up ----------------------------------------------------------------------------------

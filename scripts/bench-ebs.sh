@@ -10,22 +10,9 @@ export AWS_ACCESS_KEY_ID=bench AWS_SECRET_ACCESS_KEY=bench AWS_REGION=us-east-1 
 
 # serve_for_ebs STORE ARGUMENT...: starts a server, and points fspfs and coldsnap at it.
 serve_for_ebs() {
-    local store=$1
-    shift
-    FSPFS_STORE='' "$fspfs" serve -q -s "$store" --listen 127.0.0.1:0 "$@" >"$work/ready" 2>"$work/log" &
-    server=$!
-    servers+=("$server")
-    until grep -q served "$work/ready"; do
-        kill -0 "$server" 2>/dev/null || { cat "$work/log" >&2 && exit 1; }
-        sleep 0.02
-    done
-    endpoint=$(sed 's|.* is served at ||' "$work/ready")
+    start_server "$@"
+    endpoint=http://$address
     export AWS_ENDPOINT_URL_EBS=$endpoint AWS_ENDPOINT_URL_EC2=$endpoint
-}
-
-end_server() {
-    kill "$server" && wait "$server"
-    servers=()
 }
 
 # timed COMMAND...: runs it; sets elapsed and cpu, in seconds.
@@ -80,7 +67,7 @@ for n in $(seq 0 "$runs"); do
     read_cold $dense
     reads+=("$elapsed")
 done
-end_server
+stop_server
 
 # 25 ms for each answer, and a rate.
 slow_down=() slow_reads=() limited=()
@@ -97,13 +84,13 @@ for _ in $(seq "$runs"); do
     limited+=("$elapsed")
     rm -f "$ram/image"
 done
-end_server
+stop_server
 serve_for_ebs "synth:?size=1GiB" --memory 2GiB --inject rate=100/s
 timed of_ebs download $dense "$ram/image"
 throttled=$elapsed
 throttled_refused=$(refused) throttled_answered=$(answered)
 rm -f "$ram/image"
-end_server
+stop_server
 
 # Uploads, to a repository in memory.
 for _ in $(seq "$runs"); do
@@ -118,7 +105,7 @@ for _ in $(seq "$runs"); do
             timed "$coldsnap" upload --no-progress "$ram/source"
             cold_up+=("$elapsed") cold_up_cpu+=("$cpu")
         fi
-        end_server
+        stop_server
     done
 done
 rm -rf "$ram"
@@ -141,7 +128,7 @@ huge_peak=$(awk '/VmHWM/ { print $2 }' "/proc/$(cat "$work/ebs/control/pid")/sta
 mounts=()
 FSPFS_STORE=ebs: /usr/bin/env time -f %M -o "$work/list-peak" "$fspfs" list $dense >/dev/null
 list_peak=$(tail -n 1 "$work/list-peak")
-end_server
+stop_server
 
 median_of() { list "$@" | median; }
 d=$(median_of "${down[@]}") u=$(median_of "${up[@]}") r=$(median_of "${reads[@]}")

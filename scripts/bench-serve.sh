@@ -1,27 +1,8 @@
 # The part of bench.sh that measures `fspfs serve`. Sourced by it, not run.
 # shellcheck shell=bash
-# shellcheck disable=SC2154 # what bench.sh sets
+# shellcheck disable=SC2154,SC2034 # what bench.sh sets and uses
 
 connections=16 clients=64 load_seconds=4
-
-# start_server STORE ARGUMENT...: starts a server that asks for no signature; sets server, address.
-start_server() {
-    local store=$1
-    shift
-    "$fspfs" serve -q -s "$store" --no-auth --listen 127.0.0.1:0 "$@" >"$work/ready" 2>"$work/log" &
-    server=$!
-    servers+=("$server")
-    until grep -q served "$work/ready"; do
-        kill -0 "$server" 2>/dev/null || { cat "$work/log" >&2 && exit 1; }
-        sleep 0.02
-    done
-    address=$(sed 's|.* http://||' "$work/ready")
-}
-
-stop_server() {
-    kill "$server" && wait "$server"
-    servers=()
-}
 
 # requests SNAPSHOT COUNT: writes a script for wrk that reads so many blocks, again and again.
 requests() {
@@ -87,12 +68,12 @@ for _ in $(seq "$runs"); do
     until curl -sf http://127.0.0.1:4599/block >/dev/null; do sleep 0.05; done
     nginx_rates+=("$(load $connections http://127.0.0.1:4599/block)")
     stop_server
-    start_server "$FSPFS_STORE"
+    start_server "$FSPFS_STORE" --no-auth
     requests "$served" 32 >"$work/memory.lua"
     memory_rates+=("$(load $connections "http://$address" -s "$work/memory.lua")")
     stop_server
     # More than the memory holds, so that each is read, decoded and checked.
-    start_server "$FSPFS_STORE" --memory 16MiB
+    start_server "$FSPFS_STORE" --no-auth --memory 16MiB
     requests "$served" 10000 >"$work/disk.lua"
     drop_caches
     disk_rates+=("$(load $connections "http://$address" -s "$work/disk.lua")")
@@ -109,14 +90,14 @@ for _ in $(seq "$runs"); do
     write_times+=("$(seconds dd if="$large" of="$work/copy" bs=512K conv=fsync)")
     rm "$work/copy"
     rm -rf "$work/puts" && "$fspfs" -q -s "$work/puts" init >/dev/null
-    start_server "$work/puts"
+    start_server "$work/puts" --no-auth
     drop_caches
     put_times+=("$("$put_load" "$address" "$large" $connections)")
     stop_server
 done
 
 # Memory: all clients read, then all write, then all read again.
-start_server "$FSPFS_STORE"
+start_server "$FSPFS_STORE" --no-auth
 requests "$served" 10000 >"$work/disk.lua"
 load $clients "http://$address" -s "$work/disk.lua" >/dev/null
 "$put_load" "$address" "$large" $clients >/dev/null
@@ -126,7 +107,7 @@ stop_server
 rm -rf "$work/puts"
 
 # One page at the start and one at the end of 16 TiB.
-start_server 'synth:?size=16TiB&density=1'
+start_server 'synth:?size=16TiB&density=1' --no-auth
 page() { curl -sf "http://$address/snapshots/snap-00000000000100001/blocks?maxResults=10000&startingBlockIndex=$1"; }
 start_times=() end_times=()
 for _ in $(seq $((runs * 5))); do

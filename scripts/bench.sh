@@ -46,7 +46,9 @@ if [ ${#missing[@]} -gt 0 ]; then
     [ "$nginx_is_new" = no ] || systemctl disable --now nginx 2>/dev/null || service nginx stop || true
 fi
 
-cargo build --release --locked --bins --example put_load
+cargo build --release --locked --bins
+# With what only tests and examples need, which builds much of it once more.
+[ "$only" = ebs ] || [ "$only" = mount ] || cargo build --release --locked --example put_load
 fspfs=$(cargo metadata --format-version 1 --no-deps | jq -r .target_directory)/release/fspfs
 
 work=$(mktemp -d "$base/fspfs-bench.XXXXXX")
@@ -72,6 +74,25 @@ seconds() {
     local began=$EPOCHREALTIME
     "$@" >/dev/null 2>"$work/stderr" || { cat "$work/stderr" >&2 && exit 1; }
     echo "$began $EPOCHREALTIME" | awk '{ printf "%.6f\n", $2 - $1 }'
+}
+
+# start_server STORE ARGUMENT...: starts a server; sets server, address.
+start_server() {
+    local store=$1
+    shift
+    "$fspfs" serve -q -s "$store" --listen 127.0.0.1:0 "$@" >"$work/ready" 2>"$work/log" &
+    server=$!
+    servers+=("$server")
+    until grep -q served "$work/ready"; do
+        kill -0 "$server" 2>/dev/null || { cat "$work/log" >&2 && exit 1; }
+        sleep 0.02
+    done
+    address=$(sed 's|.* http://||' "$work/ready")
+}
+
+stop_server() {
+    kill "$server" && wait "$server"
+    servers=()
 }
 
 median() { sort -n | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }

@@ -40,9 +40,24 @@ missing_packages() {
     done | sort -u
 }
 
+# confirm QUESTION OTHERWISE: asks on the terminal, and ends the script, with what it says then, unless
+# the answer is yes.
+confirm() {
+    local answer
+    if ! { : </dev/tty; } 2>/dev/null; then
+        echo "There is no terminal to ask on: $1 Give --yes to go on without." >&2
+        exit 1
+    fi
+    read -r -p "$1 [y/N] " answer </dev/tty
+    case $answer in
+        y | Y | yes) ;;
+        *) echo "$2" >&2 && exit 1 ;;
+    esac
+}
+
 # install_packages ASK PACKAGE...: installs them with apt-get. ASK is `yes` to ask before.
 install_packages() {
-    local ask=$1 answer
+    local ask=$1
     local as=()
     shift
     [ $# -gt 0 ] || return 0
@@ -58,16 +73,7 @@ install_packages() {
         as=(sudo)
     fi
     if [ "$ask" = yes ]; then
-        if ! { : </dev/tty; } 2>/dev/null; then
-            echo "These packages are missing, and there is no terminal to ask on: $*" >&2
-            echo "Install them, or give --yes." >&2
-            exit 1
-        fi
-        read -r -p "Install $* with ${as[*]+sudo }apt-get? [y/N] " answer </dev/tty
-        case $answer in
-            y | Y | yes) ;;
-            *) echo "Nothing was installed." >&2 && exit 1 ;;
-        esac
+        confirm "Install $* with ${as[*]+sudo }apt-get?" "Nothing was installed."
     fi
     # A list of packages that is a little old, or a mirror that is down, is no reason to give up.
     "${as[@]}" apt-get -q update || true

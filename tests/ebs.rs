@@ -26,6 +26,19 @@ fn sandbox() -> Sandbox {
     sandbox
 }
 
+/// A mount of a store with one snapshot of `mib` MiB, and its id; `None` where nothing can be mounted.
+fn mounted(mib: u64, options: &[&str]) -> Option<(Sandbox, Mount, String)> {
+    if !support::can_mount(&[]) {
+        return None;
+    }
+    let mut sandbox = sandbox();
+    sandbox.image("disk.img", mib * MIB, &[(0, mib * MIB)]);
+    sandbox.serve(&[]);
+    let id = sandbox.upload("disk.img", &[]);
+    let mount = sandbox.mount(options);
+    Some((sandbox, mount, id))
+}
+
 /// Reads one block of an image past the page cache.
 fn read_block(mount: &Mount, id: &str, index: u64) -> std::io::Result<Vec<u8>> {
     let file = std::fs::File::open(mount.image(id))?;
@@ -125,14 +138,7 @@ fn what_does_not_pass_is_told(#[case] fault: &str, #[case] expected: Errno, #[ca
 
 #[test]
 fn an_endpoint_goes_and_comes_back() {
-    if !support::can_mount(&["cat"]) {
-        return;
-    }
-    let mut sandbox = sandbox();
-    sandbox.image("disk.img", 64 * MIB, &[(0, 64 * MIB)]);
-    sandbox.serve(&[]);
-    let id = sandbox.upload("disk.img", &[]);
-    let mount = sandbox.mount(&["--memory", "16MiB"]);
+    let Some((mut sandbox, mount, id)) = mounted(64, &["--memory", "16MiB"]) else { return };
     read_block(&mount, &id, 0).unwrap();
     let address = sandbox.service().address();
     // Gone for a moment: the reader waits.
@@ -151,14 +157,7 @@ fn an_endpoint_goes_and_comes_back() {
 
 #[test]
 fn an_endpoint_that_is_gone_is_an_error_in_the_end() {
-    if !support::can_mount(&["cat"]) {
-        return;
-    }
-    let mut sandbox = sandbox();
-    sandbox.image("disk.img", 16 * MIB, &[(0, 16 * MIB)]);
-    sandbox.serve(&[]);
-    let id = sandbox.upload("disk.img", &[]);
-    let mount = sandbox.mount(&[]);
+    let Some((mut sandbox, mount, id)) = mounted(16, &[]) else { return };
     // Its listing is known, its blocks are not.
     assert!(std::fs::File::open(mount.image(&id)).is_ok());
     let address = sandbox.service().address();
@@ -176,14 +175,7 @@ fn an_endpoint_that_is_gone_is_an_error_in_the_end() {
 
 #[test]
 fn an_endpoint_that_is_silent_times_out_and_its_readers_can_be_killed() {
-    if !support::can_mount(&["cat"]) {
-        return;
-    }
-    let mut sandbox = sandbox();
-    sandbox.image("disk.img", 16 * MIB, &[(0, 16 * MIB)]);
-    sandbox.serve(&[]);
-    let id = sandbox.upload("disk.img", &[]);
-    let mount = sandbox.mount(&[]);
+    let Some((sandbox, mount, id)) = mounted(16, &[]) else { return };
     read_block(&mount, &id, 0).unwrap();
     sandbox.service().suspend();
     let mut reader =
@@ -419,6 +411,30 @@ fn a_second_commit_waits_for_the_first_snapshot() {
         std::thread::sleep(Duration::from_millis(200));
     }
     sandbox.assert_holds(&id, "disk.img");
+}
+
+#[test]
+fn a_completion_whose_answer_is_lost_is_no_failure() {
+    let mut sandbox = sandbox();
+    sandbox.image("disk.img", 4 * MIB, &[(0, 4 * MIB)]);
+    // The first answer is cut, and the second attempt finds the snapshot complete, though pending.
+    sandbox.serve(&["--pending", "2", "--inject", "complete.cut-body=50%,seed=1"]);
+    for _ in 0..4 {
+        sandbox.upload("disk.img", &[]);
+    }
+    assert_eq!(sandbox.snapshots().len(), 4);
+}
+
+#[test]
+fn a_snapshot_is_kept_though_nothing_can_be_learnt_of_it() {
+    let mut sandbox = sandbox();
+    sandbox.image("disk.img", 4 * MIB, &[(0, 4 * MIB)]);
+    sandbox.serve(&["--inject", "ec2.fail=AccessDeniedException"]);
+    let output = run(sandbox.fspfs().args(["upload", "disk.img"]));
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(text(&output).contains("was accepted"), "{}", text(&output));
+    let id = String::from_utf8(output.stdout).unwrap().lines().last().unwrap().to_owned();
+    assert_eq!(sandbox.stored(&id)["state"], "completed");
 }
 
 #[test]

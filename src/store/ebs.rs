@@ -41,8 +41,8 @@ const SETTLING: Duration = Duration::from_mins(2);
 pub struct Ebs {
     service: Service,
     scope: Scope,
-    /// Until when snapshots that were started here may not be found.
-    started: Mutex<LruCache<SnapshotId, Instant>>,
+    /// Snapshots that were started here, and until when they may not be found.
+    started: Mutex<LruCache<SnapshotId, (Snapshot, Instant)>>,
     settling: Duration,
     tokens: Tokens,
 }
@@ -75,14 +75,14 @@ impl Ebs {
         }
     }
 
-    fn started(&self) -> MutexGuard<'_, LruCache<SnapshotId, Instant>> {
+    fn started(&self) -> MutexGuard<'_, LruCache<SnapshotId, (Snapshot, Instant)>> {
         self.started.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How long to wait for requests about a snapshot.
     fn patience(&self, id: &SnapshotId) -> Patience {
         match self.started().get(id) {
-            Some(until) => Patience::until_known(*until),
+            Some((_, until)) => Patience::until_known(*until),
             None => Patience::usual(),
         }
     }

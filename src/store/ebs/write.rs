@@ -1,6 +1,7 @@
 //! Starting, filling and completing a snapshot.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use aws_sdk_ebs::operation::complete_snapshot::CompleteSnapshotError;
 use aws_sdk_ebs::operation::put_snapshot_block::PutSnapshotBlockError;
@@ -46,6 +47,9 @@ pub(super) use reason_of;
 /// default, and at most three days, the most that it allows.
 const TIMEOUT_MINUTES: std::ops::RangeInclusive<i32> = 60..=4320;
 
+/// How long it is watched whether a completion, the answer to which was lost, was accepted.
+const PROCESSING: Duration = Duration::from_mins(2);
+
 /// Blocks that even a slow line moves in a minute (about 0.9 MB/s), so that a writer has the time
 /// that its volume may need.
 const SLOW_BLOCKS_A_MINUTE: u64 = 100;
@@ -79,7 +83,6 @@ impl Ebs {
             Error::new(ErrorKind::Unavailable, format!("EBS gave the snapshot id {text:?}"))
         })?;
         check_block_size(answer.block_size);
-        self.started().put(id.clone(), Instant::now() + self.settling);
         let time = answer.start_time.and_then(|time| {
             // It comes as a floating-point number, and EC2 has milliseconds.
             let time =
@@ -89,8 +92,8 @@ impl Ebs {
         // Whatever was asked for: an account may encrypt everything.
         let encrypted = answer.kms_key_arn.is_some()
             || answer.sse_type.is_some_and(|sse| sse.as_str() != "none");
-        Ok(Snapshot {
-            id,
+        let snapshot = Snapshot {
+            id: id.clone(),
             state: match answer.status {
                 Some(Status::Completed) => SnapshotState::Completed,
                 Some(Status::Error) => SnapshotState::Error,
@@ -109,7 +112,9 @@ impl Ebs {
             content_digest: None,
             data_blocks: None,
             zero_blocks: None,
-        })
+        };
+        self.started().put(id, (snapshot.clone(), Instant::now() + self.settling));
+        Ok(snapshot)
     }
 
     async fn send_start(&self, request: &StartRequest) -> Result<StartSnapshotOutput> {
@@ -205,10 +210,9 @@ impl Ebs {
             )
         })?;
         let doing = format!("complete {id}");
-        let tried = &AtomicBool::new(false);
+        let (begun, again) = (&AtomicBool::new(false), &AtomicBool::new(false));
         let asked = self.about(Kind::CompleteSnapshot, id, &doing);
         let completed = self.service.call(asked, |clients| async move {
-            let again = tried.swap(true, Ordering::Relaxed);
             let call = clients.ebs.complete_snapshot().snapshot_id(id.as_str());
             let mut call = call.changed_blocks_count(count);
             if let Some(checksum) = request.checksum {
@@ -219,27 +223,57 @@ impl Ebs {
                         ChecksumAggregationMethod::ChecksumAggregationLinear,
                     );
             }
-            let failure = match call.send().await {
-                Ok(_) => return Ok(()),
-                Err(e) => {
-                    let reason = reason_of!(CompleteSnapshotError, e);
-                    Failure::of_sdk(&e, reason.as_deref())
-                }
-            };
-            // An attempt whose answer was lost may have done it.
-            if again && matches!(failure.class, Class::Final(_)) {
-                let found = catalog::describe(&self.service, id, Patience::usual()).await;
-                if found.is_ok_and(|found| found.state == SnapshotState::Completed) {
-                    return Ok(());
-                }
-            }
-            Err(failure)
+            again.store(begun.swap(true, Ordering::Relaxed), Ordering::Relaxed);
+            call.send().await.map(|_| ()).map_err(|e| {
+                let reason = reason_of!(CompleteSnapshotError, e);
+                Failure::of_sdk(&e, reason.as_deref())
+            })
         });
-        completed.await.map_err(|error| match error.kind() {
-            ErrorKind::NotReady | ErrorKind::Invalid => error.of_kind(ErrorKind::Conflict),
-            _ => error,
-        })?;
-        catalog::describe(&self.service, id, self.patience(id)).await
+        if let Err(error) = completed.await {
+            let refused = matches!(
+                error.kind(),
+                ErrorKind::NotReady | ErrorKind::Invalid | ErrorKind::Conflict
+            );
+            if !refused {
+                return Err(error);
+            }
+            // An attempt whose answer was lost may have done it.
+            if again.load(Ordering::Relaxed)
+                && let Some(snapshot) = self.processed(id).await
+            {
+                return Ok(snapshot);
+            }
+            return Err(error.of_kind(ErrorKind::Conflict));
+        }
+        match catalog::describe(&self.service, id, self.patience(id)).await {
+            Ok(snapshot) => Ok(snapshot),
+            // It is complete, whatever can be learnt of it: whoever hears of an error deletes it.
+            Err(error) => match self.started().get(id) {
+                Some((snapshot, _)) => {
+                    tracing::warn!(
+                        "{id} was accepted, and what became of it is not known: {error}"
+                    );
+                    Ok(snapshot.clone())
+                }
+                None => Err(error),
+            },
+        }
+    }
+
+    /// A snapshot whose completion may have been accepted, once the service has processed it; `None`
+    /// if it does not in [`PROCESSING`], or failed.
+    async fn processed(&self, id: &SnapshotId) -> Option<Snapshot> {
+        let end = Instant::now() + PROCESSING;
+        let mut pause = Duration::from_millis(500);
+        loop {
+            let found = catalog::describe(&self.service, id, Patience::usual()).await.ok()?;
+            match found.state {
+                SnapshotState::Completed => return Some(found),
+                SnapshotState::Pending if Instant::now() < end => tokio::time::sleep(pause).await,
+                _ => return None,
+            }
+            pause = (pause * 2).min(Duration::from_secs(10));
+        }
     }
 }
 
