@@ -173,9 +173,11 @@ fn an_endpoint_that_is_gone_is_an_error_in_the_end() {
     mount.unmount();
 }
 
-#[test]
-fn an_endpoint_that_is_silent_times_out_and_its_readers_can_be_killed() {
-    let Some((sandbox, mount, id)) = mounted(16, &[]) else { return };
+#[rstest]
+#[case::many_at_once(&[])]
+#[case::one_after_the_other(&["--max-in-flight", "1"])]
+fn an_endpoint_that_is_silent_times_out_and_its_readers_can_be_killed(#[case] options: &[&str]) {
+    let Some((sandbox, mount, id)) = mounted(16, options) else { return };
     read_block(&mount, &id, 0).unwrap();
     sandbox.service().suspend();
     let mut reader =

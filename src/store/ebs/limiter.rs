@@ -49,6 +49,14 @@ pub(super) enum Outcome {
     Overloaded,
     /// There was no answer, or one that says nothing.
     Unknown,
+    /// There was no answer in all the time that one may take.
+    Silence,
+}
+
+impl Outcome {
+    fn is_answer(self) -> bool {
+        !matches!(self, Self::Unknown | Self::Silence)
+    }
 }
 
 /// Decides when requests are sent.
@@ -62,6 +70,10 @@ pub(super) struct Limiter {
 struct State {
     window: Window,
     in_flight: usize,
+    /// Requests of all kinds.
+    under_way: usize,
+    /// Since when there are requests under way, none of which was answered.
+    silent_since: Option<Instant>,
     /// All requests together, if that was asked for.
     total: Option<Pace>,
     kinds: HashMap<Kind, Pace>,
@@ -99,6 +111,8 @@ impl Limiter {
             state: Mutex::new(State {
                 window: Window::new(max_in_flight, now),
                 in_flight: 0,
+                under_way: 0,
+                silent_since: None,
                 total,
                 kinds: HashMap::new(),
                 snapshots: LruCache::new(MAX_SNAPSHOTS),
@@ -118,6 +132,11 @@ impl Limiter {
     /// Blocks that may be under way at present.
     pub(super) fn in_flight_limit(&self) -> usize {
         self.state().window.size()
+    }
+
+    /// Since when nothing was answered of what was sent; `None` if that is not so.
+    pub(super) fn silent_since(&self) -> Option<Instant> {
+        self.state().silent_since
     }
 
     /// Waits until a request may be sent.
@@ -243,11 +262,17 @@ impl State {
             self.snapshot(id, kind).take(now);
         }
         self.in_flight += usize::from(kind.is_bulk());
+        self.under_way += 1;
+        self.silent_since.get_or_insert(now);
     }
 
     fn ended(&mut self, permit: &Permit, now: Instant) {
         let Permit { kind, snapshot, began, outcome, .. } = permit;
         let full = self.in_flight >= self.window.size();
+        self.under_way -= 1;
+        if outcome.is_answer() {
+            self.silent_since = (self.under_way > 0).then_some(now);
+        }
         match outcome {
             Outcome::AccountThrottled => self.kind(*kind).refused(*began, now),
             Outcome::Answered => self.kind(*kind).taken(*began, now),
@@ -264,7 +289,10 @@ impl State {
             self.in_flight -= 1;
             match outcome {
                 Outcome::Answered => self.window.succeeded(full, *began, now),
-                Outcome::Overloaded | Outcome::AccountThrottled | Outcome::SnapshotThrottled => {
+                Outcome::Overloaded
+                | Outcome::AccountThrottled
+                | Outcome::SnapshotThrottled
+                | Outcome::Silence => {
                     self.window.overloaded(*began, now);
                 }
                 Outcome::Unknown => {}
@@ -362,6 +390,25 @@ mod tests {
         drop(first);
         get(&limiter, Priority::background()).await.ended(Outcome::Answered);
         assert_eq!(limiter.state().in_flight, 0);
+    }
+
+    #[tokio::test]
+    async fn silence_begins_with_a_request_and_ends_with_an_answer() {
+        let limiter = limiter(8, 0);
+        assert_eq!(limiter.silent_since(), None);
+        let first = get(&limiter, Priority::background()).await;
+        let since = limiter.silent_since().unwrap();
+        let second = get(&limiter, Priority::background()).await;
+        first.ended(Outcome::Silence);
+        assert_eq!(limiter.silent_since(), Some(since));
+        second.ended(Outcome::Unknown);
+        assert_eq!(limiter.silent_since(), Some(since), "nobody has answered as yet");
+        let (third, fourth) =
+            (get(&limiter, Priority::background()).await, get(&limiter, Priority::urgent()).await);
+        third.ended(Outcome::AccountThrottled);
+        assert!(limiter.silent_since().unwrap() > since, "the fourth still waits");
+        fourth.ended(Outcome::Answered);
+        assert_eq!(limiter.silent_since(), None);
     }
 
     #[tokio::test]

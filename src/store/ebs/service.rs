@@ -3,13 +3,14 @@
 //! The SDK's own retries are off. Backoff is exponential with full jitter
 //! (<https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/>).
 
+use std::pin::pin;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use super::EbsUrl;
 use super::clients::Clients;
 use super::failure::{Class, Failure};
-use super::limiter::{Limiter, Outcome, Quotas};
+use super::limiter::{Limiter, Outcome, Permit, Quotas};
 use super::request::{Kind, Sent};
 use crate::model::SnapshotId;
 use crate::store::{Error, ErrorKind, Priority, StoreOptions, Usage};
@@ -21,7 +22,8 @@ const ATTEMPT: Duration = Duration::from_secs(20);
 const BASE: Duration = Duration::from_millis(50);
 const CAP: Duration = Duration::from_secs(5);
 
-/// How long a request is tried in all. Waiting for its turn is not trying.
+/// How long a request is tried in all. Waiting for its turn is not trying, unless nothing that was
+/// sent is answered.
 const DEADLINE: Duration = Duration::from_mins(1);
 
 /// How often a block is read that is not what its checksum says.
@@ -134,17 +136,12 @@ impl Service {
     where
         F: Future<Output = Result<T, Failure>>,
     {
-        let Request { kind, snapshot, doing, patience } = request;
+        let Request { kind, doing, patience, .. } = request;
         // Listings are few, and a page of one is what many blocks wait for.
         let priority = if kind.is_bulk() { Priority::of_task() } else { Priority::urgent() };
         let (mut tried, mut renewed) = (Duration::ZERO, false);
         for attempts in 1.. {
-            let permit = self.limiter.admit(kind, snapshot, priority.clone());
-            let permit = tokio::time::timeout(TURN, permit).await.map_err(|_| {
-                let seconds = TURN.as_secs();
-                let message = format!("cannot {doing}: it was not its turn within {seconds} s");
-                Error::new(ErrorKind::Throttled, message)
-            })?;
+            let permit = self.turn(&request, priority.clone(), &mut tried).await?;
             let began = Instant::now();
             let time = ATTEMPT.min(patience.deadline.saturating_sub(tried));
             let clients = self.clients();
@@ -163,7 +160,7 @@ impl Service {
                     (failure, false)
                 }
                 Err(_) => {
-                    permit.ended(Outcome::Overloaded);
+                    permit.ended(Outcome::Silence);
                     (Failure::timed_out(time), true)
                 }
             };
@@ -196,6 +193,42 @@ impl Service {
             tried += wait;
         }
         unreachable!("it is tried until there is a result")
+    }
+
+    /// Waits until a request may be sent that was `tried` for so long, to which is added for how long
+    /// the service was silent meanwhile.
+    async fn turn(
+        &self,
+        request: &Request<'_>,
+        priority: Priority,
+        tried: &mut Duration,
+    ) -> Result<Permit, Error> {
+        let Request { kind, snapshot, doing, patience } = *request;
+        let asked = Instant::now();
+        let silence = || {
+            let since = self.limiter.silent_since()?.max(asked);
+            Some(since.elapsed())
+        };
+        let mut admitted = pin!(self.limiter.admit(kind, snapshot, priority));
+        loop {
+            let left = patience.deadline.saturating_sub(*tried + silence().unwrap_or_default());
+            if left.is_zero() {
+                let seconds = patience.deadline.as_secs();
+                let message =
+                    format!("cannot {doing}: the service has answered nothing for {seconds} s");
+                return Err(Error::new(ErrorKind::Timeout, message));
+            }
+            let turn = TURN.saturating_sub(asked.elapsed());
+            if turn.is_zero() {
+                let seconds = TURN.as_secs();
+                let message = format!("cannot {doing}: it was not its turn within {seconds} s");
+                return Err(Error::new(ErrorKind::Throttled, message));
+            }
+            if let Ok(permit) = tokio::time::timeout(left.min(turn), &mut admitted).await {
+                *tried += silence().unwrap_or_default();
+                return Ok(permit);
+            }
+        }
     }
 
     /// Reads the configuration again, since the credentials of `old` do not work: they may have
