@@ -275,6 +275,9 @@ impl Block {
     }
 }
 
+/// Bytes that are copied before they are hashed.
+const COPIED_AT_ONCE: usize = 4096;
+
 /// Makes a block of pieces as they come, and hashes each while it is in the processor's cache.
 #[derive(Debug)]
 pub struct BlockHasher {
@@ -312,8 +315,12 @@ impl BlockHasher {
     /// If that is more than a block has.
     pub fn push(&mut self, piece: &[u8]) -> Result<(), MoreThanABlock> {
         let end = self.len + piece.len();
-        self.buffer.get_mut(self.len..end).ok_or(MoreThanABlock)?.copy_from_slice(piece);
-        self.digester.update(piece);
+        let room = self.buffer.get_mut(self.len..end).ok_or(MoreThanABlock)?;
+        // So little at a time that the copy is written back while the next piece is hashed.
+        for (room, piece) in room.chunks_mut(COPIED_AT_ONCE).zip(piece.chunks(COPIED_AT_ONCE)) {
+            room.copy_from_slice(piece);
+            self.digester.update(piece);
+        }
         self.len = end;
         Ok(())
     }

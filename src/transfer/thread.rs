@@ -1,10 +1,13 @@
-//! One thread that writes blocks to a target while they come from many tasks.
+//! Writing blocks to a target while they come from many tasks.
 //!
-//! A file takes one write at a time anyway, and a thread that always has something to write is not
-//! woken for each block.
+//! A file takes one write at a time anyway. Who has a block while nobody writes does it at once, since
+//! the block is in the cache of that processor; the others leave theirs to a thread. A target that
+//! is slow is left to the thread altogether: tasks must not wait for a disk.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
@@ -15,17 +18,31 @@ use crate::model::{Block, BlockIndex};
 /// Blocks that wait to be written, at most: 8 MiB.
 const WAITING: usize = 16;
 
+/// A block that takes longer to write than this waits for a disk: 100 MiB/s.
+const SLOW: Duration = Duration::from_millis(5);
+
 /// Writes blocks in the background. Dropping it does not wait for them.
 #[derive(Debug)]
 pub(crate) struct WriteThread {
-    blocks: Sender<(BlockIndex, Block)>,
-    failed: Arc<Mutex<Option<Error>>>,
-    thread: JoinHandle<()>,
+    queue: WriteQueue,
+    thread: JoinHandle<Result<(), Error>>,
 }
 
-/// Hands blocks to the thread.
+/// Where blocks are handed in.
 #[derive(Clone, Debug)]
-pub(crate) struct WriteQueue(Sender<(BlockIndex, Block)>);
+pub(crate) struct WriteQueue {
+    blocks: Sender<(BlockIndex, Block)>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    writer: Writer,
+    /// Told of each block that was written.
+    written: Box<dyn Fn() + Send + Sync>,
+    /// Held by whoever writes.
+    writing: Mutex<()>,
+    is_slow: AtomicBool,
+}
 
 impl WriteThread {
     /// Begins to wait for blocks. `written` is told of each.
@@ -35,22 +52,25 @@ impl WriteThread {
     /// If there can be no further thread.
     pub(crate) fn new(
         writer: Writer,
-        written: impl Fn() + Send + 'static,
+        written: impl Fn() + Send + Sync + 'static,
     ) -> std::io::Result<Self> {
         let (blocks, incoming) = channel(WAITING);
-        let failed = Arc::new(Mutex::new(None));
-        let outcome = Arc::clone(&failed);
-        let thread = std::thread::Builder::new().name("writer".to_owned()).spawn(move || {
-            if let Err(error) = write_all(&writer, incoming, written) {
-                *outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-            }
-        })?;
-        Ok(Self { blocks, failed, thread })
+        let shared = Arc::new(Shared {
+            writer,
+            written: Box::new(written),
+            writing: Mutex::default(),
+            is_slow: AtomicBool::new(false),
+        });
+        let queue = WriteQueue { blocks, shared: Arc::clone(&shared) };
+        let thread = std::thread::Builder::new()
+            .name("writer".to_owned())
+            .spawn(move || shared.write_all(incoming))?;
+        Ok(Self { queue, thread })
     }
 
-    /// What hands it blocks.
+    /// Where blocks are handed in.
     pub(crate) fn queue(&self) -> WriteQueue {
-        WriteQueue(self.blocks.clone())
+        self.queue.clone()
     }
 
     /// Waits until everything is written.
@@ -59,42 +79,63 @@ impl WriteThread {
     ///
     /// That of the first write that failed.
     pub(crate) async fn finish(self) -> Result<(), Error> {
-        let Self { blocks, failed, thread } = self;
-        drop(blocks);
-        blocking(move || {
-            if let Err(panic) = thread.join() {
-                std::panic::resume_unwind(panic);
-            }
-        })
-        .await;
-        let failed = failed.lock().unwrap_or_else(PoisonError::into_inner).take();
-        failed.map_or(Ok(()), Err)
+        let Self { queue, thread } = self;
+        drop(queue);
+        let ended = blocking(move || thread.join()).await;
+        ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 }
 
 impl WriteQueue {
-    /// Has a block written, as soon as there is room for it. False if nothing is written any more,
-    /// and [`WriteThread::finish`] says why.
+    /// Writes a block, or has it written as soon as there is room for it. False if nothing is written
+    /// any more, and [`WriteThread::finish`] says why.
     pub(crate) async fn write(&self, index: BlockIndex, block: Block) -> bool {
-        self.0.send((index, block)).await.is_ok()
+        self.shared.try_write(index, &block) || self.blocks.send((index, block)).await.is_ok()
     }
 }
 
-fn write_all(
-    writer: &Writer,
-    mut blocks: Receiver<(BlockIndex, Block)>,
-    written: impl Fn(),
-) -> Result<(), Error> {
-    while let Some((index, block)) = blocks.blocking_recv() {
-        writer.write(index, &block)?;
-        written();
+impl Shared {
+    fn write(&self, index: BlockIndex, block: &Block) -> Result<(), Error> {
+        self.writer.write(index, block)?;
+        (self.written)();
+        Ok(())
     }
-    Ok(())
+
+    /// Writes a block if that can be done at once. False if it was not: what is wrong, if anything is,
+    /// the thread finds when it tries.
+    fn try_write(&self, index: BlockIndex, block: &Block) -> bool {
+        if self.is_slow.load(Ordering::Relaxed) {
+            return false;
+        }
+        let Ok(_alone) = self.writing.try_lock() else { return false };
+        let began = Instant::now();
+        let written = self.write(index, block);
+        if began.elapsed() > SLOW {
+            self.is_slow.store(true, Ordering::Relaxed);
+        }
+        written.is_ok()
+    }
+
+    fn write_all(&self, mut blocks: Receiver<(BlockIndex, Block)>) -> Result<(), Error> {
+        while let Some((index, block)) = blocks.blocking_recv() {
+            let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+            self.write(index, &block)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("writer", &self.writer).finish_non_exhaustive()
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
+
+    use rstest::rstest;
 
     use super::*;
     use crate::model::BLOCK_SIZE;
@@ -104,8 +145,11 @@ mod tests {
         Block::new(vec![7; BLOCK_SIZE].into())
     }
 
+    #[rstest]
+    #[case::fast(false)]
+    #[case::slow(true)]
     #[tokio::test]
-    async fn what_is_handed_over_is_written() {
+    async fn what_is_handed_over_is_written(#[case] is_slow: bool) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out");
         let target = Target::open(&path, 40 * BLOCK_SIZE as u64).unwrap();
@@ -116,6 +160,7 @@ mod tests {
         };
         let thread = WriteThread::new(target.writer(), told).unwrap();
         let queue = thread.queue();
+        queue.shared.is_slow.store(is_slow, Ordering::Relaxed);
         for index in 0..40 {
             assert!(queue.write(BlockIndex(index), block()).await);
         }
@@ -126,11 +171,15 @@ mod tests {
         assert!(std::fs::read(&path).unwrap().iter().all(|&byte| byte == 7));
     }
 
+    #[rstest]
+    #[case::fast(false)]
+    #[case::slow(true)]
     #[tokio::test]
-    async fn a_write_that_fails_ends_it() {
+    async fn a_write_that_fails_ends_it(#[case] is_slow: bool) {
         let full = std::path::Path::new("/dev/full");
         let thread = WriteThread::new(Writer::of_file(full, BLOCK_SIZE as u64), || {}).unwrap();
         let queue = thread.queue();
+        queue.shared.is_slow.store(is_slow, Ordering::Relaxed);
         while queue.write(BlockIndex(0), block()).await {}
         let error = thread.finish().await.unwrap_err().to_string();
         assert!(error.contains("/dev/full") && error.contains("No space"), "{error}");

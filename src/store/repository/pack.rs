@@ -4,6 +4,7 @@
 //! `zstd -d` gives the raw blocks. All numbers are little-endian.
 
 use std::cell::RefCell;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::{Buf as _, Bytes, BytesMut};
@@ -142,6 +143,34 @@ impl PackBuilder {
         self.data.extend_from_slice(&table);
         self.data.extend_from_slice(&(content + 8).to_le_bytes());
         (id, self.data.freeze())
+    }
+}
+
+/// Packs whose memory all writers of this process keep for further ones, at most: 96 MiB.
+const MAX_SPARE: usize = 3;
+
+static SPARE: AtomicUsize = AtomicUsize::new(0);
+
+/// Memory of a pack that was saved, for another one.
+#[derive(Debug)]
+pub(super) struct Spare(BytesMut);
+
+impl Spare {
+    /// `None` if enough is kept.
+    pub(super) fn keep(memory: BytesMut) -> Option<Self> {
+        let one_more = |kept| (kept < MAX_SPARE).then_some(kept + 1);
+        SPARE.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
+        Some(Self(memory))
+    }
+
+    pub(super) fn take(mut self) -> BytesMut {
+        std::mem::take(&mut self.0)
+    }
+}
+
+impl Drop for Spare {
+    fn drop(&mut self) {
+        SPARE.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

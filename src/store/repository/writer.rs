@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use lru::LruCache;
 use tokio::sync::{OnceCell, Semaphore};
 use uuid::Uuid;
@@ -17,7 +17,7 @@ use super::document::read_document;
 use super::gc::found_before;
 use super::manifest::Start;
 use super::names::{ObjectId, RecordId};
-use super::pack::{Frame, PackBuilder, compress};
+use super::pack::{Frame, PackBuilder, Spare, compress};
 use super::table::{Entry, PAGE_BLOCKS, Table};
 use super::{Repository, names, since_boot};
 use crate::model::{Block, BlockIndex, Digest, SnapshotId, VolumeSize};
@@ -32,9 +32,6 @@ const MAX_SAVING: u32 = 3;
 /// Blocks that are compressed at the same time, each into a buffer of its own; more than the cores
 /// can do at once do not make it faster.
 const MAX_COMPRESSING: usize = 8;
-
-/// Bytes of a pack whose memory is kept for the next one.
-const WORTH_KEEPING: usize = 16 << 20;
 
 /// How long a deletion waits for what this process is saving: two seconds.
 const ABANDON_STEPS: u32 = 100;
@@ -78,7 +75,7 @@ struct State {
     open: Batch,
     unsaved: Vec<Batch>,
     /// Memory of packs that were saved.
-    spare: Vec<BytesMut>,
+    spare: Vec<Spare>,
     next_record: u32,
     /// Batches that were taken to be saved, by the number of their record, and are not yet.
     unfinished: BTreeSet<u32>,
@@ -402,8 +399,7 @@ impl Writer {
                 let memory = batch.encoded.and_then(|(_, data)| data.try_into_mut().ok());
                 let mut state = self.state();
                 state.unfinished.remove(&batch.record);
-                // Small ones are not worth keeping: there may be many snapshots.
-                state.spare.extend(memory.filter(|memory| memory.len() >= WORTH_KEEPING));
+                state.spare.extend(memory.and_then(Spare::keep));
                 Ok(())
             }
             Err(error) => {
@@ -551,7 +547,8 @@ impl State {
         if self.open.blocks.is_empty() {
             return None;
         }
-        let next = self.spare.pop().map(PackBuilder::reusing).unwrap_or_default();
+        let spare = self.spare.pop().map(Spare::take);
+        let next = spare.map(PackBuilder::reusing).unwrap_or_default();
         let next = Batch { pack: next, ..Batch::default() };
         let mut batch = std::mem::replace(&mut self.open, next);
         batch.record = self.next_record;
