@@ -38,7 +38,7 @@ pub(super) async fn examine(url: &EbsUrl, report: &mut impl Findings) {
     };
     region::examine(url, &shared, report).await;
     let signs = credentials::examine(url, &shared, report).await;
-    endpoint::proxy(report);
+    endpoint::way(report);
     let clients = Clients::of(&shared, url);
     let (ec2, ebs) = tokio::join!(probe::ec2(&clients, signs), probe::ebs(&clients, signs));
     let answers = [endpoint::examine(url, &ec2, report), endpoint::examine(url, &ebs, report)];

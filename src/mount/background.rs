@@ -4,7 +4,7 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -16,6 +16,29 @@ const START: Duration = Duration::from_mins(1);
 
 /// The line that the daemon prints when the mount is there.
 pub const READY: &str = "ready";
+
+/// Variables of the environment that name files: those of the AWS SDKs
+/// (<https://docs.aws.amazon.com/sdkref/latest/guide/settings-reference.html>) and of OpenSSL.
+const PATHS: [&str; 7] = [
+    "AWS_CA_BUNDLE",
+    "AWS_CONFIG_FILE",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "SSL_CERT_DIR",
+    "SSL_CERT_FILE",
+];
+
+/// Paths of the environment that are relative, made absolute: a daemon runs in another directory.
+fn absolute_paths() -> Vec<(&'static str, PathBuf)> {
+    let absolute = |name| {
+        let path = PathBuf::from(std::env::var_os(name).filter(|value| !value.is_empty())?);
+        // The SDK looks for a home itself.
+        let is_relative = path.is_relative() && !path.starts_with("~");
+        is_relative.then(|| Some((name, std::path::absolute(path).ok()?))).flatten()
+    };
+    PATHS.into_iter().filter_map(absolute).collect()
+}
 
 /// Starts this program again with `arguments`, detached from the terminal, and waits until it says
 /// that it is [`READY`]. Until then what it prints on stderr goes to ours.
@@ -35,6 +58,7 @@ pub fn start(
     let mut child = Command::new(program.unwrap_or_else(|| "/proc/self/exe".into()))
         .arg0("fspfs")
         .args(arguments)
+        .envs(absolute_paths())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

@@ -22,6 +22,7 @@ use crate::model::{Block, BlockIndex, Snapshot, SnapshotId, SnapshotState, Tags}
 mod catalog;
 pub(crate) mod clients;
 mod failure;
+pub(crate) mod http;
 mod limiter;
 mod read;
 mod request;

@@ -3,7 +3,7 @@
 use super::outcome::{Silence, Trouble};
 use super::probe::{Probe, Service, origin};
 use crate::doctor::report::Findings;
-use crate::store::ebs::EbsUrl;
+use crate::store::ebs::{EbsUrl, http};
 
 /// Hosts of AWS end so.
 const OF_AWS: [&str; 3] = [".amazonaws.com", ".amazonaws.com.cn", ".api.aws"];
@@ -58,7 +58,7 @@ fn explain(silence: Silence) -> (&'static str, &'static str) {
         ),
         Silence::Tls => (
             "TLS does not come about",
-            "a server without TLS takes http:// as its endpoint; where a proxy opens TLS, its certificate has to be among those that this machine trusts",
+            "a server without TLS takes http:// as its endpoint; where a proxy opens TLS, its certificate has to be among those that this machine trusts, or in the file that AWS_CA_BUNDLE names",
         ),
         Silence::Other => ("there is no answer that can be understood", "check what listens there"),
     }
@@ -91,16 +91,32 @@ fn source(
     "of the profile".to_owned()
 }
 
-/// Says that a proxy is not used, where one is configured.
-pub(super) fn proxy(report: &mut impl Findings) {
-    let names = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
-    let set = |name: &&&str| std::env::var_os(**name).is_some_and(|value| !value.is_empty());
-    if let Some(name) = names.iter().find(set) {
-        report.warn(
-            "proxy",
-            format!("{name} is set, and fspfs uses no proxy"),
-            "let this machine reach the endpoints itself, or by VPC endpoints",
-        );
+/// What stands between this machine and AWS, where something is configured.
+pub(super) fn way(report: &mut impl Findings) {
+    match http::proxy(http::environment) {
+        Ok(None) => {}
+        Ok(Some(proxy)) => {
+            report.ok("proxy", format!("{}, of {}; for HTTPS only", proxy.at, proxy.variable));
+        }
+        Err(why) => {
+            report.fail(
+                "proxy",
+                why,
+                "give it as http://HOST:PORT, or http://USER:PASSWORD@HOST:PORT",
+            );
+        }
+    }
+    match http::ca_bundle(http::environment) {
+        Ok(None) => {}
+        Ok(Some((path, _))) => {
+            report.ok(
+                "certificates",
+                format!("only those of {} are trusted ({})", path.display(), http::CA_BUNDLE),
+            );
+        }
+        Err(why) => {
+            report.fail("certificates", why, "name a file of certificates in PEM, or unset it");
+        }
     }
 }
 

@@ -12,10 +12,9 @@ use aws_config::retry::RetryConfig;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{AppName, BehaviorVersion, Region, SdkConfig};
-use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use aws_types::service_config::ServiceConfigKey;
 
-use super::EbsUrl;
+use super::{EbsUrl, http};
 
 /// Where one is if nothing says so.
 pub(crate) const DEFAULT_REGION: &str = "us-east-1";
@@ -96,21 +95,15 @@ fn configured_endpoint(shared: &SdkConfig, service: &str) -> Option<String> {
 /// What providers of the SDK that are made by hand have to be given: they know no HTTP client, and
 /// die without.
 pub(crate) fn provider_config() -> ProviderConfig {
-    let http = aws_smithy_http_client::Builder::new()
-        .tls_provider(Provider::Rustls(CryptoMode::Ring))
-        .build_https();
-    ProviderConfig::default().with_http_client(http)
+    ProviderConfig::default().with_http_client(http::client())
 }
 
 /// What is configured for a store: credentials, region, endpoints.
 pub(crate) async fn config(url: &EbsUrl) -> SdkConfig {
-    let http = aws_smithy_http_client::Builder::new()
-        .tls_provider(Provider::Rustls(CryptoMode::Ring))
-        .build_https();
     let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT).read_timeout(READ).build();
     let name = AppName::new(concat!("fspfs-", env!("CARGO_PKG_VERSION"))).expect("a valid name");
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
-        .http_client(http)
+        .http_client(http::client())
         .app_name(name)
         // There is one place where a request is tried again, and it is ours.
         .retry_config(RetryConfig::disabled())

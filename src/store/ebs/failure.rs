@@ -85,6 +85,9 @@ impl Failure {
                 SdkError::DispatchFailure(failure) if is_credentials(failure, &text) => {
                     Class::Credentials
                 }
+                SdkError::DispatchFailure(_) if is_refused_on_the_way(&text) => {
+                    Class::Final(ErrorKind::Unavailable)
+                }
                 _ => Class::Transient,
             };
             return Self { class, text, request_id };
@@ -143,6 +146,11 @@ impl fmt::Display for Failure {
 /// Whether there is nobody to sign a request for: no provider has credentials.
 fn is_credentials(failure: &DispatchFailure, text: &str) -> bool {
     !failure.is_io() && !failure.is_timeout() && text.contains("redentials")
+}
+
+/// Whether the certificate of the server is not trusted, or the proxy wants another password.
+fn is_refused_on_the_way(text: &str) -> bool {
+    text.contains("invalid peer certificate") || text.contains("proxy authorization required")
 }
 
 fn classify(status: u16, code: &str, reason: Option<&str>, message: &str) -> Class {

@@ -4,7 +4,7 @@
 //! (<https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/>).
 
 use std::pin::pin;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use super::EbsUrl;
@@ -29,8 +29,10 @@ const DEADLINE: Duration = Duration::from_mins(1);
 /// How often a block is read that is not what its checksum says.
 const MAX_CORRUPT: u32 = 6;
 
-/// From this attempt on a request that is sent again is a warning.
+/// From this attempt on a request that is sent again is a warning, though not one for each of the
+/// many that fail for the same reason.
 const MANY: u32 = 5;
+const BETWEEN_WARNINGS: Duration = Duration::from_secs(10);
 
 /// How long a request waits for its turn at most.
 const TURN: Duration = Duration::from_mins(10);
@@ -94,6 +96,8 @@ pub(super) struct Service {
     renewed: tokio::sync::Mutex<Instant>,
     limiter: Arc<Limiter>,
     sent: Sent,
+    /// When it was last said that requests fail.
+    warned: Mutex<Option<Instant>>,
 }
 
 impl Service {
@@ -105,6 +109,7 @@ impl Service {
             renewed: tokio::sync::Mutex::new(Instant::now()),
             limiter: Limiter::new(options, quotas),
             sent: Sent::default(),
+            warned: Mutex::default(),
         }
     }
 
@@ -177,22 +182,30 @@ impl Service {
                 let error = failure.after(doing, attempts, tried);
                 return Err(if timed_out { error.of_kind(ErrorKind::Timeout) } else { error });
             }
-            let seconds = tried.as_secs_f64();
+            let told = format!(
+                "{doing}: attempt {attempts} failed after {:.1} s: {failure}",
+                tried.as_secs_f64()
+            );
             match attempts {
-                1 => tracing::debug!("{doing}: {failure}"),
-                2..MANY => tracing::info!(
-                    "{doing}: attempt {attempts} failed after {seconds:.1} s: {failure}"
-                ),
-                MANY.. => tracing::warn!(
-                    "{doing}: attempt {attempts} failed after {seconds:.1} s: {failure}"
-                ),
-                0 => unreachable!("it was tried"),
+                1 => tracing::debug!("{told}"),
+                MANY.. if self.may_warn() => tracing::warn!("{told}"),
+                _ => tracing::info!("{told}"),
             }
             self.sent.count_again();
             tokio::time::sleep(wait).await;
             tried += wait;
         }
         unreachable!("it is tried until there is a result")
+    }
+
+    /// Whether it is time for another warning.
+    fn may_warn(&self) -> bool {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_time = warned.is_none_or(|last| last.elapsed() >= BETWEEN_WARNINGS);
+        if is_time {
+            *warned = Some(Instant::now());
+        }
+        is_time
     }
 
     /// Waits until a request may be sent that was `tried` for so long, to which is added for how long

@@ -1,0 +1,177 @@
+//! The HTTP client of everything that speaks to AWS: what it trusts, and the proxy that it uses.
+
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+
+use aws_smithy_http_client::proxy::ProxyConfig;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
+use aws_smithy_http_client::{Builder, Connector};
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+
+use crate::store::causes;
+
+/// Names the file of certificates to trust instead of those of the system, in botocore and the
+/// command-line tools (<https://docs.aws.amazon.com/cli/latest/userguide/cli-configure-envvars.html>).
+pub(crate) const CA_BUNDLE: &str = "AWS_CA_BUNDLE";
+
+/// Where a proxy is found, the first that is set.
+const PROXY: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+const NO_PROXY: [&str; 2] = ["NO_PROXY", "no_proxy"];
+
+/// A proxy for requests by HTTPS. Those by HTTP go to this machine, its network or its metadata service,
+/// where a proxy would be in the way.
+#[derive(Clone, Debug)]
+pub(crate) struct Proxy {
+    /// Host and port, without any password.
+    pub(crate) at: String,
+    /// The variable that names it.
+    pub(crate) variable: &'static str,
+    config: ProxyConfig,
+}
+
+/// The client, as the environment has it. What cannot be used of that is a warning, once.
+pub(crate) fn client() -> SharedHttpClient {
+    static CERTIFICATES: Once = Once::new();
+    static NO_PROXY: Once = Once::new();
+    let trusted = ca_bundle(environment).map(|found| found.map(|(_, pem)| pem));
+    let trusted = trusted.unwrap_or_else(|why| {
+        let warn = || tracing::warn!("{why}; the certificates of the system are trusted");
+        CERTIFICATES.call_once(warn);
+        None
+    });
+    let tls = match trusted {
+        Some(pem) => {
+            let only = TrustStore::empty().with_pem_certificate(pem);
+            TlsContext::builder().with_trust_store(only).build().unwrap_or_default()
+        }
+        None => TlsContext::default(),
+    };
+    let proxy = proxy(environment).unwrap_or_else(|why| {
+        NO_PROXY.call_once(|| tracing::warn!("{why}; no proxy is used"));
+        None
+    });
+    let proxy = proxy.map_or_else(ProxyConfig::disabled, |proxy| proxy.config);
+    Builder::new().build_with_connector_fn(move |settings, components| {
+        let mut connector = Connector::builder();
+        connector.set_connector_settings(settings.cloned());
+        if let Some(components) = components {
+            connector.set_sleep_impl(components.sleep_impl());
+        }
+        connector
+            .proxy_config(proxy.clone())
+            .tls_provider(Provider::Rustls(CryptoMode::Ring))
+            .tls_context(tls.clone())
+            .build()
+    })
+}
+
+pub(crate) fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// The file of certificates that is to be trusted, and its content; `None` if none is named.
+///
+/// # Errors
+///
+/// What is wrong with it.
+pub(crate) fn ca_bundle(
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<Option<(PathBuf, Vec<u8>)>, String> {
+    let Some(path) = variable(CA_BUNDLE).map(PathBuf::from) else { return Ok(None) };
+    match read_bundle(&path) {
+        Ok(pem) => Ok(Some((path, pem))),
+        Err(why) => Err(format!("{CA_BUNDLE} names {}, {why}", path.display())),
+    }
+}
+
+fn read_bundle(path: &Path) -> Result<Vec<u8>, String> {
+    let pem = std::fs::read(path).map_err(|e| format!("which cannot be read: {e}"))?;
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        let certificate = certificate.map_err(|e| format!("which is no PEM: {}", causes(&e)))?;
+        let bad = |e| format!("which holds a certificate that is none: {}", causes(&e));
+        roots.add(certificate).map_err(bad)?;
+    }
+    if roots.is_empty() { Err("which holds no certificate".to_owned()) } else { Ok(pem) }
+}
+
+/// The proxy that is to be used; `None` if none is named.
+///
+/// # Errors
+///
+/// What is wrong with it.
+pub(crate) fn proxy(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Proxy>, String> {
+    let Some((name, url)) = PROXY.iter().find_map(|name| Some((*name, variable(name)?))) else {
+        return Ok(None);
+    };
+    let bad = |why: &str| format!("{name} is no URL of a proxy: {why}");
+    let (scheme, rest) = url.split_once("://").unwrap_or(("http", &url));
+    if !matches!(scheme, "http" | "https") {
+        return Err(bad(&format!("only http:// and https:// are known, not {scheme}://")));
+    }
+    let at = rest.rsplit_once('@').map_or(rest, |(_, at)| at).trim_end_matches('/').to_owned();
+    // The text of the error may have a password in it.
+    let config = ProxyConfig::https(format!("{scheme}://{rest}"))
+        .map_err(|_| bad("its host cannot be made out"))?;
+    let config = match NO_PROXY.iter().find_map(|name| variable(name)) {
+        Some(rules) => config.no_proxy(rules),
+        None => config,
+    };
+    Ok(Some(Proxy { at, variable: name, config }))
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    fn set<'a>(variables: &'a [(&'a str, &'a str)]) -> impl Fn(&str) -> Option<String> + use<'a> {
+        |name| variables.iter().find(|(known, _)| *known == name).map(|(_, v)| (*v).to_owned())
+    }
+
+    #[rstest]
+    #[case(&[], None)]
+    // HTTP goes to this machine and its metadata service.
+    #[case(&[("HTTP_PROXY", "http://a:1")], None)]
+    #[case(&[("https_proxy", "http://a:1"), ("ALL_PROXY", "http://b:1")], Some(("https_proxy", "a:1")))]
+    #[case(&[("ALL_PROXY", "b.example:3128")], Some(("ALL_PROXY", "b.example:3128")))]
+    #[case(&[("HTTPS_PROXY", "http://me:secret@c:8080/")], Some(("HTTPS_PROXY", "c:8080")))]
+    fn where_the_proxy_is(
+        #[case] variables: &[(&str, &str)],
+        #[case] expected: Option<(&str, &str)>,
+    ) {
+        let found = proxy(set(variables)).unwrap();
+        assert_eq!(found.as_ref().map(|proxy| (proxy.variable, &*proxy.at)), expected);
+    }
+
+    #[rstest]
+    #[case("socks5://a:1")]
+    #[case("http://me:secret@")]
+    fn what_is_no_proxy_is_told_without_its_password(#[case] url: &str) {
+        let why = proxy(set(&[("HTTPS_PROXY", url)])).unwrap_err();
+        assert!(why.contains("HTTPS_PROXY") && !why.contains("secret"), "{why}");
+    }
+
+    #[test]
+    fn what_holds_no_certificate_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bundle.pem");
+        let told = |content: Option<&str>| {
+            if let Some(content) = content {
+                std::fs::write(&path, content).unwrap();
+            }
+            ca_bundle(set(&[(CA_BUNDLE, path.to_str().unwrap())])).unwrap_err()
+        };
+        assert!(told(None).contains("cannot be read"));
+        assert!(told(Some("certificates")).contains("no certificate"));
+        let nonsense = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        assert!(told(Some(nonsense)).contains("that is none"));
+        assert!(told(Some("-----BEGIN CERTIFICATE-----\n~~\n")).contains("no PEM"));
+        assert!(ca_bundle(set(&[])).unwrap().is_none());
+    }
+}

@@ -1,0 +1,139 @@
+//! `ebs:` stores over TLS, and through a proxy.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use support::serve::{has_clients, python};
+use support::{MIB, Sandbox, can_mount, run, text};
+
+/// A TLS server before the service of a sandbox, and a proxy before that.
+struct Tls {
+    child: Child,
+    port: u16,
+    proxy: u16,
+}
+
+impl Tls {
+    fn before(sandbox: &Sandbox) -> Self {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/serve/tls.py");
+        let mut command = Command::new(python());
+        command.current_dir(&sandbox.path).arg(script).arg(sandbox.service().address());
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let (port, proxy) = line.trim().split_once(' ').expect("both ports");
+        Self { port: port.parse().unwrap(), proxy: proxy.parse().unwrap(), child }
+    }
+
+    /// The program, with this store and nothing of the system's proxies.
+    fn fspfs(&self, sandbox: &Sandbox, host: &str) -> Command {
+        let mut command = sandbox.fspfs();
+        for name in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"]
+        {
+            command.env_remove(name);
+        }
+        let store = format!("ebs://us-east-1?endpoint=https://{host}:{}", self.port);
+        command.env("FSPFS_STORE", store);
+        command
+    }
+}
+
+impl Drop for Tls {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn sandbox() -> Option<(Sandbox, Tls)> {
+    if !has_clients() {
+        return None;
+    }
+    let mut sandbox = Sandbox::with_store();
+    sandbox.image("disk.img", 8 * MIB, &[(0, 8 * MIB)]);
+    sandbox.serve(&[]);
+    let tls = Tls::before(&sandbox);
+    Some((sandbox, tls))
+}
+
+fn succeeds(command: &mut Command) -> String {
+    let output = run(command);
+    assert!(output.status.success(), "{}", text(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn an_authority_of_ones_own_is_trusted() {
+    let Some((sandbox, tls)) = sandbox() else { return };
+    let fspfs = || {
+        let mut command = tls.fspfs(&sandbox, "127.0.0.1");
+        // Beside where it runs, as the configuration of the SDK may be.
+        command.env("AWS_CA_BUNDLE", "ca.pem");
+        command
+    };
+    let id = succeeds(fspfs().args(["upload", "disk.img"])).lines().last().unwrap().to_owned();
+    succeeds(fspfs().args(["download", &id, "out.img"]));
+    assert_eq!(
+        std::fs::read(sandbox.join("out.img")).unwrap(),
+        std::fs::read(sandbox.join("disk.img")).unwrap()
+    );
+    let report = text(&run(fspfs().arg("doctor")));
+    assert!(report.contains("only those of ca.pem are trusted"), "{report}");
+    if !can_mount(&["cmp"]) {
+        return;
+    }
+    // The daemon runs elsewhere.
+    std::fs::create_dir(sandbox.join("m")).unwrap();
+    succeeds(fspfs().args(["mount", "m"]));
+    let compared = run(Command::new("cmp")
+        .arg(sandbox.join(format!("m/{id}.img")))
+        .arg(sandbox.join("disk.img")));
+    succeeds(fspfs().args(["umount", "m"]));
+    assert!(compared.status.success(), "{}", text(&compared));
+}
+
+#[test]
+fn a_server_that_nobody_vouches_for_is_refused_at_once() {
+    let Some((sandbox, tls)) = sandbox() else { return };
+    let began = Instant::now();
+    let output = run(tls.fspfs(&sandbox, "127.0.0.1").args(["list"]));
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(text(&output).contains("certificate"), "{}", text(&output));
+    // To try again brings nothing.
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_proxy_is_used_for_https() {
+    let Some((sandbox, tls)) = sandbox() else { return };
+    let fspfs = |password: &str| {
+        let mut command = tls.fspfs(&sandbox, "ebs.example.internal");
+        command.env("HTTPS_PROXY", format!("http://me:{password}@127.0.0.1:{}", tls.proxy));
+        command.env("AWS_CA_BUNDLE", "ca.pem");
+        command
+    };
+    let id =
+        succeeds(fspfs("secret").args(["upload", "disk.img"])).lines().last().unwrap().to_owned();
+    succeeds(fspfs("secret").args(["download", &id, "out.img"]));
+    assert_eq!(
+        std::fs::read(sandbox.join("out.img")).unwrap(),
+        std::fs::read(sandbox.join("disk.img")).unwrap()
+    );
+    let report = text(&run(fspfs("secret").arg("doctor")));
+    assert!(report.contains("127.0.0.1") && report.contains("HTTPS_PROXY"), "{report}");
+    assert!(!report.contains("secret"), "{report}");
+    let began = Instant::now();
+    let output = run(fspfs("mistaken").args(["list"]));
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(text(&output).contains("407") || text(&output).contains("proxy"), "{}", text(&output));
+    assert!(!text(&output).contains("mistaken"), "{}", text(&output));
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    // What NO_PROXY names is reached without it, or not at all.
+    let output = run(fspfs("secret").env("NO_PROXY", "example.internal").args(["list"]));
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+}
