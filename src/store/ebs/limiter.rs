@@ -22,7 +22,7 @@ mod window;
 
 /// Blocks that are read and put at the same time, at most, unless something else is said: 100 ms a
 /// request and 100 connections use the quota of an account (AWS's page on performance).
-pub(super) const MAX_IN_FLIGHT: usize = 128;
+pub(super) const MAX_IN_FLIGHT: usize = 100;
 
 /// Snapshots whose pace is remembered.
 const MAX_SNAPSHOTS: NonZeroUsize = NonZeroUsize::new(64).expect("not 0");
