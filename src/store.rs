@@ -59,7 +59,7 @@ pub type SharedStore = Arc<dyn SnapshotStore>;
 pub async fn open(url: &StoreUrl, options: &StoreOptions) -> Result<SharedStore> {
     let store: SharedStore = match url {
         StoreUrl::Directory(path) => Arc::new(repository::Repository::open(path).await?),
-        StoreUrl::Ebs(url) => return Ok(Arc::new(ebs::Ebs::open(url, options).await)),
+        StoreUrl::Ebs(url) => return Ok(Arc::new(ebs::Ebs::open(url, options).await?)),
         StoreUrl::Synth(recipe) => Arc::new(synth::Synth::new(*recipe)),
     };
     if options.filters.is_empty() {

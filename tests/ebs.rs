@@ -440,6 +440,26 @@ fn a_snapshot_is_kept_though_nothing_can_be_learnt_of_it() {
 }
 
 #[test]
+fn an_upload_that_is_interrupted_while_it_begins_leaves_nothing() {
+    let mut sandbox = sandbox();
+    sandbox.image("disk.img", 4 * MIB, &[(0, 4 * MIB)]);
+    sandbox.serve(&[]);
+    sandbox.service().suspend();
+    let mut upload = sandbox.fspfs();
+    let mut upload = upload.args(["upload", "disk.img"]).stdout(Stdio::null()).spawn().unwrap();
+    // The request is on its way, and nobody knows the id.
+    std::thread::sleep(Duration::from_secs(1));
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(upload.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    sandbox.service().resume();
+    let ended = wait(&mut upload, Duration::from_secs(20)).expect("it ends");
+    assert_eq!(ended.code(), Some(1));
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(sandbox.snapshots().len(), 0);
+}
+
+#[test]
 fn many_requests_are_not_begun_at_once_if_that_was_asked_for() {
     let mut sandbox = sandbox();
     sandbox.serve(&[]);

@@ -3,7 +3,8 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::time::Duration;
 use std::time::Instant;
 
 use anyhow::Context as _;
@@ -75,7 +76,11 @@ pub fn run(cli: &Cli) -> anyhow::Result<Exit> {
         _ => {}
     }
     crate::mount::log_to_stderr(log_level(global));
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        // One may wait for a disk.
+        .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).max(2))
+        .enable_all()
+        .build()?;
     let out = Output::new(global);
     let exit = runtime.block_on(async {
         match command {
@@ -177,6 +182,9 @@ fn contains(id: &SnapshotId, blocks: u64, seconds: f64) -> String {
     format!("Snapshot {id} contains {blocks} chunks and {bytes} bytes, took {seconds:.2} seconds.")
 }
 
+/// How long an upload that was interrupted while it began waits for the id of its snapshot.
+const STARTING: Duration = Duration::from_secs(10);
+
 async fn upload(global: &Global, out: Output, args: &UploadArgs) -> anyhow::Result<Exit> {
     let store = store::open(&store_url(global), &store_options(global, None)).await?;
     let mut tags: crate::model::Tags = args.tags.iter().cloned().collect();
@@ -196,22 +204,29 @@ async fn upload(global: &Global, out: Output, args: &UploadArgs) -> anyhow::Resu
     };
     let file = args.path.display().to_string();
     let progress = out.progress("Uploading");
-    let started: Arc<Mutex<Option<SnapshotId>>> = Arc::default();
-    let note = {
-        let (started, progress, file) = (Arc::clone(&started), Arc::clone(&progress), file.clone());
-        move |id: &SnapshotId, len: u64| {
-            *started.lock().unwrap_or_else(PoisonError::into_inner) = Some(id.clone());
-            let chunks = len.div_ceil(BLOCK_SIZE_U64);
-            progress.total(chunks);
-            // A closed pipe shows again when the result is printed.
-            let _ = out.line(format_args!("Size of {file} is {len} bytes and {chunks} chunks"));
-        }
+    let mut started: Option<SnapshotId> = None;
+    let mut starting = {
+        let (store, operation) = (store.clone(), operation.clone());
+        tokio::spawn(async move { operation.begin(&store).await })
     };
-    let result = until_signal(operation.run(store.clone(), progress, note)).await;
-    let done = match result {
+    let result = until_signal(async {
+        let begun = (&mut starting).await;
+        let begun = begun.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        started = Some(begun.id().clone());
+        let (len, chunks) = (begun.source_len(), begun.source_len().div_ceil(BLOCK_SIZE_U64));
+        progress.total(chunks);
+        // A closed pipe shows again when the result is printed.
+        let _ = out.line(format_args!("Size of {file} is {len} bytes and {chunks} chunks"));
+        operation.run(store.clone(), begun, progress.clone()).await
+    });
+    let done = match result.await {
         Err(error @ ops::Error::Interrupted(_)) => {
-            let id = started.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(id) = id {
+            if started.is_none() {
+                // The store may have started it, and not have said so yet.
+                let begun = tokio::time::timeout(STARTING, starting).await;
+                started = begun.ok().and_then(|begun| Some(begun.ok()?.ok()?.id().clone()));
+            }
+            if let Some(id) = started {
                 upload::abort(&store, &id).await;
             }
             return Err(error.into());

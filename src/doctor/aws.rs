@@ -27,6 +27,10 @@ const NEEDS_ANSWERS: [&str; 5] =
     ["identity", "reading", "writing", "encryption by default", "quotas"];
 
 pub(super) async fn examine(url: &EbsUrl, report: &mut impl Findings) {
+    if !endpoint::way(report) {
+        skip_all("no connection can be made as it is configured", report);
+        return;
+    }
     let Ok(shared) = tokio::time::timeout(CONFIGURATION, clients::config(url)).await else {
         report.fail(
             "configuration",
@@ -38,7 +42,6 @@ pub(super) async fn examine(url: &EbsUrl, report: &mut impl Findings) {
     };
     region::examine(url, &shared, report).await;
     let signs = credentials::examine(url, &shared, report).await;
-    endpoint::way(report);
     let clients = Clients::of(&shared, url);
     let (ec2, ebs) = tokio::join!(probe::ec2(&clients, signs), probe::ebs(&clients, signs));
     let answers = [endpoint::examine(url, &ec2, report), endpoint::examine(url, &ebs, report)];

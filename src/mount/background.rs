@@ -2,9 +2,10 @@
 //!
 //! A fresh process instead of a fork: nothing of this one's threads and locks comes along.
 
+use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -19,25 +20,36 @@ pub const READY: &str = "ready";
 
 /// Variables of the environment that name files: those of the AWS SDKs
 /// (<https://docs.aws.amazon.com/sdkref/latest/guide/settings-reference.html>) and of OpenSSL.
-const PATHS: [&str; 7] = [
+const PATHS: [&str; 6] = [
     "AWS_CA_BUNDLE",
     "AWS_CONFIG_FILE",
     "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
     "AWS_SHARED_CREDENTIALS_FILE",
     "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "SSL_CERT_DIR",
     "SSL_CERT_FILE",
 ];
 
+/// A list of directories.
+const DIRECTORIES: &str = "SSL_CERT_DIR";
+
 /// Paths of the environment that are relative, made absolute: a daemon runs in another directory.
-fn absolute_paths() -> Vec<(&'static str, PathBuf)> {
-    let absolute = |name| {
-        let path = PathBuf::from(std::env::var_os(name).filter(|value| !value.is_empty())?);
-        // The SDK looks for a home itself.
-        let is_relative = path.is_relative() && !path.starts_with("~");
-        is_relative.then(|| Some((name, std::path::absolute(path).ok()?))).flatten()
+fn absolute_paths() -> Vec<(&'static str, OsString)> {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    // The SDK itself puts the home in the place of `~`.
+    let absolute = |path: &Path| match path.starts_with("~") {
+        true => Some(path.to_owned()),
+        false => std::path::absolute(path).ok(),
     };
-    PATHS.into_iter().filter_map(absolute).collect()
+    let files = PATHS.into_iter().filter_map(|name| {
+        let path = absolute(Path::new(&set(name)?))?;
+        Some((name, path.into_os_string()))
+    });
+    let directories = set(DIRECTORIES).and_then(|list| {
+        let all: Option<Vec<_>> =
+            std::env::split_paths(&list).map(|path| absolute(&path)).collect();
+        Some((DIRECTORIES, std::env::join_paths(all?).ok()?))
+    });
+    files.chain(directories).collect()
 }
 
 /// Starts this program again with `arguments`, detached from the terminal, and waits until it says

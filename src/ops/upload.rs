@@ -64,20 +64,45 @@ pub(super) struct Candidate {
     pub(super) parent: Option<ListedBlock>,
 }
 
+/// A file, and the snapshot that was started for it.
+#[derive(Debug)]
+pub struct Begun {
+    source: Source,
+    snapshot: Snapshot,
+}
+
+impl Begun {
+    /// The id of the snapshot.
+    pub fn id(&self) -> &SnapshotId {
+        &self.snapshot.id
+    }
+
+    /// Length of the file in bytes.
+    pub fn source_len(&self) -> u64 {
+        self.source.len()
+    }
+}
+
 impl Upload {
-    /// Does it. If it fails there is no snapshot; if this is dropped, call [`abort`] with the id that
-    /// `started` got, with the length of the file in bytes.
-    pub async fn run(
-        self,
-        store: SharedStore,
-        progress: SharedProgress,
-        started: impl FnOnce(&SnapshotId, u64),
-    ) -> Result<Done> {
-        let began = Instant::now();
+    /// Opens the file and starts the snapshot. Dropping this may leave one that nobody knows of: whoever
+    /// cannot wait has it run to its end elsewhere, and [`abort`]s what comes of it.
+    pub async fn begin(&self, store: &SharedStore) -> Result<Begun> {
         let path = self.path.clone();
         let source = blocking(move || Source::open(&path)).await?;
         let snapshot = store.start(self.request(&source)).await?;
-        started(&snapshot.id, source.len());
+        Ok(Begun { source, snapshot })
+    }
+
+    /// Does it. If it fails there is no snapshot, unless it fails at the very end, where that may not be
+    /// known; if this is dropped, call [`abort`].
+    pub async fn run(
+        self,
+        store: SharedStore,
+        begun: Begun,
+        progress: SharedProgress,
+    ) -> Result<Done> {
+        let began = Instant::now();
+        let Begun { source, snapshot } = begun;
         let put = self.put_all(&store, &snapshot, &source, &progress).await;
         let done = match put {
             Ok(request) => store.complete(&snapshot.id, request).await.map(|s| (s, request)),
@@ -94,6 +119,15 @@ impl Upload {
                 elapsed: began.elapsed(),
                 unchanged: source.is_unchanged(),
             }),
+            // It may be complete, and then it is as it should be.
+            Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => {
+                let id = &snapshot.id;
+                tracing::warn!(
+                    "whether {id} was completed is not known: `fspfs list` tells; \
+                     `fspfs delete {id}` removes it if it stays pending"
+                );
+                Err(error.into())
+            }
             Err(error) => {
                 abort(&store, &snapshot.id).await;
                 Err(error.into())

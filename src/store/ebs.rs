@@ -14,8 +14,8 @@ use self::service::{Patience, Request, Service};
 use self::tokens::Tokens;
 pub use self::url::{EbsUrl, InvalidEbsUrl};
 use super::{
-    BlockPage, BlockToken, ChangedPage, CompleteRequest, ListFrom, ListToken, Result, SnapshotPage,
-    SnapshotStore, StartRequest, StoreOptions, Usage,
+    BlockPage, BlockToken, ChangedPage, CompleteRequest, Error, ErrorKind, ListFrom, ListToken,
+    Result, SnapshotPage, SnapshotStore, StartRequest, StoreOptions, Usage,
 };
 use crate::model::{Block, BlockIndex, Snapshot, SnapshotId, SnapshotState, Tags};
 
@@ -50,10 +50,15 @@ pub struct Ebs {
 
 impl Ebs {
     /// The store that `url` names. No request is made to it yet.
-    pub async fn open(url: &EbsUrl, options: &StoreOptions) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` if the environment names a proxy or certificates that cannot be used.
+    pub async fn open(url: &EbsUrl, options: &StoreOptions) -> Result<Self> {
+        http::settings().map_err(|why| Error::new(ErrorKind::Invalid, why))?;
         let clients = Clients::new(url).await;
         tracing::debug!("{url} is in {}", clients.region);
-        Self::of(Some(url.clone()), clients, options)
+        Ok(Self::of(Some(url.clone()), clients, options))
     }
 
     /// The store behind these clients, for programs that configure them themselves. Their retries

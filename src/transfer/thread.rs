@@ -90,6 +90,10 @@ impl WriteQueue {
     /// Writes a block, or has it written as soon as there is room for it. False if nothing is written
     /// any more, and [`WriteThread::finish`] says why.
     pub(crate) async fn write(&self, index: BlockIndex, block: Block) -> bool {
+        // If a write has failed the thread has ended, and nothing is written any more.
+        if self.blocks.is_closed() {
+            return false;
+        }
         self.shared.try_write(index, &block) || self.blocks.send((index, block)).await.is_ok()
     }
 }

@@ -6,13 +6,12 @@ writes ca.pem, the certificate to trust, into the current directory, and prints 
 proxy is asked by CONNECT, wants the name `me` and the password `secret`, and is the only way to NAME.
 """
 
+import asyncio
 import base64
 import datetime
 import ipaddress
-import socket
 import ssl
 import sys
-import threading
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -55,68 +54,53 @@ def certify():
         file.write(certificate(name, key.public_key(), False).public_bytes(pem))
 
 
-def copy(source, target):
+async def copy(source, target):
     try:
-        while data := source.recv(1 << 16):
-            target.sendall(data)
+        while data := await source.read(1 << 16):
+            target.write(data)
+            await target.drain()
     except OSError:
         pass
     finally:
-        for end in (source, target):
-            try:
-                end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
+        target.close()
 
 
-def join(one, other):
-    threading.Thread(target=copy, args=(one, other), daemon=True).start()
-    copy(other, one)
+async def join(reader, writer, host, port):
+    """Connects a client with what listens there."""
+    there = await asyncio.open_connection(host, port)
+    await asyncio.gather(copy(reader, there[1]), copy(there[0], writer))
 
 
-def listen(handle):
-    server = socket.create_server(("127.0.0.1", 0))
-
-    def accept():
-        while True:
-            client, _ = server.accept()
-            threading.Thread(target=handle, args=(client,), daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
-    return server.getsockname()[1]
+async def listen(handle, context=None):
+    server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=context)
+    return server, server.sockets[0].getsockname()[1]
 
 
-def main(target):
+async def main(target):
     host, port = target.split(":")
     certify()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain("server.pem")
+    server, tls = await listen(lambda reader, writer: join(reader, writer, host, int(port)), context)
 
-    def serve(client):
-        try:
-            # One thread reads and one writes, which the ssl module allows.
-            join(context.wrap_socket(client, server_side=True), socket.create_connection((host, int(port))))
-        except OSError:
-            client.close()
-
-    tls = listen(serve)
-
-    def connect(client):
-        head = b""
-        while b"\r\n\r\n" not in head and (data := client.recv(4096)):
-            head += data
-        fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if b": " in line)
-        if fields.get(b"proxy-authorization") != KNOWN.lower():
-            client.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
-        elif not head.startswith(b"CONNECT " + NAME.encode()):
-            client.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+    async def connect(reader, writer):
+        lines = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
+        fields = dict(line.split(b": ", 1) for line in lines[1:] if b": " in line)
+        given = {name.lower(): value for name, value in fields.items()}.get(b"proxy-authorization")
+        if given != KNOWN:
+            writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+        elif not lines[0].startswith(b"CONNECT " + NAME.encode()):
+            writer.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
         else:
-            client.sendall(b"HTTP/1.1 200 Connection Established\r\n\r\n")
-            return join(client, socket.create_connection(("127.0.0.1", tls)))
-        client.close()
+            writer.write(b"HTTP/1.1 200 Connection Established\r\n\r\n")
+            return await join(reader, writer, "127.0.0.1", tls)
+        await writer.drain()
+        writer.close()
 
-    print(tls, listen(connect), flush=True)
-    sys.stdin.read()
+    proxy, proxied = await listen(connect)
+    print(tls, proxied, flush=True)
+    async with server, proxy:
+        await asyncio.Event().wait()
 
 
-main(sys.argv[1])
+asyncio.run(main(sys.argv[1]))

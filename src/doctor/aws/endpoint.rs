@@ -32,6 +32,14 @@ pub(super) fn examine(url: &EbsUrl, probe: &Probe, report: &mut impl Findings) -
         }
         Err(Trouble::Silent(silence, text)) => {
             let (what, cure) = explain(*silence);
+            let proxy = http::settings().ok().and_then(|settings| settings.proxy.as_ref());
+            // Whichever of them it is, it looks the same from here.
+            let cure = match proxy.filter(|_| endpoint.starts_with("https:")) {
+                Some(proxy) => {
+                    format!("{cure}; or it is the proxy {} that is not reached", proxy.at)
+                }
+                None => cure.to_owned(),
+            };
             report.fail(&subject, format!("{at}: {what} ({text})"), cure);
             false
         }
@@ -59,6 +67,10 @@ fn explain(silence: Silence) -> (&'static str, &'static str) {
         Silence::Tls => (
             "TLS does not come about",
             "a server without TLS takes http:// as its endpoint; where a proxy opens TLS, its certificate has to be among those that this machine trusts, or in the file that AWS_CA_BUNDLE names",
+        ),
+        Silence::Proxy => (
+            "the proxy does not let it through",
+            "check the user and the password in HTTPS_PROXY, and what the proxy allows",
         ),
         Silence::Other => ("there is no answer that can be understood", "check what listens there"),
     }
@@ -91,33 +103,32 @@ fn source(
     "of the profile".to_owned()
 }
 
-/// What stands between this machine and AWS, where something is configured.
-pub(super) fn way(report: &mut impl Findings) {
-    match http::proxy(http::environment) {
-        Ok(None) => {}
-        Ok(Some(proxy)) => {
-            report.ok("proxy", format!("{}, of {}; for HTTPS only", proxy.at, proxy.variable));
-        }
+/// Reports what stands between this machine and AWS, where something is configured; whether that can be
+/// used.
+pub(super) fn way(report: &mut impl Findings) -> bool {
+    let settings = match http::settings() {
+        Ok(settings) => settings,
         Err(why) => {
-            report.fail(
-                "proxy",
-                why,
-                "give it as http://HOST:PORT, or http://USER:PASSWORD@HOST:PORT",
-            );
+            report.fail("connections", why, "mend the variable, or unset it");
+            return false;
         }
+    };
+    if let Some(proxy) = &settings.proxy {
+        report.ok(
+            "proxy",
+            format!(
+                "{}, of {}; for HTTPS, but not to what NO_PROXY names",
+                proxy.at, proxy.variable
+            ),
+        );
     }
-    match http::ca_bundle(http::environment) {
-        Ok(None) => {}
-        Ok(Some((path, _))) => {
-            report.ok(
-                "certificates",
-                format!("only those of {} are trusted ({})", path.display(), http::CA_BUNDLE),
-            );
-        }
-        Err(why) => {
-            report.fail("certificates", why, "name a file of certificates in PEM, or unset it");
-        }
+    if let Some((path, _)) = &settings.certificates {
+        report.ok(
+            "certificates",
+            format!("only those of {} are trusted ({})", path.display(), http::CA_BUNDLE),
+        );
     }
+    true
 }
 
 #[cfg(test)]

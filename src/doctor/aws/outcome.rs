@@ -39,6 +39,8 @@ pub(super) enum Silence {
     Answer,
     /// Not the TLS that is asked for, or nobody to be trusted.
     Tls,
+    /// The proxy refused.
+    Proxy,
     /// Something else.
     Other,
 }
@@ -107,6 +109,9 @@ fn silence(error: &(dyn StdError + 'static), is_timeout: bool) -> Silence {
         if text.contains("connect timeout") {
             return Silence::Connection;
         }
+        if text.contains("tunnel error") || text.contains("proxy authorization") {
+            return Silence::Proxy;
+        }
         if text.contains("certificate") || text.contains("corrupt message") {
             return Silence::Tls;
         }
@@ -146,6 +151,7 @@ mod tests {
         );
         assert_eq!(of("dns error", None), Silence::Name);
         assert_eq!(of("HTTP connect timeout occurred after 5s", None), Silence::Connection);
+        assert_eq!(of("tunnel error: unsuccessful", None), Silence::Proxy);
         assert_eq!(of("invalid peer certificate: UnknownIssuer", None), Silence::Tls);
         assert_eq!(of("tcp connect error", Some(io::ErrorKind::TimedOut)), Silence::Connection);
         assert_eq!(of("unexpected end", None), Silence::Other);

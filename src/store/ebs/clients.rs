@@ -12,6 +12,7 @@ use aws_config::retry::RetryConfig;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{AppName, BehaviorVersion, Region, SdkConfig};
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_types::service_config::ServiceConfigKey;
 
 use super::{EbsUrl, http};
@@ -22,8 +23,9 @@ pub(crate) const DEFAULT_REGION: &str = "us-east-1";
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// How long the head of an answer may take. The body is bounded by the attempt.
-const READ: Duration = Duration::from_secs(15);
+/// How long the head of an answer may take. An attempt of ours ends earlier; this is for what the SDK
+/// asks for itself, such as credentials.
+const READ: Duration = Duration::from_secs(30);
 
 /// Both clients of one store.
 #[derive(Clone, Debug)]
@@ -92,10 +94,15 @@ fn configured_endpoint(shared: &SdkConfig, service: &str) -> Option<String> {
     of_service.or_else(|| shared.endpoint_url().map(str::to_owned))
 }
 
+/// A store is opened, and examined, only with settings that are right.
+fn http_client() -> SharedHttpClient {
+    http::client(http::settings().unwrap_or(&http::Settings::default()))
+}
+
 /// What providers of the SDK that are made by hand have to be given: they know no HTTP client, and
 /// die without.
 pub(crate) fn provider_config() -> ProviderConfig {
-    ProviderConfig::default().with_http_client(http::client())
+    ProviderConfig::default().with_http_client(http_client())
 }
 
 /// What is configured for a store: credentials, region, endpoints.
@@ -103,7 +110,7 @@ pub(crate) async fn config(url: &EbsUrl) -> SdkConfig {
     let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT).read_timeout(READ).build();
     let name = AppName::new(concat!("fspfs-", env!("CARGO_PKG_VERSION"))).expect("a valid name");
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
-        .http_client(http::client())
+        .http_client(http_client())
         .app_name(name)
         // There is one place where a request is tried again, and it is ours.
         .retry_config(RetryConfig::disabled())

@@ -34,38 +34,40 @@ pub(super) enum Class {
     Final(ErrorKind),
 }
 
-impl Class {
-    /// What the limiter learns from it.
-    pub(super) fn outcome(self) -> Outcome {
-        match self {
-            Self::AccountThrottled => Outcome::AccountThrottled,
-            Self::SnapshotThrottled => Outcome::SnapshotThrottled,
-            Self::Overloaded => Outcome::Overloaded,
-            Self::Transient => Outcome::Unknown,
-            Self::Corrupt | Self::NotFound | Self::Credentials | Self::Final(_) => {
-                Outcome::Answered
-            }
-        }
-    }
-}
-
 /// A request that failed.
 #[derive(Debug)]
 pub(super) struct Failure {
     pub(super) class: Class,
+    /// Whether it is what the service said.
+    pub(super) answered: bool,
     text: String,
     request_id: Option<String>,
 }
 
 impl Failure {
+    /// What is wrong with an answer.
     pub(super) fn new(class: Class, text: impl Into<String>) -> Self {
-        Self { class, text: text.into(), request_id: None }
+        Self { class, answered: true, text: text.into(), request_id: None }
     }
 
     /// No answer within the time of one attempt.
     pub(super) fn timed_out(time: Duration) -> Self {
         let text = format!("there was no answer within {:.0} s", time.as_secs_f64());
-        Self::new(Class::Transient, text)
+        Self { answered: false, ..Self::new(Class::Transient, text) }
+    }
+
+    /// What the limiter learns from it.
+    pub(super) fn outcome(&self) -> Outcome {
+        match self.class {
+            _ if !self.answered => Outcome::Unanswered,
+            Class::AccountThrottled => Outcome::AccountThrottled,
+            Class::SnapshotThrottled => Outcome::SnapshotThrottled,
+            Class::Overloaded => Outcome::Overloaded,
+            Class::Transient => Outcome::Failed,
+            Class::Corrupt | Class::NotFound | Class::Credentials | Class::Final(_) => {
+                Outcome::Answered
+            }
+        }
     }
 
     /// An error of an SDK. `reason` is what the service gives beside the code.
@@ -90,7 +92,8 @@ impl Failure {
                 }
                 _ => Class::Transient,
             };
-            return Self { class, text, request_id };
+            let answered = matches!(error, SdkError::ResponseError(_));
+            return Self { class, answered, text, request_id };
         };
         let (code, message) = (service.err().code(), service.err().message());
         let status = service.raw().status().as_u16();
@@ -100,7 +103,8 @@ impl Failure {
         // Some services give a message with nothing in it.
         let message = message.filter(|message| !message.is_empty());
         let message = message.map_or(String::new(), |message| format!(": {message}"));
-        Self { class, text: format!("{code}{reason}{message}"), request_id }
+        let text = format!("{code}{reason}{message}");
+        Self { class, answered: true, text, request_id }
     }
 
     /// The kind of error that it is for whoever called.

@@ -1,7 +1,8 @@
 //! The HTTP client of everything that speaks to AWS: what it trusts, and the proxy that it uses.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Once;
+use std::sync::LazyLock;
 
 use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
@@ -24,7 +25,7 @@ const NO_PROXY: [&str; 2] = ["NO_PROXY", "no_proxy"];
 
 /// A proxy for requests by HTTPS. Those by HTTP go to this machine, its network or its metadata service,
 /// where a proxy would be in the way.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Proxy {
     /// Host and port, without any password.
     pub(crate) at: String,
@@ -33,28 +34,54 @@ pub(crate) struct Proxy {
     config: ProxyConfig,
 }
 
-/// The client, as the environment has it. What cannot be used of that is a warning, once.
-pub(crate) fn client() -> SharedHttpClient {
-    static CERTIFICATES: Once = Once::new();
-    static NO_PROXY: Once = Once::new();
-    let trusted = ca_bundle(environment).map(|found| found.map(|(_, pem)| pem));
-    let trusted = trusted.unwrap_or_else(|why| {
-        let warn = || tracing::warn!("{why}; the certificates of the system are trusted");
-        CERTIFICATES.call_once(warn);
-        None
+// The configuration has the password in it.
+impl fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Proxy").field("at", &self.at).finish_non_exhaustive()
+    }
+}
+
+/// What the environment has for connections.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Settings {
+    pub(crate) proxy: Option<Proxy>,
+    /// The only certificates that are trusted: the file, and what is in it.
+    pub(crate) certificates: Option<(PathBuf, Vec<u8>)>,
+}
+
+impl Settings {
+    fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
+        Ok(Self { proxy: proxy(&variable)?, certificates: certificates(&variable)? })
+    }
+}
+
+/// The settings of this process, as they were when they were needed first.
+///
+/// # Errors
+///
+/// What is wrong with them. To go on without would be to go another way than the user has said, or to trust
+/// others.
+pub(crate) fn settings() -> Result<&'static Settings, &'static str> {
+    static SETTINGS: LazyLock<Result<Settings, String>> = LazyLock::new(|| {
+        Settings::read(|name| {
+            let value = std::env::var_os(name).filter(|value| !value.is_empty())?;
+            Some(value.to_string_lossy().into_owned())
+        })
     });
-    let tls = match trusted {
-        Some(pem) => {
-            let only = TrustStore::empty().with_pem_certificate(pem);
-            TlsContext::builder().with_trust_store(only).build().unwrap_or_default()
+    SETTINGS.as_ref().map_err(String::as_str)
+}
+
+/// A client with these settings.
+pub(crate) fn client(settings: &Settings) -> SharedHttpClient {
+    let tls = match &settings.certificates {
+        Some((_, pem)) => {
+            let only = TrustStore::empty().with_pem_certificate(pem.clone());
+            TlsContext::builder().with_trust_store(only).build().expect("a trust store is enough")
         }
         None => TlsContext::default(),
     };
-    let proxy = proxy(environment).unwrap_or_else(|why| {
-        NO_PROXY.call_once(|| tracing::warn!("{why}; no proxy is used"));
-        None
-    });
-    let proxy = proxy.map_or_else(ProxyConfig::disabled, |proxy| proxy.config);
+    let proxy = settings.proxy.as_ref();
+    let proxy = proxy.map_or_else(ProxyConfig::disabled, |proxy| proxy.config.clone());
     Builder::new().build_with_connector_fn(move |settings, components| {
         let mut connector = Connector::builder();
         connector.set_connector_settings(settings.cloned());
@@ -69,16 +96,7 @@ pub(crate) fn client() -> SharedHttpClient {
     })
 }
 
-pub(crate) fn environment(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
-}
-
-/// The file of certificates that is to be trusted, and its content; `None` if none is named.
-///
-/// # Errors
-///
-/// What is wrong with it.
-pub(crate) fn ca_bundle(
+fn certificates(
     variable: impl Fn(&str) -> Option<String>,
 ) -> Result<Option<(PathBuf, Vec<u8>)>, String> {
     let Some(path) = variable(CA_BUNDLE).map(PathBuf::from) else { return Ok(None) };
@@ -99,29 +117,35 @@ fn read_bundle(path: &Path) -> Result<Vec<u8>, String> {
     if roots.is_empty() { Err("which holds no certificate".to_owned()) } else { Ok(pem) }
 }
 
-/// The proxy that is to be used; `None` if none is named.
-///
-/// # Errors
-///
-/// What is wrong with it.
-pub(crate) fn proxy(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Proxy>, String> {
+/// The proxy that is named. No error has anything of its URL: a password may be anywhere in one that
+/// is mistyped.
+fn proxy(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Proxy>, String> {
     let Some((name, url)) = PROXY.iter().find_map(|name| Some((*name, variable(name)?))) else {
         return Ok(None);
     };
-    let bad = |why: &str| format!("{name} is no URL of a proxy: {why}");
+    let bad = || {
+        format!(
+            "{name} is no URL of a proxy: give http://HOST:PORT, or http://USER:PASSWORD@HOST:PORT with \
+             what is special in either as %XX"
+        )
+    };
     let (scheme, rest) = url.split_once("://").unwrap_or(("http", &url));
-    if !matches!(scheme, "http" | "https") {
-        return Err(bad(&format!("only http:// and https:// are known, not {scheme}://")));
+    let scheme = scheme.to_ascii_lowercase();
+    let rest = rest.trim_end_matches('/');
+    let at = rest.rsplit_once('@').map_or(rest, |(_, at)| at);
+    if !matches!(&*scheme, "http" | "https")
+        || at.is_empty()
+        || rest.matches('@').count() > 1
+        || rest.contains(['/', '?', '#'])
+    {
+        return Err(bad());
     }
-    let at = rest.rsplit_once('@').map_or(rest, |(_, at)| at).trim_end_matches('/').to_owned();
-    // The text of the error may have a password in it.
-    let config = ProxyConfig::https(format!("{scheme}://{rest}"))
-        .map_err(|_| bad("its host cannot be made out"))?;
+    let config = ProxyConfig::https(format!("{scheme}://{rest}")).map_err(|_| bad())?;
     let config = match NO_PROXY.iter().find_map(|name| variable(name)) {
         Some(rules) => config.no_proxy(rules),
         None => config,
     };
-    Ok(Some(Proxy { at, variable: name, config }))
+    Ok(Some(Proxy { at: at.to_owned(), variable: name, config }))
 }
 
 #[cfg(test)]
@@ -140,7 +164,7 @@ mod tests {
     #[case(&[("HTTP_PROXY", "http://a:1")], None)]
     #[case(&[("https_proxy", "http://a:1"), ("ALL_PROXY", "http://b:1")], Some(("https_proxy", "a:1")))]
     #[case(&[("ALL_PROXY", "b.example:3128")], Some(("ALL_PROXY", "b.example:3128")))]
-    #[case(&[("HTTPS_PROXY", "http://me:secret@c:8080/")], Some(("HTTPS_PROXY", "c:8080")))]
+    #[case(&[("HTTPS_PROXY", "HTTP://me:secret@c:8080/")], Some(("HTTPS_PROXY", "c:8080")))]
     fn where_the_proxy_is(
         #[case] variables: &[(&str, &str)],
         #[case] expected: Option<(&str, &str)>,
@@ -150,11 +174,17 @@ mod tests {
     }
 
     #[rstest]
-    #[case("socks5://a:1")]
+    #[case("socks5://me:secret@a:1")]
     #[case("http://me:secret@")]
+    #[case("me:secret@http://a:1")]
+    #[case("me:secret://b@a:1")]
+    #[case("http://me:secret/x@a:1")]
+    #[case("http://me:secret@x@a:1")]
     fn what_is_no_proxy_is_told_without_its_password(#[case] url: &str) {
         let why = proxy(set(&[("HTTPS_PROXY", url)])).unwrap_err();
         assert!(why.contains("HTTPS_PROXY") && !why.contains("secret"), "{why}");
+        let shown = format!("{:?}", proxy(set(&[("HTTPS_PROXY", "me:secret@a:1")])));
+        assert!(shown.contains("a:1") && !shown.contains("secret"), "{shown}");
     }
 
     #[test]
@@ -165,13 +195,13 @@ mod tests {
             if let Some(content) = content {
                 std::fs::write(&path, content).unwrap();
             }
-            ca_bundle(set(&[(CA_BUNDLE, path.to_str().unwrap())])).unwrap_err()
+            certificates(set(&[(CA_BUNDLE, path.to_str().unwrap())])).unwrap_err()
         };
         assert!(told(None).contains("cannot be read"));
         assert!(told(Some("certificates")).contains("no certificate"));
         let nonsense = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         assert!(told(Some(nonsense)).contains("that is none"));
         assert!(told(Some("-----BEGIN CERTIFICATE-----\n~~\n")).contains("no PEM"));
-        assert!(ca_bundle(set(&[])).unwrap().is_none());
+        assert!(certificates(set(&[])).unwrap().is_none());
     }
 }

@@ -47,15 +47,17 @@ pub(super) enum Outcome {
     SnapshotThrottled,
     /// There were too many at the same time, or the line is too slow for so many.
     Overloaded,
-    /// There was no answer, or one that says nothing.
-    Unknown,
+    /// It answered, and that says nothing of how much it can take.
+    Failed,
+    /// There was no answer: no connection, or one that ended.
+    Unanswered,
     /// There was no answer in all the time that one may take.
     Silence,
 }
 
 impl Outcome {
     fn is_answer(self) -> bool {
-        !matches!(self, Self::Unknown | Self::Silence)
+        !matches!(self, Self::Unanswered | Self::Silence)
     }
 }
 
@@ -70,10 +72,9 @@ pub(super) struct Limiter {
 struct State {
     window: Window,
     in_flight: usize,
-    /// Requests of all kinds.
-    under_way: usize,
-    /// Since when there are requests under way, none of which was answered.
-    silent_since: Option<Instant>,
+    /// What was heard of the EBS direct APIs, and of EC2.
+    ebs: Heard,
+    ec2: Heard,
     /// All requests together, if that was asked for.
     total: Option<Pace>,
     kinds: HashMap<Kind, Pace>,
@@ -82,6 +83,15 @@ struct State {
     waiting: VecDeque<Waiter>,
     /// When those who wait for the pace are looked at again.
     alarm: Option<Instant>,
+}
+
+/// Whether one of the services answers.
+#[derive(Debug, Default)]
+struct Heard {
+    /// Requests to it of all kinds.
+    under_way: usize,
+    /// When the first request was sent that came after the last answer.
+    silent_since: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -111,8 +121,8 @@ impl Limiter {
             state: Mutex::new(State {
                 window: Window::new(max_in_flight, now),
                 in_flight: 0,
-                under_way: 0,
-                silent_since: None,
+                ebs: Heard::default(),
+                ec2: Heard::default(),
                 total,
                 kinds: HashMap::new(),
                 snapshots: LruCache::new(MAX_SNAPSHOTS),
@@ -134,9 +144,10 @@ impl Limiter {
         self.state().window.size()
     }
 
-    /// Since when nothing was answered of what was sent; `None` if that is not so.
-    pub(super) fn silent_since(&self) -> Option<Instant> {
-        self.state().silent_since
+    /// Since when nothing was answered of what was sent to the service that has this kind; `None` if
+    /// that is not so.
+    pub(super) fn silent_since(&self, kind: Kind) -> Option<Instant> {
+        self.state().heard(kind).silent_since
     }
 
     /// Waits until a request may be sent.
@@ -165,7 +176,7 @@ impl Limiter {
         };
         for waiter in admitted {
             let Waiter { kind, snapshot, go, .. } = waiter;
-            let (limiter, outcome) = (Arc::clone(self), Outcome::Unknown);
+            let (limiter, outcome) = (Arc::clone(self), Outcome::Unanswered);
             let permit = Permit { limiter, kind, snapshot, began: Instant::now(), outcome };
             // One who does not wait any more gives it back by dropping it.
             let _ = go.send(permit);
@@ -253,6 +264,10 @@ impl State {
         (account, snapshot.and_then(|id| self.snapshot(id, kind).wait(now)))
     }
 
+    fn heard(&mut self, kind: Kind) -> &mut Heard {
+        if kind.is_of_ec2() { &mut self.ec2 } else { &mut self.ebs }
+    }
+
     fn take(&mut self, kind: Kind, snapshot: Option<&SnapshotId>, now: Instant) {
         if let Some(total) = &mut self.total {
             total.take(now);
@@ -262,16 +277,18 @@ impl State {
             self.snapshot(id, kind).take(now);
         }
         self.in_flight += usize::from(kind.is_bulk());
-        self.under_way += 1;
-        self.silent_since.get_or_insert(now);
+        let heard = self.heard(kind);
+        heard.under_way += 1;
+        heard.silent_since.get_or_insert(now);
     }
 
     fn ended(&mut self, permit: &Permit, now: Instant) {
         let Permit { kind, snapshot, began, outcome, .. } = permit;
         let full = self.in_flight >= self.window.size();
-        self.under_way -= 1;
+        let heard = self.heard(*kind);
+        heard.under_way -= 1;
         if outcome.is_answer() {
-            self.silent_since = (self.under_way > 0).then_some(now);
+            heard.silent_since = (heard.under_way > 0).then_some(now);
         }
         match outcome {
             Outcome::AccountThrottled => self.kind(*kind).refused(*began, now),
@@ -295,7 +312,7 @@ impl State {
                 | Outcome::Silence => {
                     self.window.overloaded(*began, now);
                 }
-                Outcome::Unknown => {}
+                Outcome::Failed | Outcome::Unanswered => {}
             }
         }
     }
@@ -395,20 +412,24 @@ mod tests {
     #[tokio::test]
     async fn silence_begins_with_a_request_and_ends_with_an_answer() {
         let limiter = limiter(8, 0);
-        assert_eq!(limiter.silent_since(), None);
+        let since = |limiter: &Limiter| limiter.silent_since(Kind::GetSnapshotBlock);
+        assert_eq!(since(&limiter), None);
         let first = get(&limiter, Priority::background()).await;
-        let since = limiter.silent_since().unwrap();
+        let begin = since(&limiter).unwrap();
         let second = get(&limiter, Priority::background()).await;
         first.ended(Outcome::Silence);
-        assert_eq!(limiter.silent_since(), Some(since));
-        second.ended(Outcome::Unknown);
-        assert_eq!(limiter.silent_since(), Some(since), "nobody has answered as yet");
+        // The other service has nothing to do with it.
+        let other = limiter.admit(Kind::DescribeSnapshots, None, Priority::urgent()).await;
+        other.ended(Outcome::Answered);
+        assert_eq!(since(&limiter), Some(begin));
+        second.ended(Outcome::Unanswered);
+        assert_eq!(since(&limiter), Some(begin), "nobody has answered as yet");
         let (third, fourth) =
             (get(&limiter, Priority::background()).await, get(&limiter, Priority::urgent()).await);
         third.ended(Outcome::AccountThrottled);
-        assert!(limiter.silent_since().unwrap() > since, "the fourth still waits");
+        assert!(since(&limiter).unwrap() > begin, "the fourth still waits");
         fourth.ended(Outcome::Answered);
-        assert_eq!(limiter.silent_since(), None);
+        assert_eq!(since(&limiter), None);
     }
 
     #[tokio::test]

@@ -65,6 +65,12 @@ impl Kind {
         matches!(self, Self::GetSnapshotBlock | Self::PutSnapshotBlock)
     }
 
+    /// Whether EC2 has it, and not the EBS direct APIs.
+    pub(super) fn is_of_ec2(self) -> bool {
+        use Kind::{CreateTags, DeleteSnapshot, DeleteTags, DescribeSnapshots};
+        matches!(self, DescribeSnapshots | DeleteSnapshot | CreateTags | DeleteTags)
+    }
+
     /// Billionths of a dollar, in the example region of the price list of the EBS direct APIs.
     fn nanodollars(self) -> u64 {
         match self {

@@ -26,6 +26,9 @@ const CAP: Duration = Duration::from_secs(5);
 /// sent is answered.
 const DEADLINE: Duration = Duration::from_mins(1);
 
+/// It is not worth trying for less than this.
+const LEAST: Duration = Duration::from_secs(1);
+
 /// How often a block is read that is not what its checksum says.
 const MAX_CORRUPT: u32 = 6;
 
@@ -39,6 +42,37 @@ const TURN: Duration = Duration::from_mins(10);
 
 /// The configuration is read again at most so often because credentials do not work.
 const BETWEEN_RENEWALS: Duration = Duration::from_secs(2);
+
+/// Why a request was not sent.
+enum NoTurn {
+    /// For so long nothing was answered.
+    Silent(Duration),
+    /// It was not its turn.
+    Late,
+}
+
+impl NoTurn {
+    /// The error of a request that was tried before, so often and so long, and failed like this.
+    fn after(&self, doing: &str, attempts: u32, tried: Duration, last: Option<&Failure>) -> Error {
+        let (kind, why) = match self {
+            Self::Silent(silent) => {
+                let seconds = silent.as_secs();
+                let why = format!("the service has answered nothing for {seconds} s");
+                (ErrorKind::Timeout, why)
+            }
+            Self::Late => {
+                let why = format!("it was not its turn within {} s", TURN.as_secs());
+                (ErrorKind::Throttled, why)
+            }
+        };
+        match last {
+            Some(failure) => {
+                Error::new(kind, format!("{}; then {why}", failure.after(doing, attempts, tried)))
+            }
+            None => Error::new(kind, format!("cannot {doing}: {why}")),
+        }
+    }
+}
 
 /// How long a request is tried, and whether what is not found may come.
 #[derive(Clone, Copy, Debug)]
@@ -145,8 +179,12 @@ impl Service {
         // Listings are few, and a page of one is what many blocks wait for.
         let priority = if kind.is_bulk() { Priority::of_task() } else { Priority::urgent() };
         let (mut tried, mut renewed) = (Duration::ZERO, false);
+        let mut last: Option<Failure> = None;
         for attempts in 1.. {
-            let permit = self.turn(&request, priority.clone(), &mut tried).await?;
+            let permit = match self.turn(&request, priority.clone(), &mut tried).await {
+                Ok(permit) => permit,
+                Err(why) => return Err(why.after(doing, attempts - 1, tried, last.as_ref())),
+            };
             let began = Instant::now();
             let time = ATTEMPT.min(patience.deadline.saturating_sub(tried));
             let clients = self.clients();
@@ -161,7 +199,7 @@ impl Service {
                     return Ok(value);
                 }
                 Ok(Err(failure)) => {
-                    permit.ended(failure.class.outcome());
+                    permit.ended(failure.outcome());
                     (failure, false)
                 }
                 Err(_) => {
@@ -178,7 +216,8 @@ impl Service {
                 continue;
             }
             let wait = longest_wait(attempts).mul_f64(fastrand::f64());
-            if !patience.allows(failure.class, attempts) || tried + wait >= patience.deadline {
+            let is_over = tried + wait + LEAST >= patience.deadline;
+            if is_over || !patience.allows(failure.class, attempts) {
                 let error = failure.after(doing, attempts, tried);
                 return Err(if timed_out { error.of_kind(ErrorKind::Timeout) } else { error });
             }
@@ -191,6 +230,7 @@ impl Service {
                 MANY.. if self.may_warn() => tracing::warn!("{told}"),
                 _ => tracing::info!("{told}"),
             }
+            last = Some(failure);
             self.sent.count_again();
             tokio::time::sleep(wait).await;
             tried += wait;
@@ -215,27 +255,25 @@ impl Service {
         request: &Request<'_>,
         priority: Priority,
         tried: &mut Duration,
-    ) -> Result<Permit, Error> {
-        let Request { kind, snapshot, doing, patience } = *request;
+    ) -> Result<Permit, NoTurn> {
+        let Request { kind, snapshot, patience, .. } = *request;
         let asked = Instant::now();
         let silence = || {
-            let since = self.limiter.silent_since()?.max(asked);
+            let since = self.limiter.silent_since(kind)?.max(asked);
             Some(since.elapsed())
         };
         let mut admitted = pin!(self.limiter.admit(kind, snapshot, priority));
         loop {
-            let left = patience.deadline.saturating_sub(*tried + silence().unwrap_or_default());
-            if left.is_zero() {
-                let seconds = patience.deadline.as_secs();
-                let message =
-                    format!("cannot {doing}: the service has answered nothing for {seconds} s");
-                return Err(Error::new(ErrorKind::Timeout, message));
-            }
+            let silent = silence().unwrap_or_default();
+            // In less there is no answer.
+            let left = patience.deadline.saturating_sub(*tried + silent + LEAST);
             let turn = TURN.saturating_sub(asked.elapsed());
+            if left.is_zero() {
+                *tried += silent;
+                return Err(NoTurn::Silent(silent));
+            }
             if turn.is_zero() {
-                let seconds = TURN.as_secs();
-                let message = format!("cannot {doing}: it was not its turn within {seconds} s");
-                return Err(Error::new(ErrorKind::Throttled, message));
+                return Err(NoTurn::Late);
             }
             if let Ok(permit) = tokio::time::timeout(left.min(turn), &mut admitted).await {
                 *tried += silence().unwrap_or_default();

@@ -210,7 +210,8 @@ impl Ebs {
             )
         })?;
         let doing = format!("complete {id}");
-        let (begun, again) = (&AtomicBool::new(false), &AtomicBool::new(false));
+        // Whether an attempt, the answer to which was lost, may have done it.
+        let lost = &AtomicBool::new(false);
         let asked = self.about(Kind::CompleteSnapshot, id, &doing);
         let completed = self.service.call(asked, |clients| async move {
             let call = clients.ebs.complete_snapshot().snapshot_id(id.as_str());
@@ -223,54 +224,64 @@ impl Ebs {
                         ChecksumAggregationMethod::ChecksumAggregationLinear,
                     );
             }
-            again.store(begun.swap(true, Ordering::Relaxed), Ordering::Relaxed);
+            let before = lost.swap(true, Ordering::Relaxed);
             call.send().await.map(|_| ()).map_err(|e| {
                 let reason = reason_of!(CompleteSnapshotError, e);
-                Failure::of_sdk(&e, reason.as_deref())
+                let failure = Failure::of_sdk(&e, reason.as_deref());
+                if failure.answered && failure.class != Class::Transient {
+                    lost.store(before, Ordering::Relaxed);
+                }
+                failure
             })
         });
         if let Err(error) = completed.await {
-            let refused = matches!(
-                error.kind(),
+            return match error.kind() {
                 ErrorKind::NotReady | ErrorKind::Invalid | ErrorKind::Conflict
-            );
-            if !refused {
-                return Err(error);
-            }
-            // An attempt whose answer was lost may have done it.
-            if again.load(Ordering::Relaxed)
-                && let Some(snapshot) = self.processed(id).await
-            {
-                return Ok(snapshot);
-            }
-            return Err(error.of_kind(ErrorKind::Conflict));
+                    if lost.load(Ordering::Relaxed) =>
+                {
+                    self.processed(id, error).await
+                }
+                ErrorKind::NotReady | ErrorKind::Invalid => Err(error.of_kind(ErrorKind::Conflict)),
+                _ => Err(error),
+            };
         }
         match catalog::describe(&self.service, id, self.patience(id)).await {
             Ok(snapshot) => Ok(snapshot),
-            // It is complete, whatever can be learnt of it: whoever hears of an error deletes it.
-            Err(error) => match self.started().get(id) {
-                Some((snapshot, _)) => {
-                    tracing::warn!(
-                        "{id} was accepted, and what became of it is not known: {error}"
-                    );
-                    Ok(snapshot.clone())
-                }
-                None => Err(error),
-            },
+            // It is complete, whatever can be learnt of it: whoever hears of a refusal deletes it.
+            Err(error) => {
+                tracing::warn!("{id} was accepted, and what became of it is not known: {error}");
+                let started = self.started().get(id).map(|(snapshot, _)| snapshot.clone());
+                started.ok_or_else(|| error.of_kind(ErrorKind::Unavailable))
+            }
         }
     }
 
-    /// A snapshot whose completion may have been accepted, once the service has processed it; `None`
-    /// if it does not in [`PROCESSING`], or failed.
-    async fn processed(&self, id: &SnapshotId) -> Option<Snapshot> {
+    /// A snapshot whose completion was `refused`, and may have been accepted before: once the service
+    /// has processed it.
+    ///
+    /// # Errors
+    ///
+    /// `Conflict` if it was not accepted, and `Unavailable` if that cannot be told.
+    async fn processed(&self, id: &SnapshotId, refused: Error) -> Result<Snapshot> {
         let end = Instant::now() + PROCESSING;
         let mut pause = Duration::from_millis(500);
+        let unknown = |why: &str| {
+            let message = format!("whether {id} was completed is not known: {refused}, and {why}");
+            Error::new(ErrorKind::Unavailable, message)
+        };
         loop {
-            let found = catalog::describe(&self.service, id, Patience::usual()).await.ok()?;
-            match found.state {
-                SnapshotState::Completed => return Some(found),
-                SnapshotState::Pending if Instant::now() < end => tokio::time::sleep(pause).await,
-                _ => return None,
+            let found = catalog::describe(&self.service, id, self.patience(id)).await;
+            match found {
+                Ok(found) if found.state == SnapshotState::Completed => return Ok(found),
+                Ok(found) if found.state != SnapshotState::Pending => {
+                    return Err(refused.of_kind(ErrorKind::Conflict));
+                }
+                Ok(_) if Instant::now() < end => tokio::time::sleep(pause).await,
+                Ok(_) => {
+                    let seconds = PROCESSING.as_secs();
+                    return Err(unknown(&format!("it is still pending after {seconds} s")));
+                }
+                Err(error) => return Err(unknown(&error.to_string())),
             }
             pause = (pause * 2).min(Duration::from_secs(10));
         }
