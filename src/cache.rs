@@ -36,7 +36,7 @@ pub const DEFAULT_BUDGET: usize = 256 << 20;
 const MAX_FETCHES: usize = 32;
 
 /// The same for a store that is far away, where more of them wait for the network.
-const MAX_FAR_FETCHES: usize = 64;
+const MAX_FAR_FETCHES: usize = 100;
 
 /// Part of the budget that all fetches under way may take.
 const FETCH_SHARE: usize = 4;
@@ -51,7 +51,8 @@ const LONG: Duration = Duration::from_secs(5);
 const REMEMBERED: Duration = Duration::from_secs(1);
 const MAX_FAILED: NonZeroUsize = NonZeroUsize::new(256).expect("not 0");
 
-/// Blocks that one reader has fetched ahead of it, at most: 32 MiB.
+/// Blocks that one reader has fetched ahead of it, at most: 32 MiB; or as many as may be fetched at the
+/// same time before anybody asks, if these are more.
 const MAX_WINDOW: usize = 64;
 
 /// What is cached under which name.
@@ -123,6 +124,8 @@ pub struct Cache {
     fetches: Semaphore,
     /// One permit a fetch that nobody waits for: fewer, so that readers always find a place.
     prefetches: Semaphore,
+    /// Blocks that one reader has fetched ahead of it, at most.
+    max_window: usize,
     /// One permit a KiB of replies that are put together from several blocks.
     replies: Semaphore,
     /// Readers that have blocks fetched ahead of them.
@@ -175,6 +178,7 @@ impl Cache {
 
     fn with_fetches(budget: usize, most: usize) -> Arc<Self> {
         let fetches = (budget / FETCH_SHARE / BLOCK_SIZE).clamp(2, most);
+        let ahead = fetches - fetches / 4 - 1;
         Arc::new(Self {
             budget,
             state: Mutex::new(State {
@@ -183,7 +187,8 @@ impl Cache {
                 failed: LruCache::new(MAX_FAILED),
             }),
             fetches: Semaphore::new(fetches),
-            prefetches: Semaphore::new(fetches - fetches / 4 - 1),
+            prefetches: Semaphore::new(ahead),
+            max_window: ahead.max(MAX_WINDOW),
             replies: Semaphore::new(MAX_REPLIES >> 10),
             streams: AtomicUsize::new(0),
             metrics: CacheMetrics::default(),
@@ -431,7 +436,7 @@ impl Stream {
     /// Blocks that it may have fetched ahead: a share of half the budget, at least one.
     pub(crate) fn max_window(&self) -> usize {
         let streams = self.0.streams.load(Ordering::Relaxed).max(1);
-        (self.0.budget / 2 / BLOCK_SIZE / streams).clamp(1, MAX_WINDOW)
+        (self.0.budget / 2 / BLOCK_SIZE / streams).clamp(1, self.0.max_window)
     }
 }
 

@@ -22,6 +22,9 @@ const TOLERANCE: u64 = 4 << 20;
 /// small file stays below it, so that nothing is fetched that is not touched.
 const PATIENCE: u64 = 2 * BLOCK_SIZE_U64;
 
+/// A window is topped up when this part of it is used.
+const TOP_UP: usize = 8;
+
 /// Blocks of the first window.
 const FIRST_WINDOW: usize = 4;
 
@@ -93,9 +96,9 @@ impl Cursor {
         let here = BlockIndex::containing(self.reached);
         let start = self.asked.max(here);
         let stop = BlockIndex(here.0 + u32::try_from(self.window).expect("a window is small"));
-        // Not block by block: a window is topped up when half of it is used.
+        // Not block by block, and not so late that what is on its way becomes little.
         let missing = stop.0.saturating_sub(start.0) as usize;
-        if missing == 0 || missing * 2 < self.window {
+        if missing == 0 || missing * TOP_UP < self.window {
             return None;
         }
         self.asked = stop;
