@@ -84,10 +84,14 @@ fn succeeds(command: &mut Command) -> String {
 #[test]
 fn an_authority_of_ones_own_is_trusted() {
     let Some((sandbox, tls)) = sandbox() else { return };
+    // Beside one that nobody can use.
+    let nonsense = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    let own = std::fs::read_to_string(sandbox.join("ca.pem")).unwrap();
+    std::fs::write(sandbox.join("bundle.pem"), format!("{nonsense}{own}")).unwrap();
     let fspfs = || {
         let mut command = tls.fspfs(&sandbox, "127.0.0.1");
         // Beside where it runs, as the configuration of the SDK may be.
-        command.env("AWS_CA_BUNDLE", "ca.pem");
+        command.env("AWS_CA_BUNDLE", "bundle.pem");
         command
     };
     let id = succeeds(fspfs().args(["upload", "disk.img"])).lines().last().unwrap().to_owned();
@@ -97,7 +101,7 @@ fn an_authority_of_ones_own_is_trusted() {
         std::fs::read(sandbox.join("disk.img")).unwrap()
     );
     let report = text(&run(fspfs().arg("doctor")));
-    assert!(report.contains("only those of ca.pem are trusted"), "{report}");
+    assert!(report.contains("only those of bundle.pem are trusted"), "{report}");
     if !can_mount(&["cmp"]) {
         return;
     }

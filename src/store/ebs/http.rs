@@ -9,6 +9,7 @@ use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use aws_smithy_http_client::{Builder, Connector};
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
+use base64::Engine as _;
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -106,15 +107,27 @@ fn certificates(
     }
 }
 
+/// Those of a file that can be used, as PEM: the HTTP client dies of any other. Old authorities that
+/// nobody can use any more stand in many a bundle.
 fn read_bundle(path: &Path) -> Result<Vec<u8>, String> {
     let pem = std::fs::read(path).map_err(|e| format!("which cannot be read: {e}"))?;
-    let mut roots = RootCertStore::empty();
+    let (mut roots, mut usable) = (RootCertStore::empty(), String::new());
     for certificate in CertificateDer::pem_slice_iter(&pem) {
         let certificate = certificate.map_err(|e| format!("which is no PEM: {}", causes(&e)))?;
-        let bad = |e| format!("which holds a certificate that is none: {}", causes(&e));
-        roots.add(certificate).map_err(bad)?;
+        let text = base64::engine::general_purpose::STANDARD.encode(&certificate);
+        match roots.add(certificate) {
+            Ok(()) => usable.push_str(&format!(
+                "-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n"
+            )),
+            Err(e) => {
+                tracing::warn!("a certificate of {} is left out: {}", path.display(), causes(&e));
+            }
+        }
     }
-    if roots.is_empty() { Err("which holds no certificate".to_owned()) } else { Ok(pem) }
+    if roots.is_empty() {
+        return Err("which holds no certificate that can be used".to_owned());
+    }
+    Ok(usable.into_bytes())
 }
 
 /// The proxy that is named. No error has anything of its URL: a password may be anywhere in one that
@@ -198,9 +211,9 @@ mod tests {
             certificates(set(&[(CA_BUNDLE, path.to_str().unwrap())])).unwrap_err()
         };
         assert!(told(None).contains("cannot be read"));
-        assert!(told(Some("certificates")).contains("no certificate"));
+        assert!(told(Some("certificates")).contains("no certificate that can be used"));
         let nonsense = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
-        assert!(told(Some(nonsense)).contains("that is none"));
+        assert!(told(Some(nonsense)).contains("no certificate that can be used"));
         assert!(told(Some("-----BEGIN CERTIFICATE-----\n~~\n")).contains("no PEM"));
         assert!(certificates(set(&[])).unwrap().is_none());
     }
