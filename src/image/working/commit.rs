@@ -114,10 +114,12 @@ impl WorkingImage {
     /// [`Error::Refused`] if there is none.
     pub fn cancel(&self) -> Result<()> {
         let state = self.state();
+        // One that is being made durable before it begins finds out when it does.
+        let under_way = state.running || state.starting > 0;
         match state
             .layers
             .first()
-            .filter(|layer| state.running && layer.commit.outcome.borrow().is_none())
+            .filter(|layer| under_way && layer.frozen && layer.commit.outcome.borrow().is_none())
         {
             Some(layer) => {
                 layer.commit.cancel.notify_one();
@@ -220,6 +222,7 @@ impl WorkingImage {
     /// `durable` makes what is staged durable first: where nobody waits for the snapshot.
     pub(super) async fn begin_commit(self: &Arc<Self>, durable: bool) -> Result<Begun> {
         let _alone = self.gate.write().await;
+        let _starting = Starting::new(self);
         let in_vain = {
             let mut state = self.state();
             state.layers.is_empty() && state.trouble.take().is_some()

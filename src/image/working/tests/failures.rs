@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rstest::rstest;
 
 use super::trap::{Fault, Plan};
-use super::world::{Change, World};
+use super::world::{Change, PATIENCE, World};
 use crate::image::working::commit::Run;
 use crate::image::working::{Error, Settings, State};
 use crate::model::BLOCK_SIZE_U64;
@@ -202,6 +202,32 @@ async fn failed_with_another_behind(cancelled: bool) -> World {
     committing.await.unwrap().unwrap_err();
     world.quiet().await;
     world
+}
+
+/// It takes a while to make durable what the snapshot will be, and all the while it is `committing`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_is_cancelled_as_soon_as_it_shows() {
+    let mut world = written().await;
+    let image = world.slots[0].image();
+    world.attempts.push(world.slots[0].content.clone());
+    let slow_disk = image.recording.lock().unwrap();
+    let committing = tokio::spawn({
+        let image = Arc::clone(&image);
+        async move { image.commit().await }
+    });
+    let end = std::time::Instant::now() + PATIENCE;
+    while image.status().state != State::Committing {
+        assert!(std::time::Instant::now() < end, "it never shows");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    image.cancel().unwrap();
+    drop(slow_disk);
+    let error = committing.await.unwrap().unwrap_err();
+    assert!(matches!(error, Error::Cancelled), "{error}");
+    world.quiet().await;
+    assert_eq!(image.status().state, State::Interrupted);
+    world.slots[0].changed = true;
+    world.commit().await;
 }
 
 #[rstest]
