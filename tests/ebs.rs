@@ -95,6 +95,8 @@ fn a_snapshot_that_not_all_know_yet_is_waited_for() {
     let mount = sandbox.mount(&[]);
     sandbox.sh("cp disk.img mnt/new/a.img");
     let copy = mount.committed("a.img");
+    // One block tries whether it is known; all of them did, each on its own, would be hundreds.
+    assert!(mount.metric("fspfs_service_requests_again_total") < 100);
     mount.unmount();
     sandbox.assert_holds(&copy, &image);
     // One that nobody started here is not there, and that is told at once.

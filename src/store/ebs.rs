@@ -1,7 +1,8 @@
 //! Snapshots of EBS, through the EBS direct APIs for blocks and EC2 for everything else.
 
 use std::num::NonZeroUsize;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -42,10 +43,27 @@ const SETTLING: Duration = Duration::from_mins(2);
 pub struct Ebs {
     service: Service,
     scope: Scope,
-    /// Snapshots that were started here, and until when they may not be found.
-    started: Mutex<LruCache<SnapshotId, (Snapshot, Instant)>>,
+    started: Mutex<LruCache<SnapshotId, Started>>,
     settling: Duration,
     tokens: Tokens,
+}
+
+/// A snapshot that was started here.
+#[derive(Clone, Debug)]
+struct Started {
+    snapshot: Snapshot,
+    /// Until when it may not be found.
+    until: Instant,
+    news: Arc<News>,
+}
+
+/// Whether the service knows of a new snapshot.
+#[derive(Debug, Default)]
+struct News {
+    /// It was not found, the last time that a block was put.
+    is_missing: AtomicBool,
+    /// Held by the one put that tries whether it is there by now.
+    trying: tokio::sync::Mutex<()>,
 }
 
 impl Ebs {
@@ -81,14 +99,14 @@ impl Ebs {
         }
     }
 
-    fn started(&self) -> MutexGuard<'_, LruCache<SnapshotId, (Snapshot, Instant)>> {
+    fn started(&self) -> MutexGuard<'_, LruCache<SnapshotId, Started>> {
         self.started.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How long to wait for requests about a snapshot.
     fn patience(&self, id: &SnapshotId) -> Patience {
         match self.started().get(id) {
-            Some((_, until)) => Patience::until_known(*until),
+            Some(started) => Patience::until_known(started.until),
             None => Patience::usual(),
         }
     }

@@ -1,5 +1,6 @@
 //! Starting, filling and completing a snapshot.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use super::failure::{Class, Failure};
 use super::read::check_block_size;
 use super::request::Kind;
 use super::service::{Patience, Request};
-use super::{Ebs, Instant, SnapshotState, catalog};
+use super::{Ebs, Instant, SnapshotState, Started, catalog};
 use crate::model::{BLOCK_SIZE, Block, BlockIndex, MAX_TAGS, Snapshot, SnapshotId, VolumeSize};
 use crate::store::{CompleteRequest, Error, ErrorKind, Result, StartRequest};
 
@@ -113,7 +114,8 @@ impl Ebs {
             data_blocks: None,
             zero_blocks: None,
         };
-        self.started().put(id, (snapshot.clone(), Instant::now() + self.settling));
+        let until = Instant::now() + self.settling;
+        self.started().put(id, Started { snapshot: snapshot.clone(), until, news: Arc::default() });
         Ok(snapshot)
     }
 
@@ -159,8 +161,43 @@ impl Ebs {
         start.await
     }
 
+    /// Puts a block. While the service does not know a snapshot that was started just now, one block
+    /// tries whether it does, and the others wait.
     pub(super) async fn put(
         &self,
+        id: &SnapshotId,
+        index: BlockIndex,
+        block: &Block,
+    ) -> Result<()> {
+        let started = self.started().get(id).map(|s| (Arc::clone(&s.news), s.until));
+        let Some((news, until)) = started else {
+            return self.put_with(Patience::usual(), id, index, block).await;
+        };
+        if !news.is_missing.load(Ordering::Relaxed) {
+            match self.put_with(Patience::usual(), id, index, block).await {
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    news.is_missing.store(true, Ordering::Relaxed);
+                }
+                put => return put,
+            }
+        }
+        let trying = news.trying.lock().await;
+        let patience = Patience::until_known(until);
+        if !news.is_missing.load(Ordering::Relaxed) {
+            drop(trying);
+            // It is not known everywhere at the same moment.
+            return self.put_with(patience, id, index, block).await;
+        }
+        let put = self.put_with(patience, id, index, block).await;
+        if put.is_ok() {
+            news.is_missing.store(false, Ordering::Relaxed);
+        }
+        put
+    }
+
+    async fn put_with(
+        &self,
+        patience: Patience,
         id: &SnapshotId,
         index: BlockIndex,
         block: &Block,
@@ -169,10 +206,9 @@ impl Ebs {
             Error::new(ErrorKind::Invalid, format!("there is no block {index} in a volume"))
         })?;
         let length = i32::try_from(BLOCK_SIZE).expect("512 KiB");
-        let checksum = block.digest().to_base64();
-        let doing = format!("put block {index} of {id}");
-        let asked = self.about(Kind::PutSnapshotBlock, id, &doing);
-        let checksum = &checksum;
+        let checksum = &block.digest().to_base64();
+        let doing = &format!("put block {index} of {id}");
+        let asked = Request { kind: Kind::PutSnapshotBlock, snapshot: Some(id), doing, patience };
         let put = self.service.call(asked, |clients| async move {
             let call =
                 clients.ebs.put_snapshot_block().snapshot_id(id.as_str()).block_index(number);
@@ -250,7 +286,7 @@ impl Ebs {
             // It is complete, whatever can be learnt of it: whoever hears of a refusal deletes it.
             Err(error) => {
                 tracing::warn!("{id} was accepted, and what became of it is not known: {error}");
-                let started = self.started().get(id).map(|(snapshot, _)| snapshot.clone());
+                let started = self.started().get(id).map(|started| started.snapshot.clone());
                 started.ok_or_else(|| error.of_kind(ErrorKind::Unavailable))
             }
         }
