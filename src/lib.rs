@@ -10,6 +10,7 @@ pub mod cache;
 pub mod cli;
 pub mod doctor;
 pub(crate) mod fuse;
+pub(crate) mod hashing;
 pub mod image;
 pub(crate) mod jobs;
 pub mod model;

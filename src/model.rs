@@ -2,16 +2,15 @@
 
 mod block;
 mod buffer;
+mod digest;
 mod id;
 mod map;
 mod snapshot;
 mod volume;
 
-pub use block::{
-    BLOCK_SIZE, BLOCK_SIZE_U64, Block, BlockHasher, BlockIndex, BlockPart, Digest, DigestMismatch,
-    Digester, block_parts, zeros,
-};
+pub use block::{BLOCK_SIZE, BLOCK_SIZE_U64, Block, BlockIndex, BlockPart, block_parts, zeros};
 pub use buffer::{BlockBuffer, DIRECT_ALIGNMENT};
+pub use digest::{Digest, DigestMismatch, Digester};
 pub use id::{InvalidSnapshotId, SnapshotId};
 pub use map::{BlockMap, BlockState, Extent};
 pub use snapshot::{

@@ -4,17 +4,26 @@ use std::sync::Arc;
 
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::model::Digest;
+
 pub(crate) mod holes;
 pub(crate) mod source;
 pub(crate) mod target;
 pub(crate) mod thread;
 
-/// Blocks that are read from a file and hashed at the same time, for each core.
-const PER_CORE: usize = 3;
+/// How many times [`Digest::lanes`] blocks are read from a file at the same time: one for each core,
+/// while one more is read, and no more than 8, which are 64 MiB, or 128 where a processor hashes 32.
+const MAX_RUNS: usize = 8;
 
-/// Blocks that are read from a file and hashed at the same time, at most.
-pub(crate) fn concurrency() -> usize {
-    std::thread::available_parallelism().map_or(2, usize::from) * PER_CORE
+/// Runs of blocks that are read from a file and hashed at the same time, at most.
+pub(crate) fn concurrent_runs() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from).saturating_add(1).min(MAX_RUNS)
+}
+
+/// Blocks that are read from a file together: as many as are hashed together best, or some, where a
+/// processor hashes them one by one.
+pub(crate) fn run_len() -> usize {
+    Digest::lanes().max(4)
 }
 
 /// Receives what an operation has done so far.

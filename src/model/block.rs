@@ -2,11 +2,10 @@
 
 use std::fmt;
 
-use super::BlockBuffer;
-use base64::Engine as _;
 use bytes::Bytes;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use sha2::{Digest as _, Sha256};
+use serde::{Deserialize, Serialize};
+
+use super::{Digest, DigestMismatch};
 
 /// Size of a block in bytes: the unit of the EBS direct APIs.
 pub const BLOCK_SIZE: usize = 512 * 1024;
@@ -91,108 +90,6 @@ pub fn block_parts(offset: u64, len: u64) -> impl Iterator<Item = BlockPart> {
     })
 }
 
-/// A SHA-256: of a block, of a page, or of the content of a snapshot.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Digest(pub [u8; 32]);
-
-impl Digest {
-    /// The digest of [`BLOCK_SIZE`] zeros.
-    pub const OF_ZEROS: Self = Self([
-        0x07, 0x85, 0x4d, 0x2f, 0xef, 0x29, 0x7a, 0x06, 0xba, 0x81, 0x68, 0x5e, 0x66, 0x0c, 0x33,
-        0x2d, 0xe3, 0x6d, 0x5d, 0x18, 0xd5, 0x46, 0x92, 0x7d, 0x30, 0xda, 0xad, 0x6d, 0x7f, 0xda,
-        0x15, 0x41,
-    ]);
-
-    /// The digest of `bytes`.
-    pub fn of(bytes: &[u8]) -> Self {
-        Self(Sha256::digest(bytes).into())
-    }
-
-    /// Lower-case hexadecimal, 64 characters.
-    pub fn to_hex(self) -> String {
-        use fmt::Write as _;
-        self.0.iter().fold(String::with_capacity(64), |mut hex, byte| {
-            write!(hex, "{byte:02x}").expect("writing to a string does not fail");
-            hex
-        })
-    }
-
-    /// Reads what [`to_hex`](Self::to_hex) writes; anything else is `None`.
-    pub fn from_hex(hex: &str) -> Option<Self> {
-        if hex.len() != 64 || !hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-        {
-            return None;
-        }
-        let mut digest = [0; 32];
-        for (byte, pair) in digest.iter_mut().zip(hex.as_bytes().chunks(2)) {
-            *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-        }
-        Some(Self(digest))
-    }
-
-    /// Standard base64, as the EBS direct APIs write a checksum.
-    pub fn to_base64(self) -> String {
-        base64::engine::general_purpose::STANDARD.encode(self.0)
-    }
-
-    /// Reads what [`to_base64`](Self::to_base64) writes; anything else is `None`.
-    pub fn from_base64(text: &str) -> Option<Self> {
-        let bytes = base64::engine::general_purpose::STANDARD.decode(text).ok()?;
-        bytes.try_into().ok().map(Self)
-    }
-}
-
-impl fmt::Display for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.to_hex())
-    }
-}
-
-impl fmt::Debug for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.to_hex())
-    }
-}
-
-impl Serialize for Digest {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.to_hex())
-    }
-}
-
-impl<'de> Deserialize<'de> for Digest {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let hex = String::deserialize(deserializer)?;
-        Self::from_hex(&hex).ok_or_else(|| serde::de::Error::custom("not a SHA-256 in hexadecimal"))
-    }
-}
-
-/// A digest that is computed piece by piece.
-#[derive(Clone, Debug, Default)]
-pub struct Digester(Sha256);
-
-impl Digester {
-    /// Appends `bytes` to what is hashed.
-    pub fn update(&mut self, bytes: impl AsRef<[u8]>) {
-        self.0.update(bytes);
-    }
-
-    /// The digest of everything that was appended.
-    pub fn finish(self) -> Digest {
-        Digest(self.0.finalize().into())
-    }
-}
-
-/// Data that is not what its digest says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the data has the SHA-256 {actual}, not {expected}")]
-pub struct DigestMismatch {
-    /// What the data should have had.
-    pub expected: Digest,
-    /// What it has.
-    pub actual: Digest,
-}
-
 /// The content of one block, with its digest.
 ///
 /// There is no way to make one without hashing the data: whoever holds a `Block` holds bytes that
@@ -230,17 +127,28 @@ impl Block {
         Self::Data { bytes: VerifiedBytes { bytes, digest } }
     }
 
-    /// Hashes `bytes` into a block that must have the digest `expected`.
-    ///
-    /// # Errors
-    ///
-    /// If it has another one: then the bytes must not be used.
+    /// Hashes the bytes of many blocks at once, which is faster than one after the other.
     ///
     /// # Panics
     ///
     /// As [`Block::new`].
-    pub fn verified(bytes: Bytes, expected: Digest) -> Result<Self, DigestMismatch> {
-        Self::new(bytes).expect(expected)
+    pub fn many(all: Vec<Bytes>) -> Vec<Self> {
+        assert!(
+            all.iter().all(|bytes| bytes.len() == BLOCK_SIZE),
+            "a block has {BLOCK_SIZE} bytes"
+        );
+        let is_data: Vec<bool> = all.iter().map(|bytes| bytes[..] != ZEROS[..]).collect();
+        let data = all.iter().zip(&is_data).filter(|&(_, &is_data)| is_data);
+        let mut digests =
+            Digest::of_many(&data.map(|(bytes, _)| &bytes[..]).collect::<Vec<_>>()).into_iter();
+        let blocks = all.into_iter().zip(is_data).map(|(bytes, is_data)| {
+            if !is_data {
+                return Self::Zero;
+            }
+            let digest = digests.next().expect("one for each with data");
+            Self::Data { bytes: VerifiedBytes { bytes, digest } }
+        });
+        blocks.collect()
     }
 
     /// The block, if it has the digest `expected`.
@@ -272,75 +180,6 @@ impl Block {
     /// Whether the content is all zeros.
     pub fn is_zero(&self) -> bool {
         matches!(self, Self::Zero)
-    }
-}
-
-/// Bytes that are copied before they are hashed.
-const COPIED_AT_ONCE: usize = 4096;
-
-/// Makes a block of pieces as they come, and hashes each while it is in the processor's cache.
-#[derive(Debug)]
-pub struct BlockHasher {
-    buffer: BlockBuffer,
-    len: usize,
-    digester: Digester,
-}
-
-/// More data than a block has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("more than the {BLOCK_SIZE} bytes of a block")]
-pub struct MoreThanABlock;
-
-impl BlockHasher {
-    /// One without data.
-    #[must_use]
-    pub fn new() -> Self {
-        Self { buffer: BlockBuffer::block(), len: 0, digester: Digester::default() }
-    }
-
-    /// Bytes that were pushed.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether nothing was pushed.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Appends a piece.
-    ///
-    /// # Errors
-    ///
-    /// If that is more than a block has.
-    pub fn push(&mut self, piece: &[u8]) -> Result<(), MoreThanABlock> {
-        let end = self.len + piece.len();
-        let room = self.buffer.get_mut(self.len..end).ok_or(MoreThanABlock)?;
-        // So little at a time that the copy is written back while the next piece is hashed.
-        for (room, piece) in room.chunks_mut(COPIED_AT_ONCE).zip(piece.chunks(COPIED_AT_ONCE)) {
-            room.copy_from_slice(piece);
-            self.digester.update(piece);
-        }
-        self.len = end;
-        Ok(())
-    }
-
-    /// The block; `None` if that is less than one.
-    pub fn finish(self) -> Option<Block> {
-        let Self { buffer, len, digester } = self;
-        if len != BLOCK_SIZE {
-            return None;
-        }
-        match digester.finish() {
-            Digest::OF_ZEROS => Some(Block::Zero),
-            digest => Some(Block::Data { bytes: VerifiedBytes { bytes: buffer.freeze(), digest } }),
-        }
-    }
-}
-
-impl Default for BlockHasher {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -385,28 +224,24 @@ mod tests {
     fn a_flipped_bit_is_refused() {
         let bytes = vec![7; BLOCK_SIZE];
         let digest = Digest::of(&bytes);
-        assert!(Block::verified(bytes.clone().into(), digest).is_ok());
+        assert!(Block::new(bytes.clone().into()).expect(digest).is_ok());
         let mut flipped = bytes;
         flipped[12345] ^= 4;
-        let error = Block::verified(flipped.into(), digest).unwrap_err();
+        let error = Block::new(flipped.into()).expect(digest).unwrap_err();
         assert_eq!(error.expected, digest);
-        assert!(Block::verified(zeros(), digest).is_err());
+        assert!(Block::new(zeros()).expect(digest).is_err());
     }
 
     #[test]
-    fn pieces_make_the_block_that_the_whole_makes() {
-        let bytes: Vec<u8> = (0..BLOCK_SIZE).map(|n| (n / 7) as u8).collect();
-        for size in [1000, 65_536, BLOCK_SIZE] {
-            for whole in [&bytes[..], &ZEROS[..]] {
-                let mut hasher = BlockHasher::new();
-                whole.chunks(size).for_each(|piece| hasher.push(piece).unwrap());
-                assert_eq!(hasher.finish(), Some(Block::new(whole.to_vec().into())));
-            }
-        }
-        let mut hasher = BlockHasher::new();
-        hasher.push(&bytes[1..]).unwrap();
-        assert_eq!(hasher.push(b"ab"), Err(MoreThanABlock));
-        assert!(hasher.finish().is_none());
+    fn many_are_what_each_of_them_is() {
+        let bytes = |n: usize| match n % 3 {
+            0 => zeros(),
+            _ => Bytes::from(vec![n as u8; BLOCK_SIZE]),
+        };
+        let all: Vec<Bytes> = (0..20).map(bytes).collect();
+        let each: Vec<Block> = all.iter().cloned().map(Block::new).collect();
+        assert_eq!(Block::many(all), each);
+        assert!(Block::many(Vec::new()).is_empty());
     }
 
     proptest! {
@@ -425,11 +260,6 @@ mod tests {
         fn the_containing_block_contains(offset in 0u64..(1 << 46)) {
             let index = BlockIndex::containing(offset);
             prop_assert!(index.offset() <= offset && offset < index.next().offset());
-        }
-
-        #[test]
-        fn hexadecimal_goes_there_and_back(bytes in prop::array::uniform32(0u8..)) {
-            prop_assert_eq!(Digest::from_hex(&Digest(bytes).to_hex()), Some(Digest(bytes)));
         }
     }
 }

@@ -127,6 +127,7 @@ async fn copy_block(
     queue: WriteQueue,
 ) -> Result<bool> {
     let index = listed.index;
+    queue.room().await;
     let block = store.get_block(&id, index, &listed.token).await?;
     if listed.digest.is_some_and(|digest| digest != block.digest()) {
         let message = format!("block {index} of {id} is not what was listed");

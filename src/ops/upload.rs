@@ -4,7 +4,8 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use futures::TryStreamExt as _;
+use futures::stream::{self, TryReadyChunksError};
+use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::blocks::Listing;
 use super::{Error, Result};
@@ -14,7 +15,7 @@ use crate::model::{
 use crate::store::{self, CompleteRequest, ErrorKind, ListedBlock, SharedStore, StartRequest};
 use crate::transfer::holes::too_many;
 use crate::transfer::source::Source;
-use crate::transfer::{SharedProgress, blocking, concurrency, spawned};
+use crate::transfer::{SharedProgress, blocking, concurrent_runs, run_len, spawned};
 
 /// What to upload, and as what.
 #[derive(Clone, Debug)]
@@ -175,11 +176,15 @@ impl Upload {
         let mut changed_blocks = 0;
         let rule = Rule { full_copy: self.full_copy, zeros };
         // What the parent has may have to be read, which takes as long as a put.
-        let reads = if parent.is_some() { store.parallelism() } else { concurrency() };
+        let reads = if parent.is_some() { store.parallelism().div_ceil(run_len()) } else { 0 };
         let candidates = candidates(source.clone(), filled_from, listing).await?;
         let read = candidates
-            .map_ok(|candidate| spawned(examine(source.clone(), parent.clone(), candidate, rule)))
-            .try_buffered(reads.max(concurrency()));
+            .try_ready_chunks(run_len())
+            .map_err(|TryReadyChunksError(_, error)| error)
+            .map_ok(|run| spawned(examine(source.clone(), parent.clone(), run, rule)))
+            .try_buffered(reads.max(concurrent_runs()))
+            .map_ok(|run| stream::iter(run).map(Ok))
+            .try_flatten();
         let puts = read
             .try_filter_map(|(index, block, needed)| {
                 progress.advance(1);
@@ -242,20 +247,32 @@ struct Parent {
     id: SnapshotId,
 }
 
-/// Reads a block of the file, and finds out whether it has to be put.
+/// Reads blocks of the file, and finds out which have to be put.
 async fn examine(
     source: Source,
     parent: Option<Parent>,
+    run: Vec<Candidate>,
+    rule: Rule,
+) -> Result<Vec<(BlockIndex, Block, bool)>> {
+    let in_file = run.iter().filter(|c| c.in_file).map(|c| c.index).collect();
+    let mut blocks = source.read_all(in_file).await?.into_iter();
+    let found = run.into_iter().map(|candidate| {
+        let block = if candidate.in_file { blocks.next() } else { None };
+        is_needed(candidate, block.unwrap_or(Block::Zero), parent.as_ref(), rule)
+    });
+    // All at once: each may have to be read from the parent.
+    futures::future::try_join_all(found).await
+}
+
+async fn is_needed(
     candidate: Candidate,
+    block: Block,
+    parent: Option<&Parent>,
     rule: Rule,
 ) -> Result<(BlockIndex, Block, bool)> {
     let Candidate { index, in_file, parent: theirs } = candidate;
-    let block = match in_file {
-        true => blocking(move || source.read(index)).await?,
-        false => Block::Zero,
-    };
     // What the parent has is put where it differs; zeros too, or the parent shows through.
-    let needed = match (theirs, &parent) {
+    let needed = match (theirs, parent) {
         (Some(ListedBlock { digest: Some(digest), .. }), _) => digest != block.digest(),
         (Some(listed), Some(Parent { store, id })) => {
             // To read one costs half of what putting one does, and a block that is put is paid for

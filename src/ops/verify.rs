@@ -131,7 +131,7 @@ async fn check(
     let Some(source) = source else { return Ok((index, read, None)) };
     let path = source.path().display().to_string();
     let other = match in_file {
-        true => blocking(move || source.read(index)).await?,
+        true => source.read(index).await?,
         false => Block::Zero,
     };
     let problem = (other != block).then(|| format!("it differs from {path}"));

@@ -23,6 +23,7 @@ use super::endpoint::Endpoint;
 use super::inject::Verdict;
 use super::refusal::Refusal;
 use super::{Access, direct, guard, query, signature};
+use crate::hashing::Coming;
 use crate::model::{BLOCK_SIZE, Block, BlockBuffer, Digest};
 
 /// Bytes of a body at most, where it is not a block.
@@ -122,9 +123,13 @@ pub(super) struct Payload {
 }
 
 impl Payload {
-    fn new(operation: Operation, bytes: Bytes) -> Self {
-        let is_block = operation == Operation::PutSnapshotBlock && bytes.len() == BLOCK_SIZE;
-        Self { block: is_block.then(|| Block::new(bytes.clone())), bytes }
+    /// A block is hashed with others.
+    async fn new(bytes: Bytes, coming: Option<Coming>) -> Self {
+        let block = match (coming, bytes.len()) {
+            (Some(coming), BLOCK_SIZE) => Some(coming.hash(bytes.clone()).await),
+            _ => None,
+        };
+        Self { block, bytes }
     }
 
     /// The SHA-256 of the body; that of a block was computed already.
@@ -289,8 +294,9 @@ async fn admit(
         Access::Keys(_) if operation == Operation::Metrics => None,
         Access::Keys(keys) => Some(signature::claim(parts, keys, operation.services())?),
     };
+    let coming = (operation == Operation::PutSnapshotBlock).then(Coming::new);
     let bytes = read(operation, parts, body).await?;
-    let payload = Payload::new(operation, bytes);
+    let payload = Payload::new(bytes, coming).await;
     if let Some(claim) = claim {
         let may_be_unsigned = operation == Operation::PutSnapshotBlock;
         claim.verify(parts, payload.digest(), may_be_unsigned)?;

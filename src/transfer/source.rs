@@ -6,9 +6,11 @@ use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOp
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use nix::unistd::{Whence, lseek};
 
-use super::Error;
+use super::{Error, blocking};
+use crate::hashing::Coming;
 use crate::model::{BLOCK_SIZE_U64, Block, BlockBuffer, BlockIndex, InvalidVolumeSize, VolumeSize};
 
 /// A file or block device that is read block by block.
@@ -98,12 +100,33 @@ impl Source {
         })
     }
 
-    /// Reads one block; what is behind the end of the file in it is zeros. Waits for the disk.
+    /// Reads one block; what is behind the end of the file in it is zeros.
     ///
     /// # Errors
     ///
     /// If it cannot be read, or has become shorter.
-    pub(crate) fn read(&self, index: BlockIndex) -> Result<Block, Error> {
+    pub(crate) async fn read(&self, index: BlockIndex) -> Result<Block, Error> {
+        let (source, coming) = (self.clone(), Coming::new());
+        let bytes = blocking(move || source.read_bytes(index)).await?;
+        Ok(coming.hash(bytes).await)
+    }
+
+    /// Reads blocks, and hashes them together.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    pub(crate) async fn read_all(&self, indexes: Vec<BlockIndex>) -> Result<Vec<Block>, Error> {
+        let source = self.clone();
+        blocking(move || {
+            let bytes = indexes.into_iter().map(|index| source.read_bytes(index));
+            Ok(Block::many(bytes.collect::<Result<_, _>>()?))
+        })
+        .await
+    }
+
+    /// Waits for the disk.
+    fn read_bytes(&self, index: BlockIndex) -> Result<Bytes, Error> {
         let Inner { path, file, len, .. } = &*self.0;
         let start = index.offset();
         let wanted = usize::try_from((len - start).min(BLOCK_SIZE_U64)).expect("at most a block");
@@ -113,7 +136,7 @@ impl Source {
             _ => Error::io("read", path, e),
         })?;
         buffer[wanted..].fill(0);
-        Ok(Block::new(buffer.freeze()))
+        Ok(buffer.freeze())
     }
 
     /// Checks that nothing is missing that was there when it was opened.
@@ -205,10 +228,10 @@ mod tests {
             file(3 * GIB + 5, &[(0, b"a"), (BLOCK_SIZE_U64 * 9 - 1, b"bc"), (3 * GIB, b"d")]);
         assert_eq!(blocks(&source), [0, 8, 9, 6144]);
         assert_eq!(source.volume_size().gib(), 4);
-        let tail = source.read(BlockIndex(6144)).unwrap().bytes();
+        let tail = source.read_bytes(BlockIndex(6144)).unwrap();
         assert_eq!(&tail[..6], b"d\0\0\0\0\0");
         assert_eq!(tail.len(), BLOCK_SIZE);
-        assert!(source.read(BlockIndex(1)).unwrap().is_zero());
+        assert_eq!(source.read_bytes(BlockIndex(1)).unwrap(), crate::model::zeros());
     }
 
     #[test]
@@ -217,8 +240,8 @@ mod tests {
         let (file, source) = file(BLOCK_SIZE_U64 * 2, &[(0, &[1; 2 * BLOCK_SIZE])]);
         assert!(source.is_unchanged());
         file.as_file().set_len(BLOCK_SIZE_U64).unwrap();
-        assert!(source.read(BlockIndex(0)).is_ok());
-        assert!(source.read(BlockIndex(1)).unwrap_err().to_string().contains("shorter"));
+        assert!(source.read_bytes(BlockIndex(0)).is_ok());
+        assert!(source.read_bytes(BlockIndex(1)).unwrap_err().to_string().contains("shorter"));
         assert!(!source.is_unchanged());
     }
 

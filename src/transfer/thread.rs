@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::sync::watch;
 
 use super::target::Writer;
 use super::{Error, blocking};
@@ -17,6 +18,9 @@ use crate::model::{Block, BlockIndex};
 
 /// Blocks that wait to be written, at most: 8 MiB.
 const WAITING: usize = 16;
+
+/// Blocks that are there and not written, from which on no further ones are asked for.
+const UNWRITTEN: usize = 2 * WAITING;
 
 /// A block that takes longer to write than this waits for a disk: 100 MiB/s.
 const SLOW: Duration = Duration::from_millis(5);
@@ -31,14 +35,18 @@ pub(crate) struct WriteThread {
 /// Where blocks are handed in.
 #[derive(Clone, Debug)]
 pub(crate) struct WriteQueue {
-    blocks: Sender<(BlockIndex, Block)>,
+    blocks: Sender<Handed>,
     shared: Arc<Shared>,
 }
+
+type Handed = (BlockIndex, Block, Unwritten);
 
 struct Shared {
     writer: Writer,
     /// Told of each block that was written.
     written: Box<dyn Fn() + Send + Sync>,
+    /// Blocks that were handed in and not written.
+    unwritten: watch::Sender<usize>,
     /// Held by whoever writes.
     writing: Mutex<()>,
     is_slow: AtomicBool,
@@ -58,6 +66,7 @@ impl WriteThread {
         let shared = Arc::new(Shared {
             writer,
             written: Box::new(written),
+            unwritten: watch::Sender::new(0),
             writing: Mutex::default(),
             is_slow: AtomicBool::new(false),
         });
@@ -87,6 +96,17 @@ impl WriteThread {
 }
 
 impl WriteQueue {
+    /// Waits until it is worth reading a further block: what cannot be written yet only takes memory.
+    /// Does not wait for a write that has failed.
+    pub(crate) async fn room(&self) {
+        let mut unwritten = self.shared.unwritten.subscribe();
+        tokio::select! {
+            // Its sender is in what is shared.
+            _ = unwritten.wait_for(|&blocks| blocks < UNWRITTEN) => {}
+            () = self.blocks.closed() => {}
+        }
+    }
+
     /// Writes a block, or has it written as soon as there is room for it. False if nothing is written
     /// any more, and [`WriteThread::finish`] says why.
     pub(crate) async fn write(&self, index: BlockIndex, block: Block) -> bool {
@@ -94,7 +114,27 @@ impl WriteQueue {
         if self.blocks.is_closed() {
             return false;
         }
-        self.shared.try_write(index, &block) || self.blocks.send((index, block)).await.is_ok()
+        let unwritten = Unwritten::new(&self.shared);
+        if self.shared.try_write(index, &block) {
+            return true;
+        }
+        self.blocks.send((index, block, unwritten)).await.is_ok()
+    }
+}
+
+/// One block that is not written yet.
+struct Unwritten(Arc<Shared>);
+
+impl Unwritten {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.unwritten.send_modify(|blocks| *blocks += 1);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Unwritten {
+    fn drop(&mut self) {
+        self.0.unwritten.send_modify(|blocks| *blocks -= 1);
     }
 }
 
@@ -120,8 +160,8 @@ impl Shared {
         written.is_ok()
     }
 
-    fn write_all(&self, mut blocks: Receiver<(BlockIndex, Block)>) -> Result<(), Error> {
-        while let Some((index, block)) = blocks.blocking_recv() {
+    fn write_all(&self, mut blocks: Receiver<Handed>) -> Result<(), Error> {
+        while let Some((index, block, _unwritten)) = blocks.blocking_recv() {
             let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
             self.write(index, &block)?;
         }
@@ -166,6 +206,7 @@ mod tests {
         let queue = thread.queue();
         queue.shared.is_slow.store(is_slow, Ordering::Relaxed);
         for index in 0..40 {
+            queue.room().await;
             assert!(queue.write(BlockIndex(index), block()).await);
         }
         drop(queue);
@@ -173,6 +214,32 @@ mod tests {
         assert_eq!(count.load(Ordering::Relaxed), 40);
         target.finish().unwrap();
         assert!(std::fs::read(&path).unwrap().iter().all(|&byte| byte == 7));
+    }
+
+    #[tokio::test]
+    async fn there_is_room_again_once_something_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = Target::open(&dir.path().join("out"), 100 * BLOCK_SIZE as u64).unwrap();
+        let thread = WriteThread::new(target.writer(), || {}).unwrap();
+        let queue = thread.queue();
+        let disk = queue.shared.writing.lock().unwrap();
+        let hand_in = |n| {
+            let queue = queue.clone();
+            tokio::spawn(async move { queue.write(BlockIndex(n), block()).await })
+        };
+        let writes: Vec<_> = (0..UNWRITTEN as u32).map(hand_in).collect();
+        let full = async {
+            while *queue.shared.unwritten.borrow() < UNWRITTEN {
+                tokio::task::yield_now().await;
+            }
+        };
+        full.await;
+        assert!(tokio::time::timeout(Duration::from_millis(20), queue.room()).await.is_err());
+        drop(disk);
+        queue.room().await;
+        for write in writes {
+            assert!(write.await.unwrap());
+        }
     }
 
     #[rstest]
@@ -184,7 +251,10 @@ mod tests {
         let thread = WriteThread::new(Writer::of_file(full, BLOCK_SIZE as u64), || {}).unwrap();
         let queue = thread.queue();
         queue.shared.is_slow.store(is_slow, Ordering::Relaxed);
-        while queue.write(BlockIndex(0), block()).await {}
+        while queue.write(BlockIndex(0), block()).await {
+            queue.room().await;
+        }
+        queue.room().await;
         let error = thread.finish().await.unwrap_err().to_string();
         assert!(error.contains("/dev/full") && error.contains("No space"), "{error}");
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures::stream;
 use futures::{StreamExt as _, TryStreamExt as _};
 use roaring::RoaringBitmap;
 use tokio::task::JoinHandle;
@@ -22,6 +23,7 @@ use crate::model::{
 };
 use crate::store::{CompleteRequest, ErrorKind, ListedBlock, StartRequest};
 use crate::transfer::holes::too_many;
+use crate::transfer::{concurrent_runs, run_len};
 
 /// How long a commit goes on without a block being acknowledged.
 const STALL: Duration = Duration::from_mins(1);
@@ -173,12 +175,14 @@ impl Put {
         let (id, store) = (&snapshot.id, &self.image.shop.store);
         let mut checksum = Digester::default();
         let mut changed_blocks = 0;
-        let at_once = std::thread::available_parallelism().map_or(2, usize::from) * 3;
         let most = self.image.shop.cache.budget() / PUT_SHARE / BLOCK_SIZE;
-        let puts_at_once = store.parallelism().min(most).max(at_once);
-        let read = futures::stream::iter(indexes.into_iter().map(BlockIndex))
-            .map(|index| self.read(plan, index))
-            .buffered(at_once);
+        let puts_at_once = store.parallelism().min(most).max(run_len());
+        let read = stream::iter(indexes.into_iter().map(BlockIndex))
+            .chunks(run_len())
+            .map(|run| self.read(plan, run))
+            .buffered(concurrent_runs())
+            .map_ok(|run| stream::iter(run).map(Ok::<_, Error>))
+            .try_flatten();
         let needed = read.try_filter_map(|(index, block, needed)| {
             if needed {
                 checksum.update(block.digest().0);
@@ -290,23 +294,29 @@ impl Put {
         Ok(candidates)
     }
 
-    /// One block, and whether it has to be put.
-    async fn read(&self, plan: &Arc<Plan>, index: BlockIndex) -> Result<(BlockIndex, Block, bool)> {
-        let block = if plan.marks.staged.contains(index.0) {
-            let (plan, image) = (Arc::clone(plan), Arc::clone(&self.image));
-            let directory = self.image.directory.clone();
-            blocking(move || {
-                let mut buffer = BlockBuffer::block();
-                read_padded(&plan.files.data, &mut buffer, index.offset())
-                    .map_err(|e| Error::io("read", &directory, e))?;
-                let block = Block::new(buffer.freeze());
-                image.check_or_note(&plan, index, &block)?;
-                Ok::<_, Error>(block)
-            })
-            .await?
-        } else {
-            Block::Zero
-        };
+    /// Blocks, and whether each has to be put.
+    async fn read(
+        &self,
+        plan: &Arc<Plan>,
+        run: Vec<BlockIndex>,
+    ) -> Result<Vec<(BlockIndex, Block, bool)>> {
+        let is_staged = |index: &BlockIndex| plan.marks.staged.contains(index.0);
+        let staged: Vec<_> = run.iter().copied().filter(is_staged).collect();
+        let (image, shared) = (Arc::clone(&self.image), Arc::clone(plan));
+        let mut blocks = blocking(move || image.read_frozen(&shared, &staged)).await?.into_iter();
+        let found = run.into_iter().map(|index| {
+            let block = if is_staged(&index) { blocks.next() } else { None };
+            self.is_needed(plan, index, block.unwrap_or(Block::Zero))
+        });
+        futures::future::try_join_all(found).await
+    }
+
+    async fn is_needed(
+        &self,
+        plan: &Plan,
+        index: BlockIndex,
+        block: Block,
+    ) -> Result<(BlockIndex, Block, bool)> {
         let theirs = match &plan.parent {
             Some(parent) => parent.listed(index).await?,
             None => None,
@@ -331,6 +341,21 @@ impl Put {
 }
 
 impl WorkingImage {
+    /// Reads staged blocks, and checks them, or notes what they are. Waits for the disk.
+    fn read_frozen(&self, plan: &Plan, indexes: &[BlockIndex]) -> Result<Vec<Block>> {
+        let bytes = indexes.iter().map(|index| {
+            let mut buffer = BlockBuffer::block();
+            read_padded(&plan.files.data, &mut buffer, index.offset())?;
+            Ok(buffer.freeze())
+        });
+        let bytes = bytes.collect::<std::io::Result<_>>();
+        let blocks = Block::many(bytes.map_err(|e| Error::io("read", &self.directory, e))?);
+        for (index, block) in indexes.iter().zip(&blocks) {
+            self.check_or_note(plan, *index, block)?;
+        }
+        Ok(blocks)
+    }
+
     /// Checks a staged block against what is vouched for, or notes what it is.
     fn check_or_note(&self, plan: &Plan, index: BlockIndex, block: &Block) -> Result<()> {
         let failed = |e| Error::io("read", &self.directory, e);

@@ -1,20 +1,25 @@
 //! Listing and reading blocks.
 
+use std::sync::Arc;
+
 use aws_sdk_ebs::operation::get_snapshot_block::GetSnapshotBlockError;
 use aws_sdk_ebs::operation::list_changed_blocks::ListChangedBlocksError;
 use aws_sdk_ebs::operation::list_snapshot_blocks::ListSnapshotBlocksError;
 use aws_sdk_ebs::primitives::{ByteStream, DateTime};
+use bytes::Bytes;
 
 use super::Ebs;
+use super::clients::Clients;
 use super::failure::{Class, Failure};
 use super::request::Kind;
 use super::service::{Patience, Request};
 use super::tokens::Token;
 use super::write::reason_of;
-use crate::model::{BLOCK_SIZE, Block, BlockHasher, BlockIndex, Digest, SnapshotId, VolumeSize};
+use crate::hashing::Coming;
+use crate::model::{BLOCK_SIZE, Block, BlockBuffer, BlockIndex, Digest, SnapshotId, VolumeSize};
 use crate::store::{
     BlockPage, BlockToken, ChangedBlock, ChangedPage, Error, ErrorKind, ListFrom, ListedBlock,
-    MAX_PAGE_BLOCKS, PageToken, Result, causes,
+    MAX_PAGE_BLOCKS, PageToken, Priority, Result, causes,
 };
 
 /// How often a block is listed again for one read.
@@ -219,38 +224,51 @@ impl Ebs {
 
     async fn read_with(&self, id: &SnapshotId, number: i32, token: &Token) -> Result<Block> {
         let doing = format!("read block {number} of {id}");
-        let read =
-            self.service.call(of(Kind::GetSnapshotBlock, id, &doing), |clients| async move {
-                let request = clients.ebs.get_snapshot_block().snapshot_id(id.as_str());
-                let answer = request.block_index(number).block_token(&token.text).send().await;
-                let answer = answer.map_err(|e| {
-                    let reason = reason_of!(GetSnapshotBlockError, e);
-                    Failure::of_sdk(&e, reason.as_deref())
-                })?;
-                let checksum = answer.checksum.as_deref().and_then(Digest::from_base64);
-                let expected = checksum.ok_or_else(|| odd("no SHA-256 with a block"))?;
-                let block = collect(answer.block_data).await?;
-                // Spoilt on the way, most likely.
-                block
-                    .expect(expected)
-                    .map_err(|mismatch| Failure::new(Class::Corrupt, mismatch.to_string()))
-            });
-        read.await
+        let asked = of(Kind::GetSnapshotBlock, id, &doing);
+        let sent = |clients: Arc<Clients>| async move {
+            let coming = Coming::new();
+            let request = clients.ebs.get_snapshot_block().snapshot_id(id.as_str());
+            let answer = request.block_index(number).block_token(&token.text).send().await;
+            let answer = answer.map_err(|e| {
+                let reason = reason_of!(GetSnapshotBlockError, e);
+                Failure::of_sdk(&e, reason.as_deref())
+            })?;
+            let checksum = answer.checksum.as_deref().and_then(Digest::from_base64);
+            let expected = checksum.ok_or_else(|| odd("no SHA-256 with a block"))?;
+            Ok((coming, collect(answer.block_data).await?, expected))
+        };
+        let check = |(coming, bytes, expected): (Coming, Bytes, Digest)| async move {
+            let block = match Priority::of_task().is_urgent() {
+                true => Block::new(bytes),
+                false => coming.hash(bytes).await,
+            };
+            // Spoilt on the way, most likely.
+            block
+                .expect(expected)
+                .map_err(|mismatch| Failure::new(Class::Corrupt, mismatch.to_string()))
+        };
+        self.service.call_checked(asked, sent, check).await
     }
 }
 
-/// Reads a body straight into the memory in which the block stays, and hashes it on the way.
-async fn collect(mut body: ByteStream) -> Result<Block, Failure> {
-    let mut block = BlockHasher::new();
+/// Reads a body straight into the memory in which the block stays.
+async fn collect(mut body: ByteStream) -> Result<Bytes, Failure> {
+    let mut buffer = BlockBuffer::block();
+    let mut len = 0;
     while let Some(data) = body.next().await {
         let data = data.map_err(|e| {
             let text = format!("the answer was cut: {}", causes(&e));
             Failure::new(Class::Transient, text)
         })?;
-        block.push(&data).map_err(odd)?;
+        let end = len + data.len();
+        let room = buffer.get_mut(len..end);
+        let room =
+            room.ok_or_else(|| odd(format!("more than the {BLOCK_SIZE} bytes of a block")))?;
+        room.copy_from_slice(&data);
+        len = end;
     }
-    let len = block.len();
-    block.finish().ok_or_else(|| {
-        Failure::new(Class::Transient, format!("the answer was cut after {len} bytes"))
-    })
+    match len {
+        BLOCK_SIZE => Ok(buffer.freeze()),
+        _ => Err(Failure::new(Class::Transient, format!("the answer was cut after {len} bytes"))),
+    }
 }

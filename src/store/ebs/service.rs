@@ -170,10 +170,25 @@ impl Service {
     pub(super) async fn call<T, F>(
         &self,
         request: Request<'_>,
-        mut attempt: impl FnMut(Arc<Clients>) -> F,
+        attempt: impl FnMut(Arc<Clients>) -> F,
     ) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Failure>>,
+    {
+        self.call_checked(request, attempt, |value| std::future::ready(Ok(value))).await
+    }
+
+    /// The same, where an answer counts only once it was checked. Meanwhile its place is another
+    /// request's.
+    pub(super) async fn call_checked<A, T, F, C>(
+        &self,
+        request: Request<'_>,
+        mut attempt: impl FnMut(Arc<Clients>) -> F,
+        check: impl Fn(A) -> C,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = Result<A, Failure>>,
+        C: Future<Output = Result<T, Failure>>,
     {
         let Request { kind, doing, patience, .. } = request;
         // Listings are few, and a page of one is what many blocks wait for.
@@ -193,10 +208,15 @@ impl Service {
             let (failure, timed_out) = match answer {
                 Ok(Ok(value)) => {
                     permit.ended(Outcome::Answered);
-                    if attempts > 1 {
-                        tracing::debug!("{doing}: succeeded in attempt {attempts}");
+                    match check(value).await {
+                        Ok(value) => {
+                            if attempts > 1 {
+                                tracing::debug!("{doing}: succeeded in attempt {attempts}");
+                            }
+                            return Ok(value);
+                        }
+                        Err(failure) => (failure, false),
                     }
-                    return Ok(value);
                 }
                 Ok(Err(failure)) => {
                     permit.ended(failure.outcome());

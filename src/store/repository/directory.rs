@@ -14,8 +14,8 @@ use jiff::Timestamp;
 use nix::fcntl::{AT_FDCWD, FcntlArg, OFlag, RenameFlags, fcntl, renameat2};
 use uuid::Uuid;
 
-use super::objects::{Decode, Objects};
-use crate::model::{Block, BlockBuffer, DIRECT_ALIGNMENT};
+use super::objects::{Decode, Decoded, Objects};
+use crate::model::{BlockBuffer, DIRECT_ALIGNMENT};
 use crate::store::{Error, ErrorKind, Result};
 use crate::sys;
 
@@ -391,7 +391,7 @@ impl Objects for Directory {
         offset: u64,
         len: usize,
         decode: Decode,
-    ) -> Result<Block> {
+    ) -> Result<Decoded> {
         let name = name.to_owned();
         self.run(move |inner| decode(&inner.read_range(&name, offset, len)?)).await
     }

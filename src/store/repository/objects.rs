@@ -10,7 +10,16 @@ use crate::model::Block;
 use crate::store::Result;
 
 /// Makes a block of its bytes in an object.
-pub(super) type Decode = Box<dyn FnOnce(&[u8]) -> Result<Block> + Send>;
+pub(super) type Decode = Box<dyn FnOnce(&[u8]) -> Result<Decoded> + Send>;
+
+/// What was made of the bytes of a block in an object.
+#[derive(Debug)]
+pub(super) enum Decoded {
+    /// The block.
+    Block(Block),
+    /// What is to be hashed yet.
+    Raw(Bytes),
+}
 
 /// A flat space of named, immutable objects: a directory, or a bucket.
 ///
@@ -42,7 +51,7 @@ pub(super) trait Objects: Debug + Send + Sync + 'static {
         offset: u64,
         len: usize,
         decode: Decode,
-    ) -> Result<Block>;
+    ) -> Result<Decoded>;
 
     /// Reads the last `len` bytes of an object, or all of it if it is shorter.
     ///
