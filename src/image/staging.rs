@@ -325,7 +325,7 @@ impl Files {
         let mut options = File::options();
         options.read(true).write(true).create_new(true).mode(0o600);
         let data = options.open(data_path)?;
-        data.set_len(len)?;
+        set_len(&data, len)?;
         let sums = options.open(sums_path)?;
         let map = map::MapFile::create(map_path, id)?;
         Ok(Arc::new(Self { id, data, map: map.into(), sums, paths }))
@@ -418,7 +418,7 @@ impl Files {
             // First the map, which vouches for a length.
             self.lock_map().sync(len)?;
         }
-        self.data.set_len(len)
+        set_len(&self.data, len)
     }
 
     /// Removes the files.
@@ -429,6 +429,12 @@ impl Files {
             }
         }
     }
+}
+
+/// Changes the length of a file, if it has another one: ext4 writes a file that was ever cut to nothing to the
+/// disk when it is closed, also if nothing can ever read it again.
+fn set_len(file: &File, len: u64) -> io::Result<()> {
+    if file.metadata()?.len() == len { Ok(()) } else { file.set_len(len) }
 }
 
 fn paths(image: &Path, id: Uuid) -> [PathBuf; 3] {
