@@ -118,7 +118,7 @@ impl Queue {
         loop {
             let left = match state.waiting.front() {
                 _ if state.is_full() => Some(Duration::ZERO),
-                Some(first) if state.busy == 0 && state.coming >= Digest::lanes() => {
+                Some(first) if state.busy == 0 && state.may_be_full_soon() => {
                     Some(LINGER.saturating_sub(first.since.elapsed()))
                 }
                 // One thread is enough for less than a full round.
@@ -143,6 +143,10 @@ impl Queue {
 impl State {
     fn is_full(&self) -> bool {
         self.waiting.len() >= Digest::lanes()
+    }
+
+    fn may_be_full_soon(&self) -> bool {
+        self.waiting.len() + self.coming >= Digest::lanes()
     }
 
     fn needs_thread(&self) -> bool {
