@@ -39,6 +39,33 @@ pub fn zero_block_device(device: BorrowedFd<'_>, offset: u64, len: u64) -> nix::
     Ok(())
 }
 
+/// The number of cachestat(2), which every architecture of Linux that this is built for shares
+/// (include/uapi/asm-generic/unistd.h).
+const SYS_CACHESTAT: libc::c_long = 451;
+
+/// Whether all pages of `offset..offset + len` of a file are in memory. Does not bring any there, as a read
+/// that must not wait does by beginning to read ahead.
+///
+/// # Errors
+///
+/// `ENOSYS` before Linux 6.5, `EPERM` for a file that is another user's.
+pub fn is_cached(file: BorrowedFd<'_>, offset: u64, len: u64) -> nix::Result<bool> {
+    // SAFETY: sysconf only answers a number.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    let page = u64::try_from(page).map_err(|_| nix::Error::EINVAL)?.max(1);
+    let range = [offset, len];
+    // Pages that are in memory; dirty, written at present, evicted, evicted lately.
+    let mut found = [0_u64; 5];
+    // SAFETY: the descriptor is open for the call, and the kernel reads two u64 and writes five, to which
+    // both pointers lead.
+    let done = unsafe {
+        libc::syscall(SYS_CACHESTAT, file.as_raw_fd(), range.as_ptr(), found.as_mut_ptr(), 0_u32)
+    };
+    nix::Error::result(done)?;
+    let pages = (offset + len).div_ceil(page) - offset / page;
+    Ok(found[0] >= pages)
+}
+
 /// Reads from a file what of `offset..offset + buffer.len()` is in memory already, without waiting
 /// for a disk; answers how much from the start on (`RWF_NOWAIT`, preadv2(2)).
 ///

@@ -163,7 +163,9 @@ impl Inner {
             Error::new(ErrorKind::Corrupt, format!("{len} bytes of {name} are more than a block"))
         };
         let mut buffer = BlockBuffer::with_len(len).ok_or_else(too_long)?;
-        if sys::read_cached(file.as_fd(), &mut buffer, offset) == Ok(len) {
+        // To try would make the kernel read ahead, what is then read once more past its memory.
+        let may_be_cached = sys::is_cached(file.as_fd(), offset, len as u64).unwrap_or(true);
+        if may_be_cached && sys::read_cached(file.as_fd(), &mut buffer, offset) == Ok(len) {
             return Ok(buffer.freeze());
         }
         if let Some(read) = read_direct(&file, offset, len).map_err(failed)? {
@@ -483,6 +485,16 @@ mod tests {
             if let Some(read) = direct.unwrap() {
                 assert_eq!(read, content[usize::try_from(offset).unwrap()..][..len], "{offset}");
             }
+        }
+        // What is in memory is found there, and looking for it brings nothing there.
+        posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+        if let Ok(is_cached) = sys::is_cached(file.as_fd(), 100_000, 400_000) {
+            assert!(!is_cached);
+            inner.read_range("x", 100_000, 400_000).unwrap();
+            assert!(!sys::is_cached(file.as_fd(), 0, 4096).unwrap());
+            file.read_exact_at(&mut vec![0; content.len()], 0).unwrap();
+            assert!(sys::is_cached(file.as_fd(), 100_000, 400_000).unwrap());
+            assert!(sys::is_cached(file.as_fd(), 1_499_999, 1).unwrap());
         }
         for (offset, len) in [(1_500_000, 2), (1_499_000, 100_000), (2_000_000, 1)] {
             let cut = inner.read_range("x", offset, len).unwrap_err();
