@@ -129,7 +129,7 @@ impl Payload {
             (Some(coming), BLOCK_SIZE) => Some(coming.hash(bytes.clone()).await),
             _ => None,
         };
-        Self { block, bytes }
+        Self { bytes, block }
     }
 
     /// The SHA-256 of the body; that of a block was computed already.

@@ -217,6 +217,7 @@ mod tests {
     }
 
     #[tokio::test]
+    #[allow(clippy::await_holding_lock, reason = "whoever else wants it is on another thread")]
     async fn there_is_room_again_once_something_was_written() {
         let dir = tempfile::tempdir().unwrap();
         let target = Target::open(&dir.path().join("out"), 100 * BLOCK_SIZE as u64).unwrap();
