@@ -11,8 +11,8 @@ pub(crate) mod source;
 pub(crate) mod target;
 pub(crate) mod thread;
 
-/// How many times [`Digest::lanes`] blocks are read from a file at the same time: one for each core,
-/// while one more is read, and no more than 8, which are 64 MiB, or 128 where a processor hashes 32.
+/// Runs of [`Digest::lanes`] blocks that are read from a file at the same time: one for each core, while
+/// one more is read, and no more than 8, which are 16 to 128 MiB.
 const MAX_RUNS: usize = 8;
 
 /// Runs of blocks that are read from a file and hashed at the same time, at most.

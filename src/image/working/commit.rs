@@ -271,8 +271,15 @@ impl WorkingImage {
             })
             .await;
             if let Err(error) = prepared {
-                if let Some(layer) = self.state().layers.last_mut() {
+                let mut state = self.state();
+                if let Some(layer) = state.layers.last_mut() {
                     layer.frozen = false;
+                }
+                // Who cancelled what did not begin has not cancelled what comes next.
+                if !state.running
+                    && let Some(layer) = state.layers.first_mut()
+                {
+                    layer.commit = Arc::default();
                 }
                 return Err(error);
             }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures::stream;
 use futures::{StreamExt as _, TryStreamExt as _};
 use roaring::RoaringBitmap;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use super::layer::Commit;
@@ -38,6 +39,9 @@ const BETWEEN_FLUSHES: u64 = 1024;
 /// Part of the budget of the mount that the blocks of a commit on their way to the store may take.
 const PUT_SHARE: usize = 8;
 
+/// Blocks of a parent that are read to be compared at the same time.
+const COMPARED_AT_ONCE: usize = 6;
+
 /// The blocks of a child, its parent, and what was put before.
 struct Plan {
     files: Arc<Files>,
@@ -49,6 +53,8 @@ struct Plan {
     full_copy: bool,
     /// Whether all of the image is staged, though the parent has most of it.
     whole: bool,
+    /// Blocks of the parent that are read at the same time: each has its minute, also on a slow line.
+    comparing: Semaphore,
 }
 
 /// One attempt after the other to commit the lowest generation.
@@ -134,6 +140,7 @@ impl Put {
                     && shop.settings.encrypted_holes,
                 full_copy: shop.settings.full_copy,
                 whole: state.base.is_none(),
+                comparing: Semaphore::new(COMPARED_AT_ONCE),
             })
         };
         let complete = self.put_all(&snapshot, &plan).await?;
@@ -177,10 +184,11 @@ impl Put {
         let mut changed_blocks = 0;
         let most = self.image.shop.cache.budget() / PUT_SHARE / BLOCK_SIZE;
         let puts_at_once = store.parallelism().min(most).max(run_len());
+        let runs = concurrent_runs().min((most / run_len()).max(1));
         let read = stream::iter(indexes.into_iter().map(BlockIndex))
             .chunks(run_len())
             .map(|run| self.read(plan, run))
-            .buffered(concurrent_runs())
+            .buffered(runs)
             .map_ok(|run| stream::iter(run).map(Ok::<_, Error>))
             .try_flatten();
         let needed = read.try_filter_map(|(index, block, needed)| {
@@ -328,6 +336,7 @@ impl Put {
             // it twice.
             Some(_) if plan.whole => {
                 let parent = plan.parent.as_ref().expect("it has the block");
+                let _turn = plan.comparing.acquire().await.expect("it is never closed");
                 in_time(parent.block(index, Urgency::Prefetch)).await? != block
             }
             Some(_) => true,

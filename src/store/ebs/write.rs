@@ -189,9 +189,9 @@ impl Ebs {
             return self.put_with(patience, id, index, block).await;
         }
         let put = self.put_with(patience, id, index, block).await;
-        if put.is_ok() {
-            news.is_missing.store(false, Ordering::Relaxed);
-        }
+        // If something else is wrong, those that wait find it out together, not one after the other.
+        let still = put.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound);
+        news.is_missing.store(still, Ordering::Relaxed);
         put
     }
 
