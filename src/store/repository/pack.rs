@@ -21,6 +21,17 @@ pub(super) const PACK_BLOCKS: usize = 64;
 /// Fast, and enough for the zeros and text that make up most of what compresses.
 const ZSTD_LEVEL: i32 = 1;
 
+/// Pieces of a block that are compressed to see whether the rest is worth it, and their bytes.
+const SAMPLES: usize = 16;
+const SAMPLE_LEN: usize = 1024;
+
+/// A zstd frame, and its descriptor if its content is one segment whose size follows in 4 bytes
+/// (RFC 8878, section 3.1.1.1).
+const FRAME_MAGIC: u32 = 0xFD2F_B528;
+const SINGLE_SEGMENT_WITH_SIZE: u8 = 0b1010_0000;
+/// Bytes in a block of a zstd frame at most.
+const MAX_RAW_BLOCK: usize = 128 * 1024;
+
 /// A zstd skippable frame (RFC 8878, section 3.1.2).
 const SKIPPABLE_MAGIC: u32 = 0x184D_2A50;
 const TABLE_MAGIC: &[u8; 4] = b"FSPP";
@@ -47,15 +58,58 @@ thread_local! {
         RefCell::new(Decompressor::new().expect("there is memory"));
 }
 
-/// One block, compressed.
-pub(super) fn compress(raw: &[u8]) -> BlockBuffer {
+/// One block as a zstd frame.
+#[derive(Debug)]
+pub(super) enum Encoded {
+    /// A frame that zstd made.
+    Compressed(BlockBuffer),
+    /// Data that does not compress: its frame has the bytes as they are.
+    Raw(Bytes),
+}
+
+/// Makes a frame of one block. Whether it is worth compressing is found out with pieces of it.
+pub(super) fn compress(raw: Bytes) -> Encoded {
+    if !shrinks(&raw) {
+        return Encoded::Raw(raw);
+    }
     let bound = zstd::zstd_safe::compress_bound(raw.len());
     let mut frame = BlockBuffer::with_len(bound).expect("a block may grow by less than 4 KiB");
-    let len = COMPRESSOR
-        .with_borrow_mut(|zstd| zstd.compress_to_buffer(raw, &mut frame[..]))
-        .expect("zstd compresses whatever it is given");
+    let len = compress_to(&raw, &mut frame[..]);
     frame.truncate(len);
-    frame
+    Encoded::Compressed(frame)
+}
+
+/// Whether pieces from all over a block get smaller by more than zstd itself asks for to compress.
+fn shrinks(raw: &[u8]) -> bool {
+    let mut sample = [0; SAMPLES * SAMPLE_LEN];
+    let pieces = raw.chunks_exact((raw.len() / SAMPLES).max(SAMPLE_LEN));
+    for (to, from) in sample.chunks_exact_mut(SAMPLE_LEN).zip(pieces) {
+        to.copy_from_slice(&from[..SAMPLE_LEN]);
+    }
+    // A frame may be larger by 1/256, and a little.
+    let mut frame = [0; (SAMPLES + 1) * SAMPLE_LEN];
+    compress_to(&sample, &mut frame) < sample.len() - sample.len() / 64
+}
+
+fn compress_to(raw: &[u8], frame: &mut [u8]) -> usize {
+    COMPRESSOR
+        .with_borrow_mut(|zstd| zstd.compress_to_buffer(raw, frame))
+        .expect("zstd compresses whatever it is given")
+}
+
+/// Appends `raw` as a zstd frame of blocks that are not compressed (RFC 8878, section 3.1.1).
+fn push_raw_frame(data: &mut BytesMut, raw: &[u8]) {
+    data.extend_from_slice(&FRAME_MAGIC.to_le_bytes());
+    data.extend_from_slice(&[SINGLE_SEGMENT_WITH_SIZE]);
+    data.extend_from_slice(&u32::try_from(raw.len()).expect("one block").to_le_bytes());
+    let mut blocks = raw.chunks(MAX_RAW_BLOCK).peekable();
+    while let Some(block) = blocks.next() {
+        let last = u32::from(blocks.peek().is_none());
+        // The type of raw blocks is 0.
+        let header = last | u32::try_from(block.len()).expect("128 KiB at most") << 3;
+        data.extend_from_slice(&header.to_le_bytes()[..3]);
+        data.extend_from_slice(block);
+    }
 }
 
 /// Decompresses one frame into the bytes of a block, which are not checked yet; what is wrong with it
@@ -112,14 +166,17 @@ impl PackBuilder {
         self.frames.len() >= PACK_BLOCKS
     }
 
-    pub(super) fn push(&mut self, frame: &[u8], digest: Digest) -> Frame {
+    pub(super) fn push(&mut self, encoded: &Encoded, digest: Digest) -> Frame {
         if self.data.capacity() == 0 {
             self.data = aligned(MAX_LEN);
         }
         let offset = self.data.len();
-        self.data.extend_from_slice(frame);
+        match encoded {
+            Encoded::Compressed(frame) => self.data.extend_from_slice(frame),
+            Encoded::Raw(raw) => push_raw_frame(&mut self.data, raw),
+        }
         let small = |n: usize| u32::try_from(n).expect("a pack is less than 4 GiB");
-        let (offset, length) = (small(offset), small(frame.len()));
+        let (offset, length) = (small(offset), small(self.data.len() - offset));
         self.frames.push((offset, length, digest));
         Frame { pack: Arc::clone(&self.id), offset, length }
     }
@@ -226,7 +283,7 @@ mod tests {
         let blocks: Vec<Vec<u8>> = (1..4u8).map(|n| vec![n; BLOCK_SIZE]).collect();
         let mut builder = PackBuilder::default();
         for block in &blocks {
-            builder.push(&compress(block), Digest::of(block));
+            builder.push(&compress(block.clone().into()), Digest::of(block));
         }
         let (id, bytes) = builder.finish(Uuid::new_v4());
         (id, bytes, blocks)
@@ -269,20 +326,48 @@ mod tests {
 
     #[test]
     fn a_frame_that_is_not_a_block_is_refused() {
-        assert!(decompress(&compress(&[1; 100])).unwrap_err().contains("100 bytes"));
+        let frame = |len| zstd::bulk::compress(&vec![1; len], 1).unwrap();
+        assert!(decompress(&frame(100)).unwrap_err().contains("100 bytes"));
         assert!(decompress(b"not zstd at all").is_err());
-        assert!(decompress(&zstd::bulk::compress(&vec![1; BLOCK_SIZE + 1], 1).unwrap()).is_err());
+        assert!(decompress(&frame(BLOCK_SIZE + 1)).is_err());
+    }
+
+    fn noise(len: usize) -> Vec<u8> {
+        let mut state = 1u64;
+        let next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 56) as u8
+        };
+        std::iter::repeat_with(next).take(len).collect()
+    }
+
+    /// The length of its frame, which must hold it.
+    fn stored(raw: Vec<u8>) -> usize {
+        let mut builder = PackBuilder::default();
+        let frame = builder.push(&compress(raw.clone().into()), Digest::of(&raw));
+        let (_, bytes) = builder.finish(Uuid::new_v4());
+        let len = frame.length as usize;
+        assert_eq!(decompress(&bytes[..len]).unwrap(), raw);
+        // Readers that know of zstd alone see the same.
+        assert_eq!(zstd::bulk::decompress(&bytes[..len], BLOCK_SIZE).unwrap(), raw);
+        len
     }
 
     #[test]
-    fn incompressible_data_grows_by_little() {
-        let mut state = 1u64;
-        let noise: Vec<u8> = std::iter::repeat_with(|| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            (state >> 56) as u8
-        })
-        .take(BLOCK_SIZE)
-        .collect();
-        assert!(compress(&noise).len() < BLOCK_SIZE + 100);
+    fn what_does_not_compress_grows_by_the_headers_of_a_raw_frame() {
+        assert!(matches!(compress(noise(BLOCK_SIZE).into()), Encoded::Raw(_)));
+        assert_eq!(stored(noise(BLOCK_SIZE)), BLOCK_SIZE + 4 + 1 + 4 + 4 * 3);
+    }
+
+    #[test]
+    fn a_block_is_compressed_where_a_part_of_it_can_be() {
+        for at in 0..8 {
+            let mut raw = noise(BLOCK_SIZE);
+            let part = BLOCK_SIZE / 8;
+            raw[at * part..][..part].fill(0);
+            assert!(stored(raw) < BLOCK_SIZE * 7 / 8 + 1000, "zeros in part {at}");
+        }
+        let text = b"every block of a disk image has its own line of text\n".iter().copied();
+        assert!(stored(text.cycle().take(BLOCK_SIZE).collect()) < BLOCK_SIZE / 100);
     }
 }

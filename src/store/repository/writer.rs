@@ -17,7 +17,7 @@ use super::document::read_document;
 use super::gc::found_before;
 use super::manifest::Start;
 use super::names::{ObjectId, RecordId};
-use super::pack::{Frame, PackBuilder, Spare, compress};
+use super::pack::{Encoded, Frame, PackBuilder, Spare, compress};
 use super::table::{Entry, PAGE_BLOCKS, Table};
 use super::{Repository, names, since_boot};
 use crate::model::{Block, BlockIndex, Digest, SnapshotId, VolumeSize};
@@ -91,7 +91,7 @@ struct State {
 #[derive(Clone, Copy, Debug)]
 enum Content<'a> {
     Zero,
-    Data(Option<&'a [u8]>),
+    Data(Option<&'a Encoded>),
 }
 
 /// A pack and the record of it.
@@ -299,7 +299,7 @@ impl Writer {
         loop {
             if !block.is_zero() && frame.is_none() && !self.knows(digest) {
                 let raw = block.bytes();
-                frame = Some(blocking(move || Ok(compress(&raw))).await?);
+                frame = Some(blocking(move || Ok(compress(raw))).await?);
             }
             if !self.state().unsaved.is_empty() {
                 self.flush().await?;
@@ -308,7 +308,7 @@ impl Writer {
             let saving = Arc::clone(&self.saving);
             let permit = saving.acquire_owned().await.expect("it is never closed");
             let content =
-                if block.is_zero() { Content::Zero } else { Content::Data(frame.as_deref()) };
+                if block.is_zero() { Content::Zero } else { Content::Data(frame.as_ref()) };
             let (record, full) = {
                 let mut state = self.state();
                 state.check_open()?;
