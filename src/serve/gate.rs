@@ -159,6 +159,8 @@ pub(super) async fn pass(
         tokio::time::sleep(verdict.delay).await;
     }
     let working = connection.as_ref().map(Connection::work);
+    // Whoever puts many blocks at once sends the next when this one is answered.
+    let next_block = (operation == Operation::PutSnapshotBlock).then(Coming::new);
     let mut response = match admitted {
         Ok(payload) => {
             endpoint.metrics.received.fetch_add(payload.bytes.len() as u64, Ordering::Relaxed);
@@ -180,7 +182,7 @@ pub(super) async fn pass(
             refusal.into_response()
         }
     };
-    drop(working);
+    drop((working, next_block));
     let formed = response.extensions_mut().remove::<query::Refused>().map(|refused| refused.0);
     let refusal = response.extensions_mut().remove::<Refusal>();
     let status = response.status();

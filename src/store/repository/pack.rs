@@ -67,20 +67,20 @@ pub(super) enum Encoded {
     Raw(Bytes),
 }
 
-/// Makes a frame of one block. Whether it is worth compressing is found out with pieces of it.
-pub(super) fn compress(raw: Bytes) -> Encoded {
-    if !shrinks(&raw) {
-        return Encoded::Raw(raw);
+impl Encoded {
+    /// Compresses a block, which takes about a millisecond.
+    pub(super) fn compressed(raw: &[u8]) -> Self {
+        let bound = zstd::zstd_safe::compress_bound(raw.len());
+        let mut frame = BlockBuffer::with_len(bound).expect("a block may grow by less than 4 KiB");
+        let len = compress_to(raw, &mut frame[..]);
+        frame.truncate(len);
+        Self::Compressed(frame)
     }
-    let bound = zstd::zstd_safe::compress_bound(raw.len());
-    let mut frame = BlockBuffer::with_len(bound).expect("a block may grow by less than 4 KiB");
-    let len = compress_to(&raw, &mut frame[..]);
-    frame.truncate(len);
-    Encoded::Compressed(frame)
 }
 
-/// Whether pieces from all over a block get smaller by more than zstd itself asks for to compress.
-fn shrinks(raw: &[u8]) -> bool {
+/// Whether it is worth compressing a block: whether pieces from all over it get smaller by more than zstd
+/// itself asks for to compress.
+pub(super) fn shrinks(raw: &[u8]) -> bool {
     let mut sample = [0; SAMPLES * SAMPLE_LEN];
     let pieces = raw.chunks_exact((raw.len() / SAMPLES).max(SAMPLE_LEN));
     for (to, from) in sample.chunks_exact_mut(SAMPLE_LEN).zip(pieces) {
@@ -282,7 +282,7 @@ mod tests {
         let blocks: Vec<Vec<u8>> = (1..4u8).map(|n| vec![n; BLOCK_SIZE]).collect();
         let mut builder = PackBuilder::default();
         for block in &blocks {
-            builder.push(&compress(block.clone().into()), Digest::of(block));
+            builder.push(&Encoded::compressed(block), Digest::of(block));
         }
         let (id, bytes) = builder.finish(Uuid::new_v4());
         (id, bytes, blocks)
@@ -343,7 +343,11 @@ mod tests {
     /// The length of its frame, which must hold it.
     fn stored(raw: &[u8]) -> usize {
         let mut builder = PackBuilder::default();
-        let frame = builder.push(&compress(raw.to_owned().into()), Digest::of(raw));
+        let encoded = match shrinks(raw) {
+            true => Encoded::compressed(raw),
+            false => Encoded::Raw(raw.to_owned().into()),
+        };
+        let frame = builder.push(&encoded, Digest::of(raw));
         let (_, bytes) = builder.finish(Uuid::new_v4());
         let len = frame.length as usize;
         assert_eq!(decompress(&bytes[..len]).unwrap(), raw);
@@ -354,7 +358,7 @@ mod tests {
 
     #[test]
     fn what_does_not_compress_grows_by_the_headers_of_a_raw_frame() {
-        assert!(matches!(compress(noise(BLOCK_SIZE).into()), Encoded::Raw(_)));
+        assert!(!shrinks(&noise(BLOCK_SIZE)));
         assert_eq!(stored(&noise(BLOCK_SIZE)), BLOCK_SIZE + 4 + 1 + 4 + 4 * 3);
     }
 

@@ -17,7 +17,7 @@ use super::document::read_document;
 use super::gc::found_before;
 use super::manifest::Start;
 use super::names::{ObjectId, RecordId};
-use super::pack::{Encoded, Frame, PackBuilder, Spare, compress};
+use super::pack::{Encoded, Frame, PackBuilder, Spare, shrinks};
 use super::table::{Entry, PAGE_BLOCKS, Table};
 use super::{Repository, names, since_boot};
 use crate::model::{Block, BlockIndex, Digest, SnapshotId, VolumeSize};
@@ -299,7 +299,10 @@ impl Writer {
         loop {
             if !block.is_zero() && frame.is_none() && !self.knows(digest) {
                 let raw = block.bytes();
-                frame = Some(blocking(move || Ok(compress(raw))).await?);
+                frame = Some(match shrinks(&raw) {
+                    true => blocking(move || Ok(Encoded::compressed(&raw))).await?,
+                    false => Encoded::Raw(raw),
+                });
             }
             if !self.state().unsaved.is_empty() {
                 self.flush().await?;
