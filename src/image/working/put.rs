@@ -1,13 +1,12 @@
 //! Making the snapshot of one frozen generation.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::stream;
 use futures::{StreamExt as _, TryStreamExt as _};
 use roaring::RoaringBitmap;
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use super::layer::Commit;
@@ -26,7 +25,7 @@ use crate::store::{CompleteRequest, ErrorKind, ListedBlock, StartRequest};
 use crate::transfer::holes::too_many;
 use crate::transfer::{concurrent_runs, run_len};
 
-/// How long a commit goes on without a block being acknowledged.
+/// How long a commit goes on without a block being acknowledged, or compared with that of the parent.
 const STALL: Duration = Duration::from_mins(1);
 
 /// Memory that a commit takes of the budget of the mount: blocks on their way, and what a store
@@ -39,9 +38,6 @@ const BETWEEN_FLUSHES: u64 = 1024;
 /// Part of the budget of the mount that the blocks of a commit on their way to the store may take.
 const PUT_SHARE: usize = 8;
 
-/// Blocks of a parent that are read to be compared at the same time.
-const COMPARED_AT_ONCE: usize = 6;
-
 /// The blocks of a child, its parent, and what was put before.
 struct Plan {
     files: Arc<Files>,
@@ -53,8 +49,8 @@ struct Plan {
     full_copy: bool,
     /// Whether all of the image is staged, though the parent has most of it.
     whole: bool,
-    /// Blocks of the parent that are read at the same time: each has its minute, also on a slow line.
-    comparing: Semaphore,
+    /// Blocks of the parent that were read: progress too, long before there is anything to put.
+    compared: AtomicU64,
 }
 
 /// One attempt after the other to commit the lowest generation.
@@ -140,7 +136,7 @@ impl Put {
                     && shop.settings.encrypted_holes,
                 full_copy: shop.settings.full_copy,
                 whole: state.base.is_none(),
-                comparing: Semaphore::new(COMPARED_AT_ONCE),
+                compared: AtomicU64::new(0),
             })
         };
         let complete = self.put_all(&snapshot, &plan).await?;
@@ -211,6 +207,7 @@ impl Put {
         {
             let mut puts = std::pin::pin!(puts);
             let mut acknowledged = RoaringBitmap::new();
+            let progress = || self.done() + plan.compared.load(Ordering::Relaxed);
             let mut done = 0;
             // The first block may have to wait until the store knows the snapshot.
             let mut patience = STALL + store.settling();
@@ -227,8 +224,8 @@ impl Put {
                 let next = match next {
                     Ok(next) => next?,
                     // Blocks that need not be put are progress too.
-                    Err(_) if self.done() > done => {
-                        done = self.done();
+                    Err(_) if progress() > done => {
+                        done = progress();
                         continue;
                     }
                     Err(_) => return Err(Error::Stalled(patience)),
@@ -236,7 +233,7 @@ impl Put {
                 let Some(index) = next else { break };
                 patience = STALL;
                 self.commit.done.fetch_add(1, Ordering::Relaxed);
-                done = self.done();
+                done = progress();
                 self.image.state().layers[0].marks.put.insert(index.0);
                 acknowledged.insert(index.0);
                 if acknowledged.len() >= BETWEEN_FLUSHES && flush.is_none() {
@@ -336,8 +333,9 @@ impl Put {
             // it twice.
             Some(_) if plan.whole => {
                 let parent = plan.parent.as_ref().expect("it has the block");
-                let _turn = plan.comparing.acquire().await.expect("it is never closed");
-                in_time(parent.block(index, Urgency::Prefetch)).await? != block
+                let theirs = parent.block(index, Urgency::Prefetch).await?;
+                plan.compared.fetch_add(1, Ordering::Relaxed);
+                theirs != block
             }
             Some(_) => true,
             None => {

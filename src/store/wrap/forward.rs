@@ -36,6 +36,11 @@ pub(crate) trait Wrapper: Debug + Send + Sync + 'static {
         page
     }
 
+    /// Sees each page of a list of blocks.
+    fn listed_blocks(&self, page: BlockPage) -> BlockPage {
+        page
+    }
+
     /// Sees each snapshot that a call tells of.
     fn snapshot(&self, _call: Call, snapshot: Snapshot) -> Snapshot {
         snapshot
@@ -88,7 +93,8 @@ impl<W: Wrapper> SnapshotStore for W {
     }
 
     async fn list_blocks(&self, id: &SnapshotId, from: ListFrom, max: usize) -> Result<BlockPage> {
-        forward!(self, ListBlocks, self.inner().list_blocks(id, from, max))
+        let page = forward!(self, ListBlocks, self.inner().list_blocks(id, from, max))?;
+        Ok(self.listed_blocks(page))
     }
 
     async fn list_changed_blocks(

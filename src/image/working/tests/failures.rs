@@ -1,16 +1,19 @@
 //! Commits that go wrong in ways that need no chance.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use rstest::rstest;
 
 use super::trap::{Fault, Plan};
 use super::world::{Change, PATIENCE, World};
 use crate::image::working::commit::Run;
-use crate::image::working::{Error, Settings, State};
+use crate::image::working::{Error, Settings, State, WorkingImage};
 use crate::model::BLOCK_SIZE_U64;
 use crate::store::ErrorKind;
 use crate::store::wrap::Call;
+use crate::transfer::run_len;
 use crate::tree;
 
 const fn write(block: u64, value: u8) -> Change {
@@ -218,7 +221,7 @@ async fn a_commit_is_cancelled_as_soon_as_it_shows() {
     let end = std::time::Instant::now() + PATIENCE;
     while image.status().state != State::Committing {
         assert!(std::time::Instant::now() < end, "it never shows");
-        std::thread::sleep(std::time::Duration::from_millis(1));
+        std::thread::sleep(Duration::from_millis(1));
     }
     image.cancel().unwrap();
     drop(slow_disk);
@@ -228,6 +231,89 @@ async fn a_commit_is_cancelled_as_soon_as_it_shows() {
     assert_eq!(image.status().state, State::Interrupted);
     world.slots[0].changed = true;
     world.commit().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancel_ends_nothing_that_began_later() {
+    let mut world = written().await;
+    let image = world.slots[0].image();
+    let (staging, away) = (world.staging(), world.staging().with_extension("away"));
+    let disk = image.recording.lock().unwrap();
+    let committing = tokio::spawn({
+        let image = Arc::clone(&image);
+        async move { image.commit().await }
+    });
+    let end = std::time::Instant::now() + PATIENCE;
+    while image.status().state != State::Committing {
+        assert!(std::time::Instant::now() < end, "it never shows");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    image.cancel().unwrap();
+    // It does not come to what was cancelled.
+    std::fs::rename(&staging, &away).unwrap();
+    drop(disk);
+    let error = committing.await.unwrap().unwrap_err();
+    assert!(matches!(error, Error::Io { .. }), "{error}");
+    std::fs::rename(&away, &staging).unwrap();
+    world.quiet().await;
+    world.slots[0].changed = true;
+    world.commit().await;
+}
+
+/// An image of blocks that each have something in them.
+async fn dense(world: &mut World, blocks: u64) -> Arc<WorkingImage> {
+    world.create(None).await;
+    let image = Arc::clone(&world.slots.last().unwrap().image());
+    for block in 0..blocks {
+        let bytes = Bytes::from(vec![block as u8 + 1; 1000]);
+        image.write(block * BLOCK_SIZE_U64, bytes).await.unwrap();
+    }
+    image
+}
+
+#[tokio::test]
+async fn what_is_read_ahead_of_a_slow_store_keeps_to_the_budget() {
+    let mut world = World::new().await;
+    let image = dense(&mut world, 150).await;
+    world.life().trap.arm(Plan { call: Call::PutBlock, after: 0, fault: Fault::HangAll });
+    let committing = tokio::spawn({
+        let image = Arc::clone(&image);
+        async move { image.commit().await }
+    });
+    world.life().trap.caught.acquire().await.unwrap().forget();
+    let read = || image.state().layers[0].marks.hashed.len() as usize;
+    let (mut before, mut now) = (0, read());
+    while before < now {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        (before, now) = (now, read());
+    }
+    // A run is being put, and another may be kept for when it was.
+    assert!((run_len()..=2 * run_len()).contains(&now), "{now} blocks");
+    image.cancel().unwrap();
+    assert!(matches!(committing.await.unwrap(), Err(Error::Cancelled)));
+}
+
+/// Whatever is read, compared, and need not be put goes on in its own time.
+#[tokio::test]
+async fn a_parent_on_a_slow_line_is_compared_to_its_end() {
+    let mut world = World::new().await;
+    let parent = dense(&mut world, 40).await.commit().await.unwrap();
+    let image = dense(&mut world, 40).await;
+    image.wish("parent", Some(parent.as_str())).await.unwrap();
+    world.life().trap.be_far(Duration::from_secs(50));
+    tokio::time::pause();
+    let begun = tokio::time::Instant::now();
+    let committing = tokio::spawn(async move { image.commit().await });
+    while !committing.is_finished() {
+        // What is read is hashed by a thread, of which the clock knows nothing.
+        let real = || std::thread::sleep(Duration::from_millis(20));
+        tokio::task::spawn_blocking(real).await.unwrap();
+        tokio::time::advance(Duration::from_secs(10)).await;
+    }
+    assert!(begun.elapsed() > Duration::from_mins(5));
+    tokio::time::resume();
+    committing.await.unwrap().unwrap();
+    assert_eq!(world.life().counters.calls(Call::PutBlock), 40);
 }
 
 #[rstest]

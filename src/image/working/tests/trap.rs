@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::Semaphore;
 
 use crate::model::{BlockIndex, Snapshot, SnapshotId, SnapshotState};
 use crate::store::wrap::{Call, Wrapper};
-use crate::store::{Error, ErrorKind, Result, SharedStore};
+use crate::store::{BlockPage, Error, ErrorKind, Result, SharedStore};
 
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub(super) enum Fault {
     HangBefore,
     /// The call is made, and not answered before it is let go.
     HangAfter,
+    /// No call is made from now on; each hangs until it is let go.
+    HangAll,
 }
 
 impl Fault {
@@ -64,6 +67,8 @@ struct State {
     slowed: Option<SnapshotId>,
     /// Blocks that were put again, after they had been acknowledged.
     repeated: u32,
+    /// How long each block takes to read, if it is as it is with EBS, whose lists have no digests.
+    far: Option<Duration>,
 }
 
 impl Trap {
@@ -97,6 +102,11 @@ impl Trap {
         self.state().slow = describes;
     }
 
+    /// From now on lists have no digests, and each block takes so long to read.
+    pub(super) fn be_far(&self, read: Duration) {
+        self.state().far = Some(read);
+    }
+
     /// Blocks that were put again since the last time that this was asked.
     pub(super) fn repeated(&self) -> u32 {
         std::mem::take(&mut self.state().repeated)
@@ -111,6 +121,9 @@ impl Trap {
             plan.after -= 1;
             return None;
         }
+        if plan.fault == Fault::HangAll {
+            return Some(Fault::HangAll);
+        }
         state.plan.take().map(|plan| plan.fault)
     }
 
@@ -120,7 +133,7 @@ impl Trap {
             Some(Fault::Fail | Fault::Lose) => failed(ErrorKind::Unavailable, "fails as planned"),
             Some(Fault::Deny) => failed(ErrorKind::Denied, "is not for you"),
             Some(Fault::Panic) => panic!("as planned"),
-            Some(Fault::HangBefore | Fault::HangAfter) => {
+            Some(Fault::HangBefore | Fault::HangAfter | Fault::HangAll) => {
                 self.hang().await;
                 Ok(())
             }
@@ -141,11 +154,20 @@ impl Wrapper for Trap {
     }
 
     async fn before(&self, call: Call) -> Result<()> {
+        let far = self.state().far.filter(|_| call == Call::GetBlock);
+        tokio::time::sleep(far.unwrap_or_default()).await;
         self.fall(call, false).await
     }
 
     async fn answer(&self, call: Call) -> Result<()> {
         self.fall(call, true).await
+    }
+
+    fn listed_blocks(&self, mut page: BlockPage) -> BlockPage {
+        if self.state().far.is_some() {
+            page.blocks.iter_mut().for_each(|block| block.digest = None);
+        }
+        page
     }
 
     fn snapshot(&self, call: Call, mut snapshot: Snapshot) -> Snapshot {
