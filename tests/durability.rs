@@ -89,7 +89,13 @@ fn event(call: &str, directory: &Path, begun: usize) -> Option<Event> {
 }
 
 fn absolute(directory: &Path, path: &str) -> PathBuf {
-    let path = directory.join(path);
+    let path = match path.strip_prefix("/proc/self/fd/") {
+        // A repository is reached by the descriptor of its directory.
+        Some(held) => {
+            directory.join("store").join(held.split_once('/').map_or("", |(_, name)| name))
+        }
+        None => directory.join(path),
+    };
     path.components().filter(|part| *part != Component::CurDir).collect()
 }
 

@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt as _;
 use nix::errno::Errno;
 use nix::sys::signal::{SIGINT, SIGKILL, SIGTERM, Signal};
 use support::writing::Disk;
-use support::{MIB, Mount, Sandbox, can_mount, errno, same, text, until};
+use support::{MIB, Mount, Sandbox, can_mount, errno, over_ebs, same, text, until};
 
 /// A script fails, and what it prints on stderr has this in it.
 #[track_caller]
@@ -122,19 +122,52 @@ fn a_store_that_cannot_be_written_fails_the_close_and_opening_again_retries() {
 
 #[test]
 fn a_store_that_is_gone_fails_the_close() {
-    if !can_mount(&["cp"]) {
+    if over_ebs() || !can_mount(&["cp"]) {
+        return;
+    }
+    let sandbox = Sandbox::with_store();
+    sandbox.random("x.img", 3 * MIB);
+    let mount = sandbox.mount(&[]);
+    sandbox.sh("mkdir away; mv store/* away/");
+    fails(&sandbox, "cp x.img mnt/new/", "failed to close");
+    assert_eq!(mount.state("x.img"), "failed");
+    assert!(sandbox.ok(&["staged", "mnt"]).contains("the repository is gone"));
+    // Nothing was made where it was.
+    assert_eq!(sandbox.sh("find store -not -type d -or -name '[0-9a-f]*'"), "");
+    sandbox.sh("rm -rf store/*; mv away/* store/");
+    sandbox.assert_holds(sandbox.ok(&["commit", "mnt/new/x.img"]).trim(), "x.img");
+    mount.unmount();
+    assert_eq!(sandbox.snapshots().len(), 1);
+}
+
+#[test]
+fn a_repository_stays_the_one_that_was_mounted() {
+    if over_ebs() || !can_mount(&["cp"]) {
         return;
     }
     let sandbox = Sandbox::with_store();
     sandbox.random("x.img", 3 * MIB);
     let mount = sandbox.mount(&[]);
     sandbox.sh("mv store away");
-    fails(&sandbox, "cp x.img mnt/new/", "failed to close");
-    assert_eq!(mount.state("x.img"), "failed");
+    sandbox.ok(&["-s", "store", "init"]);
+    sandbox.sh("cp x.img mnt/new/; cmp x.img mnt/new/x.img");
+    let id = mount.committed("x.img");
+    sandbox.sh(&format!("cmp x.img mnt/{id}.img"));
+    assert!(!sandbox.join("store/snapshots").exists());
     sandbox.sh("rm -rf store; mv away store");
-    sandbox.assert_holds(sandbox.ok(&["commit", "mnt/new/x.img"]).trim(), "x.img");
+    sandbox.assert_holds(&id, "x.img");
     mount.unmount();
-    assert_eq!(sandbox.snapshots().len(), 1);
+}
+
+#[test]
+fn the_disk_of_a_repository_cannot_be_taken_away() {
+    if over_ebs() || !can_mount(&[]) {
+        return;
+    }
+    let (sandbox, _disk) = Disk::with_store(48 * MIB);
+    let mount = sandbox.mount(&[]);
+    fails(&sandbox, "umount store", "busy");
+    mount.unmount();
 }
 
 #[test]

@@ -1,19 +1,20 @@
 //! Objects in a directory of a file system.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::io::{ErrorKind as Io, Read as _, Write as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use fs_err as fs;
 use jiff::Timestamp;
 use nix::fcntl::{AT_FDCWD, FcntlArg, OFlag, RenameFlags, fcntl, renameat2};
 use uuid::Uuid;
 
+use super::names::INFO;
 use super::objects::{Decode, Decoded, Objects};
 use crate::model::{BlockBuffer, DIRECT_ALIGNMENT};
 use crate::store::{Error, ErrorKind, Result};
@@ -29,16 +30,23 @@ const STAGING: &str = "tmp";
 #[derive(Clone, Debug)]
 pub(super) struct Directory(Arc<Inner>);
 
+///
+/// The directory stays the one that it was when it was opened: its path may lead to another one, or to none,
+/// when its disk is unmounted or it is moved.
 #[derive(Debug)]
 struct Inner {
+    /// What leads to it, whatever its own path leads to.
     root: PathBuf,
+    /// Keeps it, and its file system, from going away.
+    _held: Option<File>,
     /// Directories that are known to be there, durably.
     made: Mutex<HashSet<PathBuf>>,
 }
 
 impl Directory {
+    /// The directory at `root`; what is wrong with it shows when it is used.
     pub(super) fn new(root: &Path) -> Self {
-        Self(Arc::new(Inner { root: root.to_owned(), made: Mutex::default() }))
+        Self(Arc::new(Inner::new(root)))
     }
 
     /// Runs `work`, which waits for the disk, where waiting is allowed.
@@ -64,6 +72,36 @@ pub(super) async fn blocking<T: Send + 'static>(
 }
 
 impl Inner {
+    fn new(path: &Path) -> Self {
+        let mut options = std::fs::OpenOptions::new();
+        options.read(true).custom_flags(OFlag::O_PATH.bits() | OFlag::O_DIRECTORY.bits());
+        let held = options.open(path).ok();
+        let link =
+            held.as_ref().map(|file| PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())));
+        let root = link.filter(|link| link.is_dir()).unwrap_or_else(|| path.to_owned());
+        Self { root, _held: held, made: Mutex::default() }
+    }
+
+    /// That nothing is left of the repository, if that is so: what is missing then was not just deleted, and
+    /// nothing must be made in its place.
+    fn gone(&self) -> std::io::Result<()> {
+        match self.root.join(INFO).symlink_metadata() {
+            Err(error) if error.kind() == Io::NotFound => {
+                let message = format!("the repository is gone: it has no {INFO} any more");
+                Err(std::io::Error::other(message))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// That something is not there, or that nothing is.
+    fn missing(&self, error: std::io::Error) -> std::io::Error {
+        match self.gone() {
+            Err(gone) if error.kind() == Io::NotFound => gone,
+            _ => error,
+        }
+    }
+
     fn create(&self, name: &str, data: &[u8]) -> Result<bool> {
         let path = self.root.join(name);
         let staged =
@@ -72,7 +110,7 @@ impl Inner {
             Ok(created) => Ok(created),
             Err(error) => {
                 // Best effort: what stays behind has no name that counts, and is swept later.
-                let _ = fs::remove_file(&staged);
+                let _ = std::fs::remove_file(&staged);
                 Err(Error::from_io(format!("cannot write {name}"), error))
             }
         }
@@ -95,7 +133,7 @@ impl Inner {
             Ok(()) => Ok(path),
             Err(error) => {
                 // A full disk is freed again at once.
-                let _ = fs::remove_file(&path);
+                let _ = std::fs::remove_file(&path);
                 Err(error)
             }
         }
@@ -109,7 +147,7 @@ impl Inner {
             match rename_exclusive(staged, path) {
                 Ok(()) => break,
                 Err(error) if error.kind() == Io::AlreadyExists => {
-                    fs::remove_file(staged)?;
+                    std::fs::remove_file(staged)?;
                     // Whoever made it may not have synced it yet, and we are about to rely on it.
                     sync_directory(parent)?;
                     return Ok(false);
@@ -133,6 +171,10 @@ impl Inner {
         }
         let parent = directory.parent().expect("below the root");
         self.ensure_directory(parent)?;
+        // When a repository is made there is nothing but this one.
+        if !directory.ends_with(STAGING) {
+            self.gone()?;
+        }
         match std::fs::DirBuilder::new().mode(0o700).create(directory) {
             Ok(()) => {}
             Err(error) if error.kind() == Io::AlreadyExists => {}
@@ -147,18 +189,19 @@ impl Inner {
         let path = self.root.join(name);
         let read = || {
             let mut data = Vec::new();
-            fs::File::open(&path)?.read_to_end(&mut data)?;
+            File::open(&path)?.read_to_end(&mut data)?;
             Ok(data.into())
         };
-        read().map_err(|e| Error::from_io(format!("cannot read {name}"), e))
+        let missing = |error| if name == INFO { error } else { self.missing(error) };
+        read().map_err(|e| Error::from_io(format!("cannot read {name}"), missing(e)))
     }
 
     fn read_range(&self, name: &str, offset: u64, len: usize) -> Result<Bytes> {
         let failed = |e| match std::io::Error::kind(&e) {
             Io::UnexpectedEof => Error::new(ErrorKind::Corrupt, format!("{name} is truncated")),
-            _ => Error::from_io(format!("cannot read {name}"), e),
+            _ => Error::from_io(format!("cannot read {name}"), self.missing(e)),
         };
-        let file = std::fs::File::open(self.root.join(name)).map_err(failed)?;
+        let file = File::open(self.root.join(name)).map_err(failed)?;
         let too_long = || {
             Error::new(ErrorKind::Corrupt, format!("{len} bytes of {name} are more than a block"))
         };
@@ -177,14 +220,14 @@ impl Inner {
 
     fn read_tail(&self, name: &str, len: usize) -> Result<Bytes> {
         let read = || {
-            let file = std::fs::File::open(self.root.join(name))?;
+            let file = File::open(self.root.join(name))?;
             let size = file.metadata()?.len();
             let len = usize::try_from(size).unwrap_or(usize::MAX).min(len);
             let mut data = vec![0; len];
             file.read_exact_at(&mut data, size - len as u64)?;
             Ok(data.into())
         };
-        read().map_err(|e| Error::from_io(format!("cannot read {name}"), e))
+        read().map_err(|e| Error::from_io(format!("cannot read {name}"), self.missing(e)))
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<String>> {
@@ -192,9 +235,12 @@ impl Inner {
         let mut directories = vec![prefix.trim_end_matches('/').to_owned()];
         while let Some(directory) = directories.pop() {
             let failed = |e| Error::from_io(format!("cannot list {directory}"), e);
-            let entries = match fs::read_dir(self.root.join(&directory)) {
+            let entries = match std::fs::read_dir(self.root.join(&directory)) {
                 Ok(entries) => entries,
-                Err(error) if error.kind() == Io::NotFound => continue,
+                Err(error) if error.kind() == Io::NotFound => {
+                    self.gone().map_err(failed)?;
+                    continue;
+                }
                 Err(error) => return Err(failed(error)),
             };
             for entry in entries {
@@ -232,8 +278,8 @@ impl Inner {
         parents.sort();
         parents.dedup();
         for parent in parents.iter().rev() {
-            self.tidy(parent)
-                .map_err(|e| Error::from_io(format!("cannot delete in {}", parent.display()), e))?;
+            let name = parent.strip_prefix(&self.root).unwrap_or(parent).display();
+            self.tidy(parent).map_err(|e| Error::from_io(format!("cannot delete in {name}"), e))?;
         }
         Ok(())
     }
@@ -263,7 +309,7 @@ impl Inner {
     fn sweep(&self, before: Timestamp) -> Result<u64> {
         let failed = |e| Error::from_io(format!("cannot sweep {STAGING}"), e);
         let mut bytes = 0;
-        let entries = match fs::read_dir(self.root.join(STAGING)) {
+        let entries = match std::fs::read_dir(self.root.join(STAGING)) {
             Ok(entries) => entries,
             Err(error) if error.kind() == Io::NotFound => return Ok(0),
             Err(error) => return Err(failed(error)),
@@ -304,7 +350,7 @@ fn timestamp(time: std::time::SystemTime) -> Result<Timestamp> {
 
 /// Reads a range past the page cache: what is above keeps what is worth keeping, and a copy here
 /// would only drive out what others keep. `None` if the file system or the range does not allow it.
-fn read_direct(file: &std::fs::File, offset: u64, len: usize) -> std::io::Result<Option<Bytes>> {
+fn read_direct(file: &File, offset: u64, len: usize) -> std::io::Result<Option<Bytes>> {
     const ALIGNMENT: u64 = DIRECT_ALIGNMENT as u64;
     let start = offset / ALIGNMENT * ALIGNMENT;
     let skip = usize::try_from(offset - start).expect("less than the alignment");
@@ -332,7 +378,7 @@ fn read_direct(file: &std::fs::File, offset: u64, len: usize) -> std::io::Result
 
 /// Writes what it can of `data` past the page cache, and answers how much: nobody reads a pack soon,
 /// and fresh memory for a copy of it costs more than the disk does.
-fn write_direct(file: &mut std::fs::File, data: &[u8]) -> std::io::Result<usize> {
+fn write_direct(file: &mut File, data: &[u8]) -> std::io::Result<usize> {
     /// Less than this is not worth the trouble.
     const WORTH: usize = 1 << 20;
     let whole = data.len() / DIRECT_ALIGNMENT * DIRECT_ALIGNMENT;
@@ -372,7 +418,7 @@ fn rename_exclusive(from: &Path, to: &Path) -> std::io::Result<()> {
 
 /// Makes the names in a directory durable.
 pub(super) fn sync_directory(directory: &Path) -> std::io::Result<()> {
-    std::fs::File::open(directory)?.sync_all()
+    File::open(directory)?.sync_all()
 }
 
 #[async_trait]
@@ -452,7 +498,7 @@ mod tests {
     #[test]
     fn an_object_is_what_was_given_however_long_and_wherever_in_memory() {
         let dir = tempfile::tempdir().unwrap();
-        let inner = Inner { root: dir.path().to_owned(), made: Mutex::default() };
+        let inner = Inner::new(dir.path());
         let mut memory: Vec<u8> = (0..3_200_000u32).map(|n| (n % 253) as u8).collect();
         let start = memory.as_ptr().align_offset(DIRECT_ALIGNMENT);
         memory.drain(..7);
@@ -467,12 +513,40 @@ mod tests {
     }
 
     #[test]
+    fn where_a_repository_was_nothing_is_found_or_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let (here, away) = (dir.path().join("here"), dir.path().join("away"));
+        std::fs::create_dir(&here).unwrap();
+        let inner = Inner::new(&here);
+        assert!(inner.create(INFO, b"{}").unwrap() && inner.create("a/b/c", b"x").unwrap());
+        // It is the same one under another name.
+        std::fs::rename(&here, &away).unwrap();
+        std::fs::create_dir(&here).unwrap();
+        assert!(inner.create("a/b/d", b"y").unwrap());
+        assert_eq!(inner.list("a/").unwrap().len(), 2);
+        assert!(away.join("a/b/d").exists() && !here.join("a").exists());
+        assert_eq!(inner.read("a/b/x").unwrap_err().kind(), ErrorKind::NotFound);
+        std::fs::rename(away.join("a"), here.join("a")).unwrap();
+        std::fs::remove_file(away.join(INFO)).unwrap();
+        for error in [
+            inner.list("a/").unwrap_err(),
+            inner.read("a/b/c").unwrap_err(),
+            inner.read_range("a/b/c", 0, 1).unwrap_err(),
+            inner.create("a/b/e", b"z").unwrap_err(),
+        ] {
+            assert_eq!(error.kind(), ErrorKind::Unavailable);
+            assert!(crate::store::causes(&error).contains("the repository is gone"), "{error:?}");
+        }
+        assert!(!away.join("a").exists());
+    }
+
+    #[test]
     fn a_range_is_the_same_from_the_disk_and_from_memory() {
         let dir = tempfile::tempdir().unwrap();
         let content: Vec<u8> = (0..1_500_001u32).map(|n| (n % 251) as u8).collect();
         std::fs::write(dir.path().join("x"), &content).unwrap();
-        let inner = Inner { root: dir.path().to_owned(), made: Mutex::default() };
-        let file = std::fs::File::open(dir.path().join("x")).unwrap();
+        let inner = Inner::new(dir.path());
+        let file = File::open(dir.path().join("x")).unwrap();
         file.sync_all().unwrap();
         for (offset, len) in [(0, 1), (4095, 2), (511, 524_300), (975_701, 524_300), (4096, 4096)] {
             for _ in ["from the disk", "from memory"] {
@@ -480,8 +554,7 @@ mod tests {
                 assert_eq!(read, content[usize::try_from(offset).unwrap()..][..len], "{offset}");
             }
             posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
-            let direct =
-                read_direct(&std::fs::File::open(dir.path().join("x")).unwrap(), offset, len);
+            let direct = read_direct(&File::open(dir.path().join("x")).unwrap(), offset, len);
             if let Some(read) = direct.unwrap() {
                 assert_eq!(read, content[usize::try_from(offset).unwrap()..][..len], "{offset}");
             }
