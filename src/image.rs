@@ -10,6 +10,7 @@ use crate::model::{
     BLOCK_SIZE, BLOCK_SIZE_U64, Block, BlockIndex, BlockMap, BlockPart, BlockState, Digest,
     Snapshot, block_parts, zeros,
 };
+use crate::store::page::{MAX_IDLE_PAGES, check_ascending, no_progress};
 use crate::store::{Error, ErrorKind, ListFrom, ListedBlock, Result, SharedStore};
 
 mod prefetch;
@@ -21,10 +22,6 @@ pub use reader::Reader;
 
 /// Blocks whose listing is fetched, kept and forgotten together: 2 GiB of the volume.
 const SPAN_BLOCKS: u32 = 4096;
-
-/// Pages of a listing in a row that may tell nothing new before it is given up: the service may
-/// answer with short and empty pages, but not for ever.
-const MAX_IDLE_PAGES: usize = 100;
 
 /// Times that a block is listed again because its token does not work.
 const MAX_RELISTS: usize = 2;
@@ -262,8 +259,7 @@ impl Image {
         let id = &self.snapshot.id;
         while covered < end {
             if idle == MAX_IDLE_PAGES {
-                let message = format!("the listing of {id} makes no progress at block {covered}");
-                return Err(Error::new(ErrorKind::Unavailable, message));
+                return Err(no_progress(id, covered));
             }
             idle += 1;
             let followed = matches!(from, ListFrom::Page(_));
@@ -388,21 +384,4 @@ fn slice(block: &Block, part: BlockPart) -> Bytes {
 
 fn find(listing: &[ListedBlock], index: BlockIndex) -> Option<&ListedBlock> {
     listing.binary_search_by_key(&index, |block| block.index).ok().map(|n| &listing[n])
-}
-
-/// A listing that is out of order cannot be searched: blocks would seem to be holes.
-fn check_ascending(
-    id: &crate::model::SnapshotId,
-    from: BlockIndex,
-    last: Option<&ListedBlock>,
-    page: &[ListedBlock],
-) -> Result<()> {
-    let before = last.map(|block| block.index);
-    let indexes = before.into_iter().chain(page.iter().map(|block| block.index));
-    let ascending = indexes.is_sorted_by(|a, b| a < b);
-    if ascending && page.first().is_none_or(|block| block.index >= from || before.is_some()) {
-        return Ok(());
-    }
-    let message = format!("the store lists the blocks of {id} out of order at block {from}");
-    Err(Error::new(ErrorKind::Corrupt, message))
 }

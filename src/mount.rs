@@ -153,7 +153,7 @@ pub fn serve(
         tracing::info!("{url} can only be read: new/ is read-only");
     }
     let tree = match writing {
-        Some(writing) => match staging(url, &options.mount_point, writing)? {
+        Some(writing) => match staging(url, &store, &options.mount_point, writing)? {
             Some(staging) => {
                 let shop = Workshop::new(store, cache, staging, patient(&writing.settings));
                 runtime.block_on(tree.with_new(shop))
@@ -207,10 +207,14 @@ pub fn serve(
 /// The staging directory. One that nobody asked for is done without, if it cannot be had.
 fn staging(
     url: &StoreUrl,
+    store: &SharedStore,
     mount_point: &Path,
     writing: &Writing,
 ) -> anyhow::Result<Option<Staging>> {
-    let store = url.to_string();
+    let store = match &*store.place() {
+        "" => url.to_string(),
+        place => format!("{url} ({place})"),
+    };
     if let Some(path) = &writing.staging {
         let at = path.canonicalize().unwrap_or_else(|_| path.clone());
         let mut mounts = our_mounts()?.into_iter().map(|entry| entry.mount_point);
@@ -319,8 +323,14 @@ async fn attend(
         tokio::select! {
             () = tree.commits_done() => leave(&options.mount_point),
             _ = &mut end => break,
-            _ = interrupt.recv() => return given_up(),
-            _ = terminate.recv() => return given_up(),
+            _ = interrupt.recv() => {
+                detach(&options.mount_point);
+                return given_up();
+            }
+            _ = terminate.recv() => {
+                detach(&options.mount_point);
+                return given_up();
+            }
         }
     }
     // What programs closed while it was unmounted is committed now.
@@ -363,10 +373,15 @@ fn leave(mount_point: &Path) {
         Err(busy @ Error::Busy { .. }) => {
             tracing::warn!("{busy}");
             tracing::warn!("it is served until they are done; a second signal ends it at once");
-            if let Err(error) = unmount(mount_point, true) {
-                tracing::error!("{error}");
-            }
+            detach(mount_point);
         }
         Err(error) => tracing::error!("{error}"),
+    }
+}
+
+/// Takes the mount out of sight, whoever uses it.
+fn detach(mount_point: &Path) {
+    if let Err(error) = unmount(mount_point, true) {
+        tracing::error!("{error}");
     }
 }

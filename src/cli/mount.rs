@@ -156,8 +156,11 @@ fn serve(
 /// Tells the process that the user started that the mount is there, and lets it go.
 fn announce() {
     let mut stdout = std::io::stdout();
-    // If it is gone already, nobody waits.
-    let _ = writeln!(stdout, "{}", mount::READY).and_then(|()| stdout.flush());
+    if writeln!(stdout, "{}", mount::READY).and_then(|()| stdout.flush()).is_err() {
+        // Whoever asked for it has been ended, and knows of no mount.
+        tracing::warn!("nobody waits for this mount any more");
+        let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM);
+    }
     if let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null") {
         let _ = nix::unistd::dup2_stdout(null);
     }

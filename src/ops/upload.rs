@@ -10,12 +10,16 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use super::blocks::Listing;
 use super::{Error, Result};
 use crate::model::{
-    Block, BlockIndex, Digester, LENGTH_TAG, MAX_DESCRIPTION_CHARS, Snapshot, SnapshotId, Tags,
+    Block, BlockIndex, Digester, LENGTH_TAG, MAX_DESCRIPTION_CHARS, Snapshot, SnapshotId,
+    SnapshotState, Tags,
 };
 use crate::store::{self, CompleteRequest, ErrorKind, ListedBlock, SharedStore, StartRequest};
 use crate::transfer::holes::too_many;
 use crate::transfer::source::Source;
 use crate::transfer::{SharedProgress, blocking, concurrent_runs, run_len, spawned};
+
+/// How long it is tried to remove a snapshot that will not be completed: somebody waits to be let go.
+const ABORT: Duration = Duration::from_secs(15);
 
 /// What to upload, and as what.
 #[derive(Clone, Debug)]
@@ -113,6 +117,11 @@ impl Upload {
             }
         };
         match done {
+            Ok((snapshot, _)) if snapshot.state == SnapshotState::Error => {
+                let why = snapshot.state_message.unwrap_or_default();
+                let message = format!("{} failed in the store: {why}", snapshot.id);
+                Err(store::Error::new(ErrorKind::Unavailable, message).into())
+            }
             Ok((snapshot, request)) => Ok(Done {
                 snapshot,
                 len: source.len(),
@@ -284,12 +293,14 @@ async fn is_needed(
     Ok((index, block, needed))
 }
 
-/// Removes a snapshot that will not be completed. A failure is logged: it stays pending, and
-/// `delete` removes it.
+/// Removes a snapshot that will not be completed. A failure is logged: then it stays pending.
 pub async fn abort(store: &SharedStore, id: &SnapshotId) {
-    if let Err(error) = store.delete(id).await {
-        tracing::warn!("{id} stays pending: {error}");
-    }
+    let why = match tokio::time::timeout(ABORT, store.delete(id)).await {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("the store did not delete it within {} s", ABORT.as_secs()),
+    };
+    tracing::error!("{id} stays pending: {why}; `fspfs delete {id}` removes it");
 }
 
 /// The blocks that the file or the parent has, ascending; from `filled_from` on, all.

@@ -185,6 +185,10 @@ impl SnapshotStore for Ebs {
         self.settling
     }
 
+    fn place(&self) -> String {
+        self.service.place()
+    }
+
     fn usage(&self) -> Option<Usage> {
         Some(self.service.usage())
     }

@@ -57,7 +57,8 @@ pub(super) async fn describe(
         let request = clients.ec2.describe_snapshots().snapshot_ids(id.as_str());
         let answer = request.send().await.map_err(failed!())?;
         let gone = || Failure::new(Class::NotFound, "there is no such snapshot");
-        answer.snapshots.unwrap_or_default().pop().ok_or_else(gone)
+        let mut found = answer.snapshots.unwrap_or_default().into_iter();
+        found.find(|found| found.snapshot_id() == Some(id.as_str())).ok_or_else(gone)
     });
     snapshot(answer.await?).map_err(|e| e.context(doing))
 }

@@ -36,6 +36,8 @@ pub(crate) struct Clients {
     pub(crate) region: String,
     /// Where the blocks are, unless that follows from the region.
     pub(super) endpoint: Option<String>,
+    /// Where EC2 is, unless that follows from the region.
+    ec2_endpoint: Option<String>,
 }
 
 impl Clients {
@@ -54,14 +56,17 @@ impl Clients {
         }
         let mut ec2 = aws_sdk_ec2::config::Builder::from(shared);
         // A server that offers one mostly offers the other, and never the real EC2 for it.
-        if let Some(endpoint) = url.ec2_endpoint.as_ref().or(url.endpoint.as_ref()) {
+        let ec2_endpoint = url.ec2_endpoint.clone().or_else(|| url.endpoint.clone());
+        if let Some(endpoint) = &ec2_endpoint {
             ec2 = ec2.endpoint_url(endpoint);
         }
+        let ec2_endpoint = ec2_endpoint.or_else(|| configured_endpoint(shared, "EC2"));
         Self {
             ebs: aws_sdk_ebs::Client::from_conf(ebs.build()),
             ec2: aws_sdk_ec2::Client::from_conf(ec2.build()),
             region,
             endpoint,
+            ec2_endpoint,
         }
     }
 }
@@ -70,7 +75,32 @@ impl Clients {
     /// Those that somebody else has made, for a service of which nothing is known.
     pub(super) fn given(ebs: aws_sdk_ebs::Client, ec2: aws_sdk_ec2::Client) -> Self {
         let region = ebs.config().region().map_or(DEFAULT_REGION, Region::as_ref).to_owned();
-        Self { ebs, ec2, region, endpoint: Some(String::new()) }
+        Self { ebs, ec2, region, endpoint: Some(String::new()), ec2_endpoint: None }
+    }
+
+    /// Where these lead, and for whom: the region, the endpoints, and the profile or the account.
+    pub(super) fn place(
+        &self,
+        profile: Option<&str>,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> String {
+        let set = |name| variable(name).filter(|value| !value.is_empty());
+        let who = match (profile, set("AWS_ACCESS_KEY_ID")) {
+            (Some(profile), _) => format!("profile {profile}"),
+            (None, Some(key)) => match account_of(&key) {
+                Some(account) => format!("account {account:012}"),
+                None => format!("key {key}"),
+            },
+            (None, None) => {
+                let profile = set("AWS_PROFILE").unwrap_or_else(|| "default".to_owned());
+                format!("profile {profile}")
+            }
+        };
+        let endpoints = [("EBS", &self.endpoint), ("EC2", &self.ec2_endpoint)];
+        let endpoints = endpoints.iter().filter_map(|(service, endpoint)| {
+            endpoint.as_ref().map(|endpoint| format!(", {service} at {endpoint}"))
+        });
+        format!("{}, {who}{}", self.region, endpoints.collect::<String>())
     }
 
     /// Whether the quotas of AWS are to be expected.
@@ -80,6 +110,22 @@ impl Clients {
         let host = host.split(['/', ':']).next().unwrap_or(host);
         [".amazonaws.com", ".amazonaws.com.cn", ".api.aws"].iter().any(|end| host.ends_with(end))
     }
+}
+
+/// The account that a key of AWS is of, which is in it (`sts:GetAccessKeyInfo` tells the same): so a key
+/// that replaces another is known to be of the same. Other services have keys of other forms.
+fn account_of(key: &str) -> Option<u64> {
+    const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
+    let text = key.strip_prefix("AKIA").or_else(|| key.strip_prefix("ASIA"))?;
+    if text.len() != 16 {
+        return None;
+    }
+    let digit = |c: u8| ALPHABET.iter().position(|known| *known == c);
+    let digits: Vec<u64> =
+        text.bytes().map(|c| digit(c).map(|n| n as u64)).collect::<Option<_>>()?;
+    // Ten digits of five bits; the account is in the first 48 but one, and seven more.
+    let bits = digits[..10].iter().fold(0, |bits, digit| bits << 5 | digit) >> 2;
+    Some((bits & 0x7fff_ffff_ff80) >> 7)
 }
 
 /// The endpoint that the environment or the profile gives for a service.
@@ -145,4 +191,42 @@ pub(crate) async fn config(url: &EbsUrl) -> SdkConfig {
         );
     }
     loader.region(chain.or_else(DEFAULT_REGION)).load().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_tells_its_account() {
+        // The example of <https://medium.com/@TalBeerySec/a-short-note-on-aws-key-id-f88cc4317489>.
+        assert_eq!(account_of("ASIAQNZGKIQY56JQ7WML"), Some(29_608_264_753));
+        for other in ["AKIDACCOUNTONE", "AKIAIOSFODNN7EXAMPL1", "AKIA", "bench"] {
+            assert_eq!(account_of(other), None, "{other}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_for_another_account_or_region_is_in_another_place() {
+        let place = async |url: &str, profile: Option<&str>, key: &str| {
+            let shared = SdkConfig::builder().behavior_version(BehaviorVersion::latest());
+            let url: EbsUrl = url.parse().unwrap();
+            let region = url.region.clone().unwrap_or_else(|| DEFAULT_REGION.to_owned());
+            let clients = Clients::of(&shared.region(Region::new(region)).build(), &url);
+            let key = key.to_owned();
+            clients.place(profile, |name| (name == "AWS_ACCESS_KEY_ID").then(|| key.clone()))
+        };
+        let one = place("ebs:", None, "ASIAQNZGKIQY56JQ7WML").await;
+        assert_eq!(one, "us-east-1, account 029608264753");
+        let others = [
+            place("ebs:", None, "another").await,
+            place("ebs:", None, "").await,
+            place("ebs:", Some("work"), "another").await,
+            place("ebs://eu-west-2", None, "another").await,
+            place("ebs:?endpoint=http://127.0.0.1:1", None, "another").await,
+            place("ebs:?ec2-endpoint=http://127.0.0.1:1", None, "another").await,
+        ];
+        let all: std::collections::HashSet<_> = others.iter().collect();
+        assert_eq!(all.len(), others.len(), "{others:?}");
+    }
 }

@@ -40,6 +40,8 @@ pub(super) struct Failure {
     pub(super) class: Class,
     /// Whether it is what the service said.
     pub(super) answered: bool,
+    /// Whether nothing came for as long as one waits.
+    pub(super) silent: bool,
     text: String,
     request_id: Option<String>,
 }
@@ -47,18 +49,19 @@ pub(super) struct Failure {
 impl Failure {
     /// What is wrong with an answer.
     pub(super) fn new(class: Class, text: impl Into<String>) -> Self {
-        Self { class, answered: true, text: text.into(), request_id: None }
+        Self { class, answered: true, silent: false, text: text.into(), request_id: None }
     }
 
     /// No answer within the time of one attempt.
     pub(super) fn timed_out(time: Duration) -> Self {
         let text = format!("there was no answer within {:.0} s", time.as_secs_f64());
-        Self { answered: false, ..Self::new(Class::Transient, text) }
+        Self { answered: false, silent: true, ..Self::new(Class::Transient, text) }
     }
 
     /// What the limiter learns from it.
     pub(super) fn outcome(&self) -> Outcome {
         match self.class {
+            _ if self.silent => Outcome::Silence,
             _ if !self.answered => Outcome::Unanswered,
             Class::AccountThrottled => Outcome::AccountThrottled,
             Class::SnapshotThrottled => Outcome::SnapshotThrottled,
@@ -78,6 +81,15 @@ impl Failure {
         let request_id = error.request_id().map(str::to_owned);
         let SdkError::ServiceError(service) = error else {
             let text = causes(error);
+            // An answer that is not in the form of the service, from something in between.
+            if let Some(status) = error.raw_response().map(|raw| raw.status().as_u16())
+                && !(200..300).contains(&status)
+            {
+                let class = classify(status, "", None, "");
+                let text =
+                    format!("status {status}, and nothing that the service would say: {text}");
+                return Self { class, answered: true, silent: false, text, request_id };
+            }
             // What cannot be built or signed will not be the next time either.
             let class = match error {
                 SdkError::ConstructionFailure(_) => Class::Final(ErrorKind::Denied),
@@ -93,7 +105,7 @@ impl Failure {
                 _ => Class::Transient,
             };
             let answered = matches!(error, SdkError::ResponseError(_));
-            return Self { class, answered, text, request_id };
+            return Self { class, answered, silent: false, text, request_id };
         };
         let (code, message) = (service.err().code(), service.err().message());
         let status = service.raw().status().as_u16();
@@ -104,7 +116,7 @@ impl Failure {
         let message = message.filter(|message| !message.is_empty());
         let message = message.map_or(String::new(), |message| format!(": {message}"));
         let text = format!("{code}{reason}{message}");
-        Self { class, answered: true, text, request_id }
+        Self { class, answered: true, silent: false, text, request_id }
     }
 
     /// The kind of error that it is for whoever called.
@@ -255,6 +267,8 @@ mod tests {
             (409, "ConflictException", None, "", Class::Final(Kind::Conflict)),
             (403, "InvalidSignatureException", None, "", Class::Credentials),
             (502, "", None, "", Class::Transient),
+            (403, "", None, "", Class::Final(Kind::Denied)),
+            (301, "", None, "", Class::Final(Kind::Invalid)),
             (400, "SomethingNew", None, "", Class::Final(Kind::Invalid)),
         ] {
             assert_eq!(classify(status, code, reason, message), class, "{code} {reason:?}");

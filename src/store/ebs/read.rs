@@ -12,7 +12,7 @@ use super::Ebs;
 use super::clients::Clients;
 use super::failure::{Class, Failure};
 use super::request::Kind;
-use super::service::{Patience, Request};
+use super::service::{ATTEMPT, Patience, Request};
 use super::tokens::Token;
 use super::write::reason_of;
 use crate::hashing::Coming;
@@ -228,7 +228,8 @@ impl Ebs {
         let sent = |clients: Arc<Clients>| async move {
             let coming = Coming::new();
             let request = clients.ebs.get_snapshot_block().snapshot_id(id.as_str());
-            let answer = request.block_index(number).block_token(&token.text).send().await;
+            let request = request.block_index(number).block_token(&token.text).send();
+            let answer = or_silence(request).await?;
             let answer = answer.map_err(|e| {
                 let reason = reason_of!(GetSnapshotBlockError, e);
                 Failure::of_sdk(&e, reason.as_deref())
@@ -251,11 +252,16 @@ impl Ebs {
     }
 }
 
+/// What comes, unless nothing does for as long as an attempt may take.
+async fn or_silence<T>(coming: impl Future<Output = T>) -> Result<T, Failure> {
+    tokio::time::timeout(ATTEMPT, coming).await.map_err(|_| Failure::timed_out(ATTEMPT))
+}
+
 /// Reads a body straight into the memory in which the block stays.
 async fn collect(mut body: ByteStream) -> Result<Bytes, Failure> {
     let mut buffer = BlockBuffer::block();
     let mut len = 0;
-    while let Some(data) = body.next().await {
+    while let Some(data) = or_silence(body.next()).await? {
         let data = data.map_err(|e| {
             let text = format!("the answer was cut: {}", causes(&e));
             Failure::new(Class::Transient, text)

@@ -16,7 +16,10 @@ use crate::model::SnapshotId;
 use crate::store::{Error, ErrorKind, Priority, StoreOptions, Usage};
 
 /// How long one attempt may take, from its first byte to the last of its answer.
-const ATTEMPT: Duration = Duration::from_secs(20);
+pub(super) const ATTEMPT: Duration = Duration::from_secs(20);
+
+/// The same, while there is something to see of a block that comes, or one that goes: many share a slow line.
+const ATTEMPT_OF_BLOCK: Duration = Duration::from_secs(35);
 
 /// The first wait is at most this long, each further one at most twice the one before.
 const BASE: Duration = Duration::from_millis(50);
@@ -94,15 +97,16 @@ impl Patience {
         Self { deadline: DEADLINE + left, not_found_until: Some(until) }
     }
 
-    /// Whether it is worth sending a request again that has failed so often, the last time like this.
-    fn allows(&self, class: Class, attempts: u32) -> bool {
+    /// Whether it is worth sending a request again that has failed like this, after so many answers that were
+    /// corrupt.
+    fn allows(&self, class: Class, corrupt: u32) -> bool {
         match class {
             Class::AccountThrottled
             | Class::SnapshotThrottled
             | Class::Overloaded
             | Class::Transient => true,
             // What is spoilt each time is not spoilt on the way.
-            Class::Corrupt => attempts < MAX_CORRUPT,
+            Class::Corrupt => corrupt < MAX_CORRUPT,
             Class::NotFound => self.not_found_until.is_some_and(|until| Instant::now() < until),
             Class::Credentials | Class::Final(_) => false,
         }
@@ -126,8 +130,8 @@ pub(super) struct Service {
     /// Where the configuration is read again; `None` if the clients were given.
     url: Option<EbsUrl>,
     clients: RwLock<Arc<Clients>>,
-    /// When the configuration was read last.
-    renewed: tokio::sync::Mutex<Instant>,
+    /// When the configuration was read anew, if it was.
+    renewed: tokio::sync::Mutex<Option<Instant>>,
     limiter: Arc<Limiter>,
     sent: Sent,
     /// When it was last said that requests fail.
@@ -140,7 +144,7 @@ impl Service {
         Self {
             url,
             clients: RwLock::new(Arc::new(clients)),
-            renewed: tokio::sync::Mutex::new(Instant::now()),
+            renewed: tokio::sync::Mutex::default(),
             limiter: Limiter::new(options, quotas),
             sent: Sent::default(),
             warned: Mutex::default(),
@@ -150,6 +154,12 @@ impl Service {
     /// Blocks that may be under way at the same time.
     pub(super) fn max_in_flight(&self) -> usize {
         self.limiter.max_in_flight()
+    }
+
+    /// The region, the endpoints and the account, as far as they can be told without asking anybody.
+    pub(super) fn place(&self) -> String {
+        let profile = self.url.as_ref().and_then(|url| url.profile.as_deref());
+        self.clients().place(profile, |name| std::env::var(name).ok())
     }
 
     /// What was sent so far.
@@ -193,7 +203,7 @@ impl Service {
         let Request { kind, doing, patience, .. } = request;
         // Listings are few, and a page of one is what many blocks wait for.
         let priority = if kind.is_bulk() { Priority::of_task() } else { Priority::urgent() };
-        let (mut tried, mut renewed) = (Duration::ZERO, false);
+        let (mut tried, mut renewed, mut corrupt) = (Duration::ZERO, false, 0);
         let mut last: Option<Failure> = None;
         for attempts in 1.. {
             let permit = match self.turn(&request, priority.clone(), &mut tried).await {
@@ -201,11 +211,12 @@ impl Service {
                 Err(why) => return Err(why.after(doing, attempts - 1, tried, last.as_ref())),
             };
             let began = Instant::now();
-            let time = ATTEMPT.min(patience.deadline.saturating_sub(tried));
+            let most = if kind.is_bulk() { ATTEMPT_OF_BLOCK } else { ATTEMPT };
+            let time = most.min(patience.deadline.saturating_sub(tried));
             let clients = self.clients();
             self.sent.count(kind);
             let answer = tokio::time::timeout(time, attempt(Arc::clone(&clients))).await;
-            let (failure, timed_out) = match answer {
+            let failure = match answer {
                 Ok(Ok(value)) => {
                     permit.ended(Outcome::Answered);
                     match check(value).await {
@@ -215,16 +226,16 @@ impl Service {
                             }
                             return Ok(value);
                         }
-                        Err(failure) => (failure, false),
+                        Err(failure) => failure,
                     }
                 }
                 Ok(Err(failure)) => {
                     permit.ended(failure.outcome());
-                    (failure, false)
+                    failure
                 }
                 Err(_) => {
                     permit.ended(Outcome::Silence);
-                    (Failure::timed_out(time), true)
+                    Failure::timed_out(time)
                 }
             };
             tried += began.elapsed();
@@ -237,9 +248,10 @@ impl Service {
             }
             let wait = longest_wait(attempts).mul_f64(fastrand::f64());
             let is_over = tried + wait + LEAST >= patience.deadline;
-            if is_over || !patience.allows(failure.class, attempts) {
+            corrupt += u32::from(failure.class == Class::Corrupt);
+            if is_over || !patience.allows(failure.class, corrupt) {
                 let error = failure.after(doing, attempts, tried);
-                return Err(if timed_out { error.of_kind(ErrorKind::Timeout) } else { error });
+                return Err(if failure.silent { error.of_kind(ErrorKind::Timeout) } else { error });
             }
             let told = format!(
                 "{doing}: attempt {attempts} failed after {:.1} s: {failure}",
@@ -307,12 +319,13 @@ impl Service {
     async fn renew(&self, old: &Arc<Clients>) {
         let Some(url) = &self.url else { return };
         let mut renewed = self.renewed.lock().await;
-        if !Arc::ptr_eq(&self.clients(), old) || renewed.elapsed() < BETWEEN_RENEWALS {
+        let is_early = renewed.is_some_and(|last| last.elapsed() < BETWEEN_RENEWALS);
+        if !Arc::ptr_eq(&self.clients(), old) || is_early {
             return;
         }
         let clients = Arc::new(Clients::new(url).await);
         *self.clients.write().unwrap_or_else(PoisonError::into_inner) = clients;
-        *renewed = Instant::now();
+        *renewed = Some(Instant::now());
     }
 }
 

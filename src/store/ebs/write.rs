@@ -158,7 +158,14 @@ impl Ebs {
                 Failure::of_sdk(&e, reason.as_deref())
             })
         });
-        start.await
+        start.await.map_err(|error| match error.kind() {
+            ErrorKind::Unavailable | ErrorKind::Timeout => {
+                let hint =
+                    "it may have been started all the same; then `fspfs list` shows it as pending";
+                Error::new(error.kind(), format!("{error}; {hint}"))
+            }
+            _ => error,
+        })
     }
 
     /// Puts a block. While the service does not know a snapshot that was started just now, one block

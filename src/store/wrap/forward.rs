@@ -78,6 +78,10 @@ impl<W: Wrapper> SnapshotStore for W {
         self.inner().settling()
     }
 
+    fn place(&self) -> String {
+        self.inner().place()
+    }
+
     fn usage(&self) -> Option<Usage> {
         self.inner().usage()
     }

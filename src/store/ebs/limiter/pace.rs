@@ -38,6 +38,14 @@ const RISE: f64 = 1.02;
 const QUIET_EPOCHS: u32 = 8;
 const QUIET_RISE: f64 = 1.1;
 
+/// From so many on, what held it back is gone.
+const SILENT_EPOCHS: u32 = 12;
+const SILENT_RISE: f64 = 1.5;
+
+/// An epoch is over after this, however few requests it had: one without a refusal, and any.
+const QUIET_EPOCH: Duration = Duration::from_secs(1);
+const LONGEST_EPOCH: Duration = Duration::from_secs(4);
+
 /// Slower than this it never gets: whoever waits must see that something happens.
 const SLOWEST: f64 = 2.0;
 
@@ -150,7 +158,10 @@ impl Pace {
             self.paused = Some(now + PAUSE);
         } else if in_a_row >= IN_A_ROW && age >= PAUSE {
             self.close(age, true, now);
-        } else if age >= EPOCH && taken + refused >= MIN_REQUESTS {
+        } else if age >= EPOCH && taken + refused >= MIN_REQUESTS
+            || age >= QUIET_EPOCH && refused == 0
+            || age >= LONGEST_EPOCH
+        {
             self.close(age, false, now);
         }
     }
@@ -181,7 +192,11 @@ impl Pace {
             self.trial = Some(measured);
             self.set(measured * TRIAL, now);
         } else if ours <= FEW && held && self.now < self.most {
-            let rise = if self.quiet > QUIET_EPOCHS { QUIET_RISE } else { RISE };
+            let rise = match self.quiet {
+                SILENT_EPOCHS.. => SILENT_RISE,
+                QUIET_EPOCHS.. => QUIET_RISE,
+                _ => RISE,
+            };
             self.set(self.now * rise, now);
         } else if ours > FEW {
             self.set(self.now * EASE, now);
@@ -304,5 +319,14 @@ mod tests {
         assert!(pace.now < 70.0, "{}", pace.now);
         run(&mut pace, |_| true, 60, 16, Duration::from_millis(5));
         assert!(pace.now > 400.0, "{}", pace.now);
+    }
+
+    #[test]
+    fn a_service_that_was_ill_for_a_while_is_soon_used_as_before() {
+        let mut pace = Pace::new(f64::INFINITY, Instant::now());
+        run(&mut pace, |_| false, 6, 16, Duration::from_millis(5));
+        assert!(pace.now < 3.0, "{}", pace.now);
+        run(&mut pace, |_| true, 40, 16, Duration::from_millis(5));
+        assert!(pace.now > 100.0, "{}", pace.now);
     }
 }
