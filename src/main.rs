@@ -6,6 +6,7 @@ use fspfs::cli::{Cli, run, tell};
 
 fn main() -> ExitCode {
     fspfs::sys::bound_allocator();
+    fspfs::sys::raise_descriptor_limit();
     let cli = Cli::read(std::env::args_os());
     match run(&cli) {
         Ok(exit) => exit.into(),

@@ -33,7 +33,7 @@ pub(crate) mod document;
 pub mod ebs;
 mod error;
 mod options;
-mod page;
+pub(crate) mod page;
 mod pattern;
 mod priority;
 pub mod repository;
@@ -198,6 +198,12 @@ pub trait SnapshotStore: Debug + Send + Sync + 'static {
     /// for that by themselves.
     fn settling(&self) -> Duration {
         Duration::ZERO
+    }
+
+    /// What tells it from others that the same URL leads to, at another time or for another user; nothing, if
+    /// it is always the same one.
+    fn place(&self) -> String {
+        String::new()
     }
 
     /// What was asked of a service that counts requests, and is paid for them; `None` for others.

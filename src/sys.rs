@@ -95,6 +95,17 @@ pub(crate) fn own(fd: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
+/// Lets this process have as many descriptors open as it may: each image that is written to takes a few, and
+/// the usual limit is for programs that use select(2). A failure leaves it as it is.
+pub fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
 /// Keeps the allocator from spreading freed memory over many arenas: the budget of a mount is
 /// about what is resident. Call it before the first thread is started.
 pub fn bound_allocator() {

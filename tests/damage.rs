@@ -198,6 +198,31 @@ impl Damage {
     }
 }
 
+/// What is written once more is not kept as what is lost.
+#[test]
+fn good_data_over_a_lost_block_is_kept() {
+    if !support::can_mount(&["dd"]) {
+        return;
+    }
+    let sandbox = Sandbox::with_store();
+    sandbox.random("x.img", 4 * MIB);
+    let id = sandbox.upload("x.img", &[]);
+    let damaged = Damaged { sandbox, one: id.clone(), child: id.clone(), two: id.clone() };
+    let pack = damaged.pack(&id);
+    let mut bytes = std::fs::read(&pack).unwrap();
+    bytes[1000] ^= 1;
+    std::fs::write(&pack, bytes).unwrap();
+    let Damaged { sandbox, .. } = &damaged;
+    let mount = sandbox.mount(&[]);
+    sandbox.ok(&["clone", &id, "mnt/new/y.img"]);
+    assert!(!sandbox.try_sh("cmp x.img mnt/new/y.img").status.success());
+    sandbox.sh("dd status=none if=x.img of=mnt/new/y.img bs=512K count=1 conv=notrunc,fsync");
+    let child = mount.committed("y.img");
+    sandbox.sh("cmp x.img mnt/new/y.img");
+    mount.unmount();
+    sandbox.assert_holds(&child, "x.img");
+}
+
 #[rstest]
 fn damage_is_named_and_nothing_else_suffers(
     #[values(Kind::Pack, Kind::FirstPage, Kind::PageList, Kind::Manifest, Kind::Tags)] kind: Kind,

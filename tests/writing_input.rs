@@ -35,6 +35,26 @@ fn a_read_only_mount_takes_nothing() {
 }
 
 #[test]
+fn a_length_that_cannot_be_staged_changes_nothing() {
+    if !can_mount(&["dd"]) {
+        return;
+    }
+    let sandbox = Sandbox::with_store();
+    let _disk = Disk::new(&sandbox, "disk", 64 * MIB);
+    let mount = sandbox.mount(&["--staging", "disk/staging"]);
+    sandbox.random("x.img", 3 * MIB);
+    sandbox.sh("cp x.img mnt/new/");
+    // More than ext4 has in one file.
+    let output = sandbox.try_sh("truncate -s 20T mnt/new/x.img");
+    assert!(text(&output).contains("File too large"), "{}", text(&output));
+    assert_eq!(std::fs::metadata(mount.new_file("x.img")).unwrap().len(), 3 * MIB);
+    sandbox
+        .sh("for f in x.img mnt/new/x.img; do printf X | dd status=none of=$f conv=notrunc; done");
+    sandbox.assert_holds(&mount.committed("x.img"), "x.img");
+    mount.unmount();
+}
+
+#[test]
 fn names_that_cannot_be_are_refused() {
     if !can_mount(&[]) {
         return;

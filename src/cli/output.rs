@@ -128,7 +128,11 @@ pub(super) fn columns<const N: usize>(
         }
     }
     let line = |row: &[String; N]| {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        let cell = |(cell, width): (&String, usize)| {
+            let missing = width.saturating_sub(cell.chars().count());
+            format!("{cell}{}", " ".repeat(missing))
+        };
+        let cells = row.iter().zip(widths).map(cell);
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
     rows.iter().map(line).collect()
@@ -215,4 +219,17 @@ pub(super) fn collected(report: &GcReport, dry_run: bool) -> Vec<String> {
             report.wasted_blocks, report.packed_blocks
         ),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_as_wide_as_it_has_to_be() {
+        let long = "ü".repeat(70_000);
+        let rows = [["a".to_owned(), long.clone()], ["bcd".to_owned(), String::new()]];
+        let lines = columns(["X", "Y"], rows.into_iter());
+        assert_eq!(lines, ["X    Y".to_owned(), format!("a    {long}"), "bcd".to_owned()]);
+    }
 }

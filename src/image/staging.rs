@@ -8,11 +8,12 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -310,10 +311,12 @@ fn lock(
 pub(crate) struct Files {
     pub(crate) id: Uuid,
     pub(crate) data: File,
-    pub(crate) map: std::sync::Mutex<map::MapFile>,
+    pub(crate) map: Mutex<map::MapFile>,
     /// 32 bytes a block: the SHA-256 of those whose content is settled.
     sums: File,
     paths: [PathBuf; 3],
+    /// Blocks that were seen to be what their sums say.
+    checked: Mutex<RoaringBitmap>,
 }
 
 impl Files {
@@ -328,7 +331,7 @@ impl Files {
         set_len(&data, len)?;
         let sums = options.open(sums_path)?;
         let map = map::MapFile::create(map_path, id)?;
-        Ok(Arc::new(Self { id, data, map: map.into(), sums, paths }))
+        Ok(Arc::new(Self { id, data, map: map.into(), sums, paths, checked: Mutex::default() }))
     }
 
     /// The files of a generation from an earlier mount, in the `same_run` of the machine or not, and
@@ -348,7 +351,7 @@ impl Files {
             return Err(map::Unusable::Damaged("its data was cut off"));
         }
         let strays = files::strays(&data, &marks)?;
-        let files = Self { id, data, map: map.into(), sums, paths };
+        let files = Self { id, data, map: map.into(), sums, paths, checked: Mutex::default() };
         // A data file that is another one's must not lose anything by what this map says.
         if !strays.is_empty() {
             // What another run did not sync may be missing: that is no reason to refuse the rest.
@@ -392,6 +395,19 @@ impl Files {
         let mut buffer = BlockBuffer::block();
         files::read_padded(&self.data, &mut buffer, BlockIndex(index).offset())?;
         self.is_sum(index, Block::new(buffer.freeze()).digest())
+    }
+
+    /// The same, and true without looking again if it was so before.
+    pub(crate) fn was_vouched_for(&self, index: u32) -> io::Result<bool> {
+        let checked = || self.checked.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if checked().contains(index) {
+            return Ok(true);
+        }
+        let is_as_written = self.is_vouched_for(index)?;
+        if is_as_written {
+            checked().insert(index);
+        }
+        Ok(is_as_written)
     }
 
     /// Whether this is the sum of a block, as it was noted.

@@ -492,6 +492,10 @@ fn end_block(len: u64) -> u32 {
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The program ends, and nobody waits for this any more.
+            Err(_) => std::future::pending().await,
+        },
     }
 }

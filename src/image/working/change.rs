@@ -311,6 +311,10 @@ impl WorkingImage {
                 image.check_staged(&files, cut)?;
             }
             let failed = |e| Error::io("stage in", &image.directory, e);
+            // A file system may not have room for so long a file.
+            if len > old {
+                files.set_len(len).map_err(failed)?;
+            }
             let dropped = {
                 let mut state = image.state();
                 let blocks = end_block(len)..end_block(old).max(end_block(len));
@@ -334,7 +338,7 @@ impl WorkingImage {
                 dropped
             };
             image.shop.staging.give_back(dropped);
-            files.set_len(len).map_err(failed)
+            if len < old { files.set_len(len).map_err(failed) } else { Ok(()) }
         })
         .await
     }

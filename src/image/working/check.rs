@@ -16,7 +16,8 @@ pub(super) struct Staged {
 
 impl WorkingImage {
     /// Reads what is staged at `offset`; `whole` says that this is a block up to the end of the image.
-    /// Such a block is checked, if it is vouched for. Waits for the disk.
+    /// Such a block is checked, if it is vouched for; of any other, all of it when a part of it is read first.
+    /// Waits for the disk.
     ///
     /// # Errors
     ///
@@ -33,10 +34,14 @@ impl WorkingImage {
         // Twice, for it may have been changed and vouched for anew meanwhile.
         for _ in 0..2 {
             read_padded(&files.data, buffer, offset).map_err(failed)?;
-            if !whole || !staged.vouched {
+            if !staged.vouched {
                 return Ok(());
             }
-            let is_as_written = files.is_sum(index.0, padded(buffer)).map_err(failed)?;
+            let is_as_written = match whole {
+                true => files.is_sum(index.0, padded(buffer)),
+                false => files.was_vouched_for(index.0),
+            };
+            let is_as_written = is_as_written.map_err(failed)?;
             // Who changes a block takes back first what vouches for it.
             if is_as_written || !self.vouches(files, index) {
                 return Ok(());

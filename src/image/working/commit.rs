@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::layer::{Commit, Layer};
 use super::put::{Put, in_time};
-use super::{Error, Reader, Result, Trouble, WorkingImage, blocking, name};
+use super::{Error, Inner, Reader, Result, Trouble, WorkingImage, blocking, name};
 use crate::image::staging::files::read_padded;
 use crate::image::staging::map::Mark;
 use crate::image::staging::record::Attempt;
@@ -22,7 +22,7 @@ const ASK_AT_MOST: Duration = Duration::from_secs(10);
 pub(super) const EMPTY: &str = "it is empty: no snapshot was made";
 
 /// Why a commit ended that nothing else is known of.
-const DIED: &str = "the commit died";
+pub(super) const DIED: &str = "the commit died";
 
 /// What asking for a commit led to.
 #[derive(Debug)]
@@ -252,11 +252,12 @@ impl WorkingImage {
             (Arc::clone(&layer.commit), behind, changed)
         };
         if changed {
-            let image = Arc::clone(self);
+            let (image, of) = (Arc::clone(self), Arc::clone(&commit));
             let prepared = blocking(move || {
+                // Its turn may come, and be over, while this waits for the disk.
                 if queued || durable {
                     // Nothing of it is anywhere else for a while.
-                    let staged = image.state().layers.last().map(|layer| {
+                    let staged = image.state().layer_of(&of).map(|layer| {
                         (Arc::clone(&layer.files), &layer.marks.staged - &layer.marks.hashed)
                     });
                     if let Some((files, hash)) = staged {
@@ -264,7 +265,9 @@ impl WorkingImage {
                             image.vouch(&files, index)?;
                         }
                         files.sync().map_err(|e| Error::io("stage in", &image.directory, e))?;
-                        image.state().layers.last_mut().expect("it is frozen").durable = true;
+                        if let Some(layer) = image.state().layer_of(&of) {
+                            layer.durable = true;
+                        }
                     }
                 }
                 image.record(true)
@@ -272,8 +275,12 @@ impl WorkingImage {
             .await;
             if let Err(error) = prepared {
                 let mut state = self.state();
-                if let Some(layer) = state.layers.last_mut() {
-                    layer.frozen = false;
+                let is_first = state.layers.first().is_some_and(|layer| is_of(layer, &commit));
+                let running = state.running;
+                match state.layer_of(&commit) {
+                    Some(layer) if !(running && is_first) => layer.frozen = false,
+                    // It is being put, or was: how that ends is what counts.
+                    _ => return Ok(Begun::Running(commit)),
                 }
                 // Who cancelled what did not begin has not cancelled what comes next.
                 if !state.running
@@ -468,6 +475,17 @@ impl WorkingImage {
     }
 }
 
+fn is_of(layer: &Layer, commit: &Arc<Commit>) -> bool {
+    Arc::ptr_eq(&layer.commit, commit)
+}
+
+impl Inner {
+    /// The generation that is committed by this; `None` once it is a snapshot.
+    fn layer_of(&mut self, commit: &Arc<Commit>) -> Option<&mut Layer> {
+        self.layers.iter_mut().find(|layer| is_of(layer, commit))
+    }
+}
+
 /// A commit that is about to begin: the end of the mount waits for it, whatever becomes of it.
 struct Starting(Arc<WorkingImage>);
 
@@ -507,7 +525,7 @@ impl Drop for Run {
     }
 }
 
-impl super::Inner {
+impl Inner {
     /// Ends a run of commits that went wrong; the commits that were to be made.
     fn stop(&mut self, trouble: Trouble, durable: bool) -> Vec<Arc<Commit>> {
         self.running = false;

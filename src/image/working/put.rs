@@ -9,6 +9,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use roaring::RoaringBitmap;
 use tokio::task::JoinHandle;
 
+use super::commit::DIED;
 use super::layer::Commit;
 use super::{Error, Result, WorkingImage, blocking, end_block};
 use crate::cache::Urgency;
@@ -103,7 +104,7 @@ impl Put {
         let parent = self.parent(&attempt).await?;
         let request = request(&attempt, parent.as_deref(), &shop.settings)?;
         let asked_to_encrypt = request.encrypted;
-        let snapshot = in_time(shop.store.start(request)).await?;
+        let snapshot = self.start(request, &attempt).await?;
         match snapshot.state {
             // The completion was accepted before, and the answer was lost.
             SnapshotState::Completed if !attempt.changed => return Ok(snapshot),
@@ -117,10 +118,7 @@ impl Put {
             }
             SnapshotState::Pending => {}
         }
-        {
-            let mut state = self.image.state();
-            let attempt = state.layers[0].attempt.as_mut().expect("a frozen generation has one");
-            attempt.snapshot = Some(snapshot.id.clone());
+        if let Some(attempt) = self.image.state().layers[0].attempt.as_mut() {
             attempt.forsaken = None;
         }
         self.image.recorded(true).await?;
@@ -153,6 +151,30 @@ impl Put {
             Ok(completed) => Ok(completed?),
             Err(_) => Err(Error::Stalled(patience)),
         }
+    }
+
+    /// Starts the snapshot, in a task of its own: one that is started when nobody waits for it any more is known
+    /// all the same, or given up.
+    async fn start(&self, request: StartRequest, attempt: &Attempt) -> Result<Snapshot> {
+        let (image, token) = (Arc::clone(&self.image), attempt.client_token.clone());
+        let started = tokio::spawn(async move {
+            let snapshot = in_time(image.shop.store.start(request)).await?;
+            if snapshot.state != SnapshotState::Pending {
+                return Ok(snapshot);
+            }
+            let is_wanted = {
+                let mut state = image.state();
+                let removed = state.removed;
+                let attempt = state.layers.first_mut().and_then(|layer| layer.attempt.as_mut());
+                let attempt = attempt.filter(|attempt| !removed && attempt.client_token == token);
+                attempt.map(|attempt| attempt.snapshot = Some(snapshot.id.clone())).is_some()
+            };
+            if !is_wanted {
+                image.abort(&snapshot.id).await;
+            }
+            Ok(snapshot)
+        });
+        started.await.unwrap_or_else(|_| Err(Error::Interrupted(DIED.to_owned())))
     }
 
     /// What the snapshot is a child of.
@@ -328,7 +350,19 @@ impl Put {
         };
         let needed = match theirs {
             // What the parent has is put where it differs; zeros too, or the parent shows through.
-            Some(ListedBlock { digest: Some(digest), .. }) => digest != block.digest(),
+            Some(ListedBlock { digest: Some(digest), .. }) if digest != block.digest() => true,
+            // What was written is kept only as what the parent has: it has to be there.
+            Some(ListedBlock { digest: Some(_), .. }) if !block.is_zero() => {
+                let parent = plan.parent.as_ref().expect("it has the block");
+                let is_lost = match parent.block(index, Urgency::Prefetch).await {
+                    Ok(_) => false,
+                    Err(error) if error.kind() == ErrorKind::Corrupt => true,
+                    Err(error) => return Err(error.into()),
+                };
+                plan.compared.fetch_add(1, Ordering::Relaxed);
+                is_lost
+            }
+            Some(ListedBlock { digest: Some(_), .. }) => false,
             // The whole image was written, not what differs: reading a block costs less than keeping
             // it twice.
             Some(_) if plan.whole => {

@@ -260,6 +260,46 @@ async fn a_cancel_ends_nothing_that_began_later() {
     world.commit().await;
 }
 
+/// The answer to the start of a snapshot comes when nobody waits for it any more.
+#[rstest]
+#[tokio::test]
+async fn a_snapshot_that_is_started_too_late_does_not_stay(#[values(false, true)] removed: bool) {
+    let mut world = written().await;
+    let image = world.slots[0].image();
+    let trap = Arc::clone(&world.life().trap);
+    world.attempts.push(world.slots[0].content.clone());
+    trap.arm(Plan { call: Call::Start, after: 0, fault: Fault::HangAfter });
+    let committing = tokio::spawn({
+        let image = Arc::clone(&image);
+        async move { image.commit().await }
+    });
+    trap.caught.acquire().await.unwrap().forget();
+    image.cancel().unwrap();
+    assert!(matches!(committing.await.unwrap(), Err(Error::Cancelled)));
+    while image.state().running {
+        tokio::task::yield_now().await;
+    }
+    if removed {
+        image.remove().await;
+    }
+    let store = Arc::clone(&world.life().shop.store);
+    let pending = async || store.list(None).await.unwrap().snapshots.len();
+    trap.release();
+    let end = std::time::Instant::now() + PATIENCE;
+    if removed {
+        while pending().await > 0 {
+            assert!(std::time::Instant::now() < end, "it stays");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        return;
+    }
+    // It is gone, or it is what the next attempt goes on with.
+    world.quiet().await;
+    world.slots[0].changed = true;
+    world.commit().await;
+    assert_eq!(pending().await, 1);
+}
+
 /// An image of blocks that each have something in them.
 async fn dense(world: &mut World, blocks: u64) -> Arc<WorkingImage> {
     world.create(None).await;

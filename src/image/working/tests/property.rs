@@ -404,6 +404,10 @@ impl World {
             }
         }
         let result = commit.await.unwrap();
+        if cancelled {
+            // A start goes on, whoever waits for it.
+            trap.release();
+        }
         let retried = self.slots[n].changed;
         let empty = content.len == 0;
         self.committed(n, content, result, cancelled).await;

@@ -51,6 +51,12 @@ async fn reads_are_checked(world: &World, content: &Content) {
     is_damage(&read(4, BLOCK_SIZE).await);
     let len = usize::try_from(content.len).unwrap();
     is_damage(&read(0, len).await);
+    // Whatever part of it.
+    for (offset, len) in [(0, 4096), (200_000, 10), (BLOCK_SIZE_U64 - 1, 1)] {
+        is_damage(&image.read(BLOCK_SIZE_U64 + offset, len).await);
+        let read = image.read(offset, len).await.unwrap();
+        assert!(read == content.read(offset, len));
+    }
 }
 
 #[tokio::test]
