@@ -322,11 +322,13 @@ impl Cache {
         self.replies.acquire_many(kib).await.ok()
     }
 
-    /// Takes `bytes` of the budget, though never more than half of it, for something else than what
+    /// Takes `bytes` of the budget, though never more than five eighths of it, for something else than what
     /// is cached, until the loan is dropped.
     pub(crate) fn lend(self: &Arc<Self>, bytes: usize) -> Loan {
-        let bytes = bytes.min(self.budget / 2);
+        let bytes = bytes.min(self.budget / 8 * 5);
         self.state().memory.reserve(bytes);
+        // What was cached is lent only once the system has it back.
+        crate::sys::give_back_freed_memory();
         Loan { cache: Arc::clone(self), bytes }
     }
 

@@ -224,6 +224,14 @@ fn staging(
                 path.display()
             );
         }
+        if let StoreUrl::Directory(repository) = url
+            && let Ok(repository) = repository.canonicalize()
+            // It may not be there yet.
+            && let Some(above) = at.ancestors().find_map(|above| above.canonicalize().ok())
+            && above.starts_with(repository)
+        {
+            anyhow::bail!("cannot stage in {}: it is inside the repository", path.display());
+        }
         return Ok(Some(Staging::open(path, &store, writing.limit)?));
     }
     let root = log::state_directory().join("staging");

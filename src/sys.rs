@@ -106,6 +106,16 @@ pub fn raise_descriptor_limit() {
     }
 }
 
+/// Gives memory that was freed back to the system: the allocator keeps what lies between other chunks, and uses
+/// none of it for large ones. Takes milliseconds.
+pub fn give_back_freed_memory() {
+    #[cfg(target_env = "gnu")]
+    {
+        // SAFETY: malloc_trim takes no memory that is in use, and may be called by any thread.
+        unsafe { libc::malloc_trim(0) };
+    }
+}
+
 /// Keeps the allocator from spreading freed memory over many arenas: the budget of a mount is
 /// about what is resident. Call it before the first thread is started.
 pub fn bound_allocator() {

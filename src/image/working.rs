@@ -46,7 +46,7 @@ pub use attributes::{State, Status};
 pub use error::{Error, Result};
 pub use opened::{Closed, Opened};
 
-/// Commits that put blocks at the same time; each takes some of the budget.
+/// Commits that put blocks at the same time, at most: as many as the budget has memory for.
 const MAX_COMMITS: usize = 2;
 
 /// Locks that keep two writers from copying up one block at the same time.
@@ -143,7 +143,8 @@ impl Workshop {
         staging: Staging,
         settings: Settings,
     ) -> Arc<Self> {
-        let (commits, damaged) = (Semaphore::new(MAX_COMMITS), Mutex::default());
+        let at_once = (cache.budget() / put::COMMIT_MEMORY).clamp(1, MAX_COMMITS);
+        let (commits, damaged) = (Semaphore::new(at_once), Mutex::default());
         Arc::new(Self { store, cache, staging, settings, commits, damaged })
     }
 

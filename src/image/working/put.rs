@@ -31,7 +31,7 @@ const STALL: Duration = Duration::from_mins(1);
 
 /// Memory that a commit takes of the budget of the mount: blocks on their way, and what a store
 /// gathers before it writes.
-const COMMIT_MEMORY: usize = 160 << 20;
+pub(super) const COMMIT_MEMORY: usize = 160 << 20;
 
 /// Blocks that are put between two notes that they are durable in the store: 512 MiB.
 const BETWEEN_FLUSHES: u64 = 1024;

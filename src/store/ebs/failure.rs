@@ -2,7 +2,7 @@
 //!
 //! Classes are those of <https://docs.aws.amazon.com/ebs/latest/userguide/error-retries.html>.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::time::Duration;
 
 use aws_sdk_ebs::error::{ProvideErrorMetadata, SdkError};
@@ -151,7 +151,10 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)?;
+        // A terminal does what control characters say.
+        for character in self.text.chars() {
+            f.write_char(if character.is_control() { ' ' } else { character })?;
+        }
         match &self.request_id {
             Some(id) => write!(f, " [request {id}]"),
             None => Ok(()),
