@@ -352,3 +352,52 @@ async fn next(listing: &mut Option<Listing>) -> Result<Option<ListedBlock>> {
         None => Ok(None),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::repository::Repository;
+    use crate::store::wrap::{Call, Wrapper};
+    use crate::transfer::Silent;
+
+    /// A store that takes everything, and then cannot complete it.
+    #[derive(Debug)]
+    struct Failing(SharedStore);
+
+    impl Wrapper for Failing {
+        fn inner(&self) -> &SharedStore {
+            &self.0
+        }
+
+        fn snapshot(&self, call: Call, mut snapshot: Snapshot) -> Snapshot {
+            if call == Call::Complete {
+                snapshot.state = SnapshotState::Error;
+                snapshot.state_message = Some("its key is disabled".to_owned());
+            }
+            snapshot
+        }
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_that_fails_at_the_end_is_no_success() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.img");
+        std::fs::write(&path, "x").unwrap();
+        let repository = Repository::create(&dir.path().join("store")).await.unwrap();
+        let store: SharedStore = std::sync::Arc::new(Failing(std::sync::Arc::new(repository)));
+        let upload = Upload {
+            path,
+            parent: None,
+            description: None,
+            tags: Tags::default(),
+            volume_id: None,
+            full_copy: false,
+            encrypted: false,
+            kms_key: None,
+            encrypted_holes: false,
+        };
+        let begun = upload.begin(&store).await.unwrap();
+        let error = upload.run(store, begun, std::sync::Arc::new(Silent)).await.unwrap_err();
+        assert!(error.to_string().contains("its key is disabled"), "{error}");
+    }
+}

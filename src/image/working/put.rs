@@ -164,7 +164,8 @@ impl Put {
             }
             let is_wanted = {
                 let mut state = image.state();
-                let removed = state.removed;
+                // A commit that goes on makes its snapshot, whatever becomes of the name.
+                let removed = state.removed && !state.running;
                 let attempt = state.layers.first_mut().and_then(|layer| layer.attempt.as_mut());
                 let attempt = attempt.filter(|attempt| !removed && attempt.client_token == token);
                 attempt.map(|attempt| attempt.snapshot = Some(snapshot.id.clone())).is_some()

@@ -86,8 +86,7 @@ impl Failure {
                 && !(200..300).contains(&status)
             {
                 let class = classify(status, "", None, "");
-                let text =
-                    format!("status {status}, and nothing that the service would say: {text}");
+                let text = format!("status {status}, and no answer that the service would give");
                 return Self { class, answered: true, silent: false, text, request_id };
             }
             // What cannot be built or signed will not be the next time either.
@@ -181,13 +180,19 @@ fn classify(status: u16, code: &str, reason: Option<&str>, message: &str) -> Cla
             | "ThrottlingException"
             | "Throttling"
             | "RequestLimitExceeded"
+            | "ThrottledException"
+            | "EC2ThrottledException"
             | "TooManyRequestsException"
+            | "BandwidthLimitExceeded"
+            | "PriorRequestNotComplete"
             | "SlowDown",
             _,
         ) => Class::AccountThrottled,
         ("ConcurrentLimitExceededException", _) => Class::Overloaded,
         (_, Some("INVALID_BLOCK_TOKEN" | "INVALID_PAGE_TOKEN")) => Class::Final(Kind::ExpiredToken),
-        (_, Some("WRITE_REQUEST_TIMEOUT")) => Class::Transient,
+        (_, Some("WRITE_REQUEST_TIMEOUT")) | ("RequestTimeout" | "RequestTimeoutException", _) => {
+            Class::Transient
+        }
         // The clock was off, the signature spoilt, or the key is another by now: signed again, with
         // what is valid then, it may be right.
         (
@@ -219,7 +224,9 @@ fn classify(status: u16, code: &str, reason: Option<&str>, message: &str) -> Cla
         ) => Class::Final(Kind::Quota),
         (_, _) if status >= 500 || status == 408 || status == 429 => Class::Transient,
         (_, _) if status == 401 || status == 403 => Class::Final(Kind::Denied),
-        ("UnauthorizedOperation" | "OptInRequired", _) => Class::Final(Kind::Denied),
+        ("UnauthorizedOperation" | "OptInRequired" | "AccessDeniedException", _) => {
+            Class::Final(Kind::Denied)
+        }
         (_, _) if status == 402 => Class::Final(Kind::Quota),
         _ => Class::Final(Kind::Invalid),
     }

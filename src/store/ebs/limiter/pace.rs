@@ -38,13 +38,15 @@ const RISE: f64 = 1.02;
 const QUIET_EPOCHS: u32 = 8;
 const QUIET_RISE: f64 = 1.1;
 
+/// How much it rises where everything was refused, and is taken again.
+const RECOVERY: f64 = 2.0;
+
 /// From so many on, what held it back is gone.
 const SILENT_EPOCHS: u32 = 12;
 const SILENT_RISE: f64 = 1.5;
 
-/// An epoch is over after this, however few requests it had: one without a refusal, and any.
+/// An epoch without a refusal is over after this, however few requests it had.
 const QUIET_EPOCH: Duration = Duration::from_secs(1);
-const LONGEST_EPOCH: Duration = Duration::from_secs(4);
 
 /// Slower than this it never gets: whoever waits must see that something happens.
 const SLOWEST: f64 = 2.0;
@@ -68,6 +70,8 @@ pub(super) struct Pace {
     quiet: u32,
     /// Part of the requests that are refused whatever the pace is, as trials have shown.
     by_chance: f64,
+    /// Whether it refused everything when it was measured: that is no limit, and may end at any moment.
+    refuses_all: bool,
     /// During a trial, which is slower than what the service takes: what it takes.
     trial: Option<f64>,
 }
@@ -103,6 +107,7 @@ impl Pace {
             quiet: 0,
             by_chance: 0.0,
             trial: None,
+            refuses_all: false,
         }
     }
 
@@ -159,8 +164,7 @@ impl Pace {
         } else if in_a_row >= IN_A_ROW && age >= PAUSE {
             self.close(age, true, now);
         } else if age >= EPOCH && taken + refused >= MIN_REQUESTS
-            || age >= QUIET_EPOCH && refused == 0
-            || age >= LONGEST_EPOCH
+            || age >= QUIET_EPOCH && (refused == 0 || self.refuses_all && in_a_row == 0)
         {
             self.close(age, false, now);
         }
@@ -169,7 +173,7 @@ impl Pace {
     /// Draws the conclusion from an epoch of this length. `exact`: nothing was left of what the service
     /// had saved up, neither at its beginning nor at its end.
     fn close(&mut self, age: Duration, exact: bool, now: Instant) {
-        let Epoch { taken, refused, held, .. } = self.epoch;
+        let Epoch { taken, refused, in_a_row, held, .. } = self.epoch;
         self.epoch = Epoch::new(now);
         let answered = f64::from((taken + refused).max(1));
         let part = f64::from(refused) / answered;
@@ -177,8 +181,13 @@ impl Pace {
         let measured = (f64::from(taken) / age.as_secs_f64()).min(self.now);
         if exact {
             self.trial = None;
+            self.refuses_all = taken == 0;
             return self.set(measured, now);
         }
+        if self.refuses_all && in_a_row == 0 {
+            return self.set(self.now * RECOVERY, now);
+        }
+        self.refuses_all = false;
         if let Some(found) = self.trial.take()
             && part < MOST_BY_CHANCE
         {
@@ -326,7 +335,8 @@ mod tests {
         let mut pace = Pace::new(f64::INFINITY, Instant::now());
         run(&mut pace, |_| false, 6, 16, Duration::from_millis(5));
         assert!(pace.now < 3.0, "{}", pace.now);
-        run(&mut pace, |_| true, 40, 16, Duration::from_millis(5));
+        // The first six seconds are those of before.
+        run(&mut pace, |_| true, 20, 16, Duration::from_millis(5));
         assert!(pace.now > 100.0, "{}", pace.now);
     }
 }

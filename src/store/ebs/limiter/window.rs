@@ -12,6 +12,8 @@ const BEGIN: f64 = 16.0;
 /// Where even the fastest answer took this long, it begins to grow by one for each of them, as far as this: many are
 /// needed there, and the first seconds count.
 const FAR: Duration = Duration::from_millis(20);
+/// Where it took this long it is the line that is slow, and more of them only share it.
+const SLOW: Duration = Duration::from_secs(1);
 const QUICKLY_TO: f64 = 48.0;
 
 /// How many it never goes below.
@@ -99,7 +101,8 @@ impl Window {
             self.measure = Measure { began: now, ended: 0.0 };
         }
         if self.held_until.is_none_or(|until| until <= now) {
-            let quickly = self.begins && self.size < QUICKLY_TO && self.fastest > FAR;
+            let is_far = FAR < self.fastest && self.fastest < SLOW;
+            let quickly = self.begins && self.size < QUICKLY_TO && is_far;
             let step = if quickly { 1.0 } else { 1.0 / self.size };
             self.size = (self.size + step).min(self.most);
         }
@@ -158,6 +161,14 @@ mod tests {
         // A tenth of a second each, however many.
         let mut window = Window::new(128, Instant::now());
         assert!(after(&mut window, 30, |_| 0.1) > 120);
+    }
+
+    #[test]
+    fn a_slow_line_is_not_shared_by_more() {
+        // One a second, whatever one does.
+        let mut window = Window::new(128, Instant::now());
+        let size = after(&mut window, 120, |n| n);
+        assert!(size <= 24, "{size}");
     }
 
     #[test]
