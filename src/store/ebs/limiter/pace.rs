@@ -38,15 +38,9 @@ const RISE: f64 = 1.02;
 const QUIET_EPOCHS: u32 = 8;
 const QUIET_RISE: f64 = 1.1;
 
-/// How much it rises where everything was refused, and is taken again.
+/// How much it rises where everything was refused, and is taken again; and how often.
 const RECOVERY: f64 = 2.0;
-
-/// From so many on, what held it back is gone.
-const SILENT_EPOCHS: u32 = 12;
-const SILENT_RISE: f64 = 1.5;
-
-/// An epoch without a refusal is over after this, however few requests it had.
-const QUIET_EPOCH: Duration = Duration::from_secs(1);
+const RECOVERY_EPOCH: Duration = Duration::from_secs(1);
 
 /// Slower than this it never gets: whoever waits must see that something happens.
 const SLOWEST: f64 = 2.0;
@@ -164,7 +158,7 @@ impl Pace {
         } else if in_a_row >= IN_A_ROW && age >= PAUSE {
             self.close(age, true, now);
         } else if age >= EPOCH && taken + refused >= MIN_REQUESTS
-            || age >= QUIET_EPOCH && (refused == 0 || self.refuses_all && in_a_row == 0)
+            || self.refuses_all && in_a_row == 0 && age >= RECOVERY_EPOCH
         {
             self.close(age, false, now);
         }
@@ -201,11 +195,7 @@ impl Pace {
             self.trial = Some(measured);
             self.set(measured * TRIAL, now);
         } else if ours <= FEW && held && self.now < self.most {
-            let rise = match self.quiet {
-                SILENT_EPOCHS.. => SILENT_RISE,
-                QUIET_EPOCHS.. => QUIET_RISE,
-                _ => RISE,
-            };
+            let rise = if self.quiet > QUIET_EPOCHS { QUIET_RISE } else { RISE };
             self.set(self.now * rise, now);
         } else if ours > FEW {
             self.set(self.now * EASE, now);
