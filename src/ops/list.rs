@@ -3,26 +3,12 @@
 use super::Result;
 use super::blocks::Listing;
 use crate::model::{Snapshot, SnapshotId};
-use crate::store::page::MAX_IDLE_PAGES;
-use crate::store::{Error, ErrorKind, SharedStore};
+use crate::store::SharedStore;
+use crate::store::page::list_all;
 
 /// All snapshots, from old to new.
 pub async fn snapshots(store: &SharedStore) -> Result<Vec<Snapshot>> {
-    let mut snapshots = Vec::new();
-    let (mut token, mut idle) = (None, 0);
-    loop {
-        let page = store.list(token.clone()).await?;
-        idle = if page.snapshots.is_empty() { idle + 1 } else { 0 };
-        snapshots.extend(page.snapshots);
-        if page.next.is_none() {
-            break;
-        }
-        if page.next == token || idle > MAX_IDLE_PAGES {
-            let message = "the list of snapshots makes no progress";
-            return Err(Error::new(ErrorKind::Unavailable, message).into());
-        }
-        token = page.next;
-    }
+    let mut snapshots = list_all(&**store).await?;
     snapshots.sort_by(|a, b| (a.start_time, &a.id).cmp(&(b.start_time, &b.id)));
     Ok(snapshots)
 }

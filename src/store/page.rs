@@ -1,11 +1,36 @@
 //! Page tokens of stores that can begin a page at any block: they name the block.
 
-use super::{Error, ErrorKind, ListFrom, ListedBlock, PageToken, Result};
-use crate::model::{BlockIndex, SnapshotId};
+use super::{Error, ErrorKind, ListFrom, ListedBlock, PageToken, Result, SnapshotStore};
+use crate::model::{BlockIndex, Snapshot, SnapshotId};
 
 /// Pages of a listing in a row that may tell nothing new before it is given up: the service may
 /// answer with short and empty pages, but not for ever.
 pub(crate) const MAX_IDLE_PAGES: u32 = 100;
+
+/// Pages of the list of snapshots that are followed: a million snapshots.
+const MAX_LIST_PAGES: usize = 10_000;
+
+/// Lists all snapshots, page by page, in the order of the store.
+///
+/// # Errors
+///
+/// Those of the store, and `Unavailable` if the list has no end.
+pub(crate) async fn list_all(store: &dyn SnapshotStore) -> Result<Vec<Snapshot>> {
+    let (mut snapshots, mut token, mut idle) = (Vec::new(), None, 0);
+    for _ in 0..MAX_LIST_PAGES {
+        let page = store.list(token.clone()).await?;
+        idle = if page.snapshots.is_empty() { idle + 1 } else { 0 };
+        snapshots.extend(page.snapshots);
+        if page.next.is_none() {
+            return Ok(snapshots);
+        }
+        if page.next == token || idle > MAX_IDLE_PAGES {
+            break;
+        }
+        token = page.next;
+    }
+    Err(Error::new(ErrorKind::Unavailable, "the list of snapshots does not end"))
+}
 
 /// Checks that a page goes on in order from `from`, or behind `last`, if that was listed before. What comes
 /// again, or too late, would seem to be a hole where it belongs.
@@ -48,4 +73,48 @@ pub(super) fn start_index(from: &ListFrom) -> Result<BlockIndex> {
 /// The token of the page that begins at a block.
 pub(super) fn page_token(next: BlockIndex) -> PageToken {
     PageToken(next.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::store::wrap::Wrapper;
+    use crate::store::{ListToken, SharedStore, SnapshotPage, StoreOptions, open};
+
+    /// A store with one more page behind each.
+    #[derive(Debug)]
+    struct Endless {
+        inner: SharedStore,
+        next: fn() -> ListToken,
+        is_empty: bool,
+    }
+
+    impl Wrapper for Endless {
+        fn inner(&self) -> &SharedStore {
+            &self.inner
+        }
+
+        fn listed(&self, mut page: SnapshotPage) -> SnapshotPage {
+            page.next = Some((self.next)());
+            if self.is_empty {
+                page.snapshots.clear();
+            }
+            page
+        }
+    }
+
+    #[tokio::test]
+    async fn a_list_of_snapshots_ends() {
+        let inner = open(&"synth:".parse().unwrap(), &StoreOptions::default()).await.unwrap();
+        assert!(!list_all(&*inner).await.unwrap().is_empty());
+        let same = || ListToken("0".to_owned());
+        let another = || ListToken(fastrand::u32(..1000).to_string());
+        for (next, is_empty) in [(same as fn() -> ListToken, false), (same, true), (another, true)]
+        {
+            let endless = Endless { inner: Arc::clone(&inner), next, is_empty };
+            assert_eq!(list_all(&endless).await.unwrap_err().kind(), ErrorKind::Unavailable);
+        }
+    }
 }

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::catalog::Catalog;
 use crate::model::{Snapshot, SnapshotId};
+use crate::store::page::list_all;
 use crate::store::wrap::{Call, Counters};
 use crate::store::{Error, ErrorKind, Result, SharedStore};
 
@@ -24,9 +25,6 @@ const MISS: Duration = Duration::from_secs(2);
 
 /// Ids that are remembered not to be there, and snapshots that are but are not listed.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(1024).expect("not 0");
-
-/// Pages of the list of snapshots that are followed: a million snapshots.
-const MAX_PAGES: usize = 10_000;
 
 /// The snapshots of a store, as far as they are known.
 #[derive(Debug)]
@@ -96,21 +94,10 @@ impl Listing {
             return Ok(());
         }
         let (began, changes) = (Instant::now(), self.changes());
-        let mut snapshots = Vec::new();
-        let mut token = None;
-        for _ in 0..MAX_PAGES {
-            let page = self.store.list(token).await?;
-            snapshots.extend(page.snapshots);
-            token = page.next;
-            if token.is_none() {
-                let catalog = Arc::new(Catalog::new(snapshots));
-                let listed = Listed { began, took: began.elapsed(), changes };
-                *self.catalog.write().unwrap_or_else(PoisonError::into_inner) =
-                    (catalog, Some(listed));
-                return Ok(());
-            }
-        }
-        Err(Error::new(ErrorKind::Unavailable, "the list of snapshots does not end"))
+        let catalog = Arc::new(Catalog::new(list_all(&*self.store).await?));
+        let listed = Listed { began, took: began.elapsed(), changes };
+        *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = (catalog, Some(listed));
+        Ok(())
     }
 
     /// Lists the snapshots anew, unless that was done a moment ago; shows the last list if it takes

@@ -11,6 +11,7 @@ use crate::serve::direct::is_reserved;
 use crate::serve::direct::token::About;
 use crate::serve::endpoint::KMS_TAG;
 use crate::serve::refusal::Refusal;
+use crate::store::page::list_all;
 
 #[derive(Serialize)]
 struct Described {
@@ -183,16 +184,8 @@ pub(super) async fn describe(call: &Call<'_>) -> Answer {
 
 /// All snapshots with tags, in the order of their ids.
 async fn all(call: &Call<'_>) -> Result<Vec<crate::model::Snapshot>, Refusal> {
-    let mut token = None;
-    let mut found = Vec::new();
-    loop {
-        let page = call.endpoint.store.list(token).await.map_err(|e| of_store(&e, "?"))?;
-        found.extend(page.snapshots.into_iter().filter(|snapshot| !snapshot.tags.is_empty()));
-        match page.next {
-            Some(next) => token = Some(next),
-            None => break,
-        }
-    }
+    let mut found = list_all(&*call.endpoint.store).await.map_err(|e| of_store(&e, "?"))?;
+    found.retain(|snapshot| !snapshot.tags.is_empty());
     found.sort_unstable_by(|a, b| a.id.cmp(&b.id));
     Ok(found)
 }

@@ -27,12 +27,12 @@ const STAGING: &str = "tmp";
 ///
 /// A file is written under `tmp/`, synced, and then renamed to its name, which must be free; then
 /// the directory that holds the name is synced. So a name is there with all its data, or not.
+///
+/// The directory stays the one that it was when it was opened: its path may lead to another one, or to none,
+/// when it is moved.
 #[derive(Clone, Debug)]
 pub(super) struct Directory(Arc<Inner>);
 
-///
-/// The directory stays the one that it was when it was opened: its path may lead to another one, or to none,
-/// when its disk is unmounted or it is moved.
 #[derive(Debug)]
 struct Inner {
     /// What leads to it, whatever its own path leads to.

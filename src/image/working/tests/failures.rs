@@ -207,15 +207,12 @@ async fn failed_with_another_behind(cancelled: bool) -> World {
     world
 }
 
-/// It takes a while to make durable what the snapshot will be, and all the while it is `committing`.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_commit_is_cancelled_as_soon_as_it_shows() {
-    let mut world = written().await;
-    let image = world.slots[0].image();
-    world.attempts.push(world.slots[0].content.clone());
+/// Cancels a commit as soon as it shows, and then does something before what the snapshot will be is made
+/// durable: that takes a while, and all the while it is `committing`. What comes of the commit.
+async fn cancelled_early(image: &Arc<WorkingImage>, then: impl FnOnce()) -> Error {
     let slow_disk = image.recording.lock().unwrap();
     let committing = tokio::spawn({
-        let image = Arc::clone(&image);
+        let image = Arc::clone(image);
         async move { image.commit().await }
     });
     let end = std::time::Instant::now() + PATIENCE;
@@ -224,8 +221,17 @@ async fn a_commit_is_cancelled_as_soon_as_it_shows() {
         std::thread::sleep(Duration::from_millis(1));
     }
     image.cancel().unwrap();
+    then();
     drop(slow_disk);
-    let error = committing.await.unwrap().unwrap_err();
+    committing.await.unwrap().unwrap_err()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_is_cancelled_as_soon_as_it_shows() {
+    let mut world = written().await;
+    let image = world.slots[0].image();
+    world.attempts.push(world.slots[0].content.clone());
+    let error = cancelled_early(&image, || {}).await;
     assert!(matches!(error, Error::Cancelled), "{error}");
     world.quiet().await;
     assert_eq!(image.status().state, State::Interrupted);
@@ -238,21 +244,8 @@ async fn a_cancel_ends_nothing_that_began_later() {
     let mut world = written().await;
     let image = world.slots[0].image();
     let (staging, away) = (world.staging(), world.staging().with_extension("away"));
-    let disk = image.recording.lock().unwrap();
-    let committing = tokio::spawn({
-        let image = Arc::clone(&image);
-        async move { image.commit().await }
-    });
-    let end = std::time::Instant::now() + PATIENCE;
-    while image.status().state != State::Committing {
-        assert!(std::time::Instant::now() < end, "it never shows");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    image.cancel().unwrap();
     // It does not come to what was cancelled.
-    std::fs::rename(&staging, &away).unwrap();
-    drop(disk);
-    let error = committing.await.unwrap().unwrap_err();
+    let error = cancelled_early(&image, || std::fs::rename(&staging, &away).unwrap()).await;
     assert!(matches!(error, Error::Io { .. }), "{error}");
     std::fs::rename(&away, &staging).unwrap();
     world.quiet().await;
