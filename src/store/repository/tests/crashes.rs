@@ -70,3 +70,32 @@ fn a_crash_at_any_call_leaves_what_was_or_what_will_be() {
         }
     });
 }
+
+/// A completion that crashed while it was closing leaves to others what counts: also to one that is
+/// refused for its count after it has saved what it had.
+#[test]
+fn a_wrong_count_after_a_crash_while_closing() {
+    run(async {
+        let (mut calls, mut crashed) = (0, true);
+        while crashed {
+            crashed = false;
+            for seed in 0..3 {
+                let mut world = World::new(seed, 2);
+                let id: SnapshotId = "snap-0".parse().unwrap();
+                let request = StartRequest { id: Some(id.clone()), ..StartRequest::new(size(1)) };
+                world.start(0, request).await;
+                world.put(0, &id, 0, 1).await;
+                world.put(1, &id, 1, 1).await;
+                world.crash(0, Some(calls));
+                world.complete(0, &id, Asks::Right).await;
+                crashed |= world.crashes > 0;
+                world.complete(1, &id, Asks::WrongCount).await;
+                world.put(1, &id, 2, 1).await;
+                world.complete(1, &id, Asks::Right).await;
+                world.check_all().await;
+                world.end().await;
+            }
+            calls += 1;
+        }
+    });
+}

@@ -5,6 +5,8 @@ mod pairs;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use uuid::Uuid;
+
 use super::memory::{Process, Space};
 use super::*;
 use crate::model::{Digest, Digester};
@@ -359,8 +361,13 @@ impl World {
     }
 
     async fn is_sealed(&self, id: &SnapshotId) -> bool {
+        self.has(id, names::sealed).await
+    }
+
+    /// Whether the attempt that is pending has this object.
+    async fn has(&self, id: &SnapshotId, name: fn(&SnapshotId, Uuid) -> String) -> bool {
         let start = self.space.process().start_of(id).await.unwrap().unwrap();
-        self.space.objects().contains_key(&names::sealed(id, start.metadata.attempt))
+        self.space.objects().contains_key(&name(id, start.metadata.attempt))
     }
 
     /// Learns what came of a flush that crashed.
@@ -420,6 +427,7 @@ impl World {
         let request = self.request(p, id, asks);
         let (flushes, record) = (self.can_flush(p, id), self.unflushed(p, id));
         let current = self.is_current(p, id);
+        let closing = self.is_pending(id) && self.has(id, names::closing).await;
         let done = self.processes[p].complete(id, request).await;
         let crashed = self.crashed(p);
         if !current {
@@ -457,7 +465,11 @@ impl World {
             self.writers.remove(&(p, id.clone()));
         } else {
             assert_eq!(kind(done), Some(ErrorKind::Conflict));
-            snap.sealed |= asks != Asks::WrongCount;
+            let before = snap.sealed;
+            let sealed = self.is_sealed(id).await;
+            // After a completion that crashed while it was closing, what this one saved seals.
+            assert!(sealed == (before || asks != Asks::WrongCount) || sealed && closing);
+            self.snaps.get_mut(id).unwrap().sealed = sealed;
         }
     }
 
