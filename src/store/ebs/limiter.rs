@@ -306,12 +306,10 @@ impl State {
             self.in_flight -= 1;
             match outcome {
                 Outcome::Answered => self.window.succeeded(full, *began, now),
-                Outcome::Overloaded
-                | Outcome::AccountThrottled
-                | Outcome::SnapshotThrottled
-                | Outcome::Silence => {
-                    self.window.overloaded(*began, now);
+                Outcome::AccountThrottled | Outcome::SnapshotThrottled => {
+                    self.window.refused(*began, now);
                 }
+                Outcome::Overloaded | Outcome::Silence => self.window.overloaded(*began, now),
                 Outcome::Failed | Outcome::Unanswered => {}
             }
         }

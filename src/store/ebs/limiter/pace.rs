@@ -27,8 +27,16 @@ const TOO_MANY: f64 = 0.05;
 const FEW: f64 = 0.005;
 const EASE: f64 = 0.995;
 
-/// The pace of a trial, as a part of what the service takes: what is refused then is so by chance.
+/// The pace of a trial, as a part of what the service takes: what is refused then is so by chance. It
+/// needs more requests, since it tells a few in a hundred from none.
 const TRIAL: f64 = 0.85;
+const TRIAL_REQUESTS: u32 = 120;
+
+/// What comes by chance comes in twos and threes: so many standard deviations are no sign.
+const DEVIATIONS: f64 = 2.0;
+
+/// Requests from which it is known how many are refused by chance; older ones count less and less.
+const KNOWN: f64 = 1000.0;
 
 /// More than this is not refused by chance, but because the pace has not fallen far enough.
 const MOST_BY_CHANCE: f64 = 0.15;
@@ -62,12 +70,47 @@ pub(super) struct Pace {
     epoch: Epoch,
     /// Epochs in a row without a refusal.
     quiet: u32,
-    /// Part of the requests that are refused whatever the pace is, as trials have shown.
-    by_chance: f64,
+    /// What is refused whatever the pace is, as trials have shown.
+    by_chance: Count,
     /// Whether it refused everything when it was measured: that is no limit, and may end at any moment.
     refuses_all: bool,
-    /// During a trial, which is slower than what the service takes: what it takes.
-    trial: Option<f64>,
+    trial: Option<Trial>,
+}
+
+/// For a while it is slower than what the service takes, to see what is refused by chance.
+#[derive(Clone, Copy, Debug)]
+struct Trial {
+    /// The pace before, what the service took of it, and what it refused.
+    before: f64,
+    taken: f64,
+    refused: Count,
+}
+
+/// Requests that were answered, and how many of them were refused.
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    refused: f64,
+    of: f64,
+}
+
+impl Count {
+    fn part(self) -> f64 {
+        self.refused / self.of.max(1.0)
+    }
+
+    fn add(&mut self, other: Self) {
+        let keep = (KNOWN / (self.of + other.of).max(1.0)).min(1.0);
+        self.refused = (self.refused + other.refused) * keep;
+        self.of = (self.of + other.of) * keep;
+    }
+
+    /// Whether the part that is refused is the same as in `other` or smaller, as far as so few tell.
+    fn is_no_more_than(self, other: Self) -> bool {
+        let mut all = self;
+        all.add(other);
+        let variance = all.part() * (1.0 - all.part()) * (self.of.recip() + other.of.recip());
+        self.part() - other.part() <= DEVIATIONS * variance.sqrt()
+    }
 }
 
 #[derive(Debug)]
@@ -99,7 +142,7 @@ impl Pace {
             paused: None,
             epoch: Epoch::new(now),
             quiet: 0,
-            by_chance: 0.0,
+            by_chance: Count::default(),
             trial: None,
             refuses_all: false,
         }
@@ -143,24 +186,26 @@ impl Pace {
         });
     }
 
-    fn count(&mut self, began: Instant, now: Instant, count: impl FnOnce(&mut Epoch)) {
+    fn count(&mut self, sent: Instant, now: Instant, count: impl FnOnce(&mut Epoch)) {
         // What was sent before the pace was set says nothing of it.
-        if began < self.epoch.began {
+        if sent < self.epoch.began {
             return;
         }
         count(&mut self.epoch);
         let Epoch { began, taken, refused, in_a_row, drained, .. } = self.epoch;
         let age = now.saturating_duration_since(began);
+        let sent = sent.saturating_duration_since(began);
+        let enough = if self.trial.is_some() { TRIAL_REQUESTS } else { MIN_REQUESTS };
         if in_a_row >= IN_A_ROW && !drained {
             // From here on, what is taken is what it is willing to take.
             self.epoch = Epoch { drained: true, ..Epoch::new(now) };
             self.paused = Some(now + PAUSE);
         } else if in_a_row >= IN_A_ROW && age >= PAUSE {
             self.close(age, true, now);
-        } else if age >= EPOCH && taken + refused >= MIN_REQUESTS
+        } else if sent >= EPOCH && taken + refused >= enough
             || self.refuses_all && in_a_row == 0 && age >= RECOVERY_EPOCH
         {
-            self.close(age, false, now);
+            self.close(sent, false, now);
         }
     }
 
@@ -169,8 +214,8 @@ impl Pace {
     fn close(&mut self, age: Duration, exact: bool, now: Instant) {
         let Epoch { taken, refused, in_a_row, held, .. } = self.epoch;
         self.epoch = Epoch::new(now);
-        let answered = f64::from((taken + refused).max(1));
-        let part = f64::from(refused) / answered;
+        let count = Count { refused: refused.into(), of: f64::from(taken + refused).max(1.0) };
+        let part = count.part();
         self.quiet = if refused == 0 { self.quiet.saturating_add(1) } else { 0 };
         let measured = (f64::from(taken) / age.as_secs_f64()).min(self.now);
         if exact {
@@ -182,17 +227,23 @@ impl Pace {
             return self.set(self.now * RECOVERY, now);
         }
         self.refuses_all = false;
-        if let Some(found) = self.trial.take()
-            && part < MOST_BY_CHANCE
-        {
-            self.by_chance = f64::midpoint(self.by_chance, part);
-            return self.set(found, now);
+        if let Some(trial) = self.trial.take() {
+            // Where a slower pace changes nothing, it was not the pace.
+            if refused > 0 && trial.refused.is_no_more_than(count) {
+                self.by_chance.add(trial.refused);
+                self.by_chance.add(count);
+                return self.set(trial.before, now);
+            }
+            if part < MOST_BY_CHANCE {
+                self.by_chance.add(count);
+                return self.set(trial.taken, now);
+            }
         }
-        let ours = part - self.by_chance;
-        // What comes by chance comes in twos and threes: twice the standard deviation is no sign.
-        let noise = 2.0 * (self.by_chance / answered).sqrt();
+        let by_chance = self.by_chance.part();
+        let ours = part - by_chance;
+        let noise = DEVIATIONS * (by_chance / count.of).sqrt();
         if ours > TOO_MANY.max(noise) {
-            self.trial = Some(measured);
+            self.trial = Some(Trial { before: self.now, taken: measured, refused: count });
             self.set(measured * TRIAL, now);
         } else if ours <= FEW && held && self.now < self.most {
             let rise = if self.quiet > QUIET_EPOCHS { QUIET_RISE } else { RISE };
@@ -301,12 +352,31 @@ mod tests {
     }
 
     #[test]
-    fn refusals_by_chance_do_not_stop_everything() {
-        let mut random = fastrand::Rng::with_seed(5);
-        let mut pace = Pace::new(f64::INFINITY, Instant::now());
-        let takes = |_| random.f64() >= 0.05;
-        let (taken, _) = run(&mut pace, takes, 60, 32, Duration::from_millis(50));
-        assert!(taken > 60 * 640 / 3, "{taken}");
+    fn refusals_by_chance_do_not_slow_down() {
+        for seed in 0..8 {
+            for (at_once, latency) in [(32, 50), (16, 200)] {
+                let mut random = fastrand::Rng::with_seed(seed);
+                let mut pace = Pace::new(f64::INFINITY, Instant::now());
+                let takes = |_| random.f64() >= 0.05;
+                let (taken, _) = run(&mut pace, takes, 60, at_once, Duration::from_millis(latency));
+                let possible = at_once as u64 * 60_000 / latency * 95 / 100;
+                assert!(u64::from(taken) > possible * 8 / 10, "{seed} {latency}: {taken}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_limit_is_found_among_refusals_by_chance() {
+        for seed in 0..8 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let begin = Instant::now();
+            let mut service = Service { limit: 100.0, burst: 10.0, tokens: 10.0, at: begin };
+            let mut pace = Pace::new(f64::INFINITY, begin);
+            let takes = |now| random.f64() >= 0.05 && service.takes(now);
+            let (taken, refused) = run(&mut pace, takes, 60, 32, Duration::from_millis(50));
+            let part = f64::from(refused) / f64::from(taken + refused);
+            assert!(taken > 5_000 && part < 0.15, "{seed}: {taken} {part:.3}");
+        }
     }
 
     #[test]

@@ -22,6 +22,11 @@ const LEAST: f64 = 2.0;
 /// What is left when the service is overloaded.
 const DECREASE: f64 = 0.7;
 
+/// Part of the requests that may be refused without being too many at once: this comes by chance, or
+/// of the pace, which is somebody else's affair. And over how many of them, at least, it is counted.
+const BY_CHANCE: f64 = 0.15;
+const COUNTED: f64 = 32.0;
+
 /// How long throughput is measured before something follows from it, in time and in rounds.
 const MEASURE: Duration = Duration::from_millis(200);
 const ROUNDS: f64 = 2.0;
@@ -52,6 +57,8 @@ pub(super) struct Window {
     /// Whether there was no trouble, and no measurement that says to stop, so far.
     begins: bool,
     fastest: Duration,
+    /// Part of the latest requests that was refused.
+    refused: f64,
 }
 
 #[derive(Debug)]
@@ -75,6 +82,7 @@ impl Window {
             warm_up: WARM_UP,
             begins: true,
             fastest: Duration::MAX,
+            refused: 0.0,
         }
     }
 
@@ -89,6 +97,7 @@ impl Window {
     /// others waited.
     pub(super) fn succeeded(&mut self, full: bool, began: Instant, now: Instant) {
         self.fastest = self.fastest.min(now.saturating_duration_since(began));
+        self.count_refused(0.0);
         if !full {
             // What is not used shows nothing.
             self.measure = Measure { began: now, ended: 0.0 };
@@ -106,6 +115,18 @@ impl Window {
             let step = if quickly { 1.0 } else { 1.0 / self.size };
             self.size = (self.size + step).min(self.most);
         }
+    }
+
+    /// The service refused a request that was begun at `began`, because there were too many.
+    pub(super) fn refused(&mut self, began: Instant, now: Instant) {
+        self.count_refused(1.0);
+        if self.refused > BY_CHANCE {
+            self.overloaded(began, now);
+        }
+    }
+
+    fn count_refused(&mut self, refused: f64) {
+        self.refused += (refused - self.refused) / (2.0 * self.size).max(COUNTED);
     }
 
     /// The service had too many at once, or was too slow, for a request that was begun at `began`.
@@ -197,6 +218,29 @@ mod tests {
         }
         assert_eq!(window.size(), 2);
         assert!(after(&mut window, 5, |_| 0.02) > 30);
+    }
+
+    #[test]
+    fn refusals_reduce_it_only_where_they_are_many() {
+        let latency = Duration::from_millis(200);
+        for (part, sizes) in [(0.05, 45..=128), (0.3, 2..=8)] {
+            let mut random = fastrand::Rng::with_seed(7);
+            let mut now = Instant::now();
+            let mut window = Window::new(128, now);
+            for _ in 0..4000 {
+                #[expect(clippy::cast_possible_truncation, reason = "it is a hundred or so")]
+                let size = window.size() as u32;
+                let began = now;
+                now += latency / size;
+                let began = began.checked_sub(latency).unwrap_or(now);
+                if random.f64() < part {
+                    window.refused(began, now);
+                } else {
+                    window.succeeded(true, began, now);
+                }
+            }
+            assert!(sizes.contains(&window.size()), "{part}: {}", window.size());
+        }
     }
 
     #[test]
