@@ -31,6 +31,11 @@ const EASE: f64 = 0.995;
 /// needs more requests, since it tells a few in a hundred from none.
 const TRIAL: f64 = 0.85;
 const TRIAL_REQUESTS: u32 = 120;
+const TRIAL_TIME: Duration = Duration::from_secs(2);
+
+/// Requests after which it follows from a few refusals too, where nothing is known of a limit yet; fewer
+/// are enough for many.
+const LONG: u32 = 400;
 
 /// What comes by chance comes in twos and threes: so many standard deviations are no sign.
 const DEVIATIONS: f64 = 2.0;
@@ -130,6 +135,10 @@ impl Epoch {
     fn new(began: Instant) -> Self {
         Self { began, taken: 0, refused: 0, in_a_row: 0, drained: false, held: false }
     }
+
+    fn count(&self) -> Count {
+        Count { refused: self.refused.into(), of: f64::from(self.taken + self.refused) }
+    }
 }
 
 impl Pace {
@@ -192,29 +201,44 @@ impl Pace {
             return;
         }
         count(&mut self.epoch);
-        let Epoch { began, taken, refused, in_a_row, drained, .. } = self.epoch;
+        let Epoch { began, in_a_row, drained, .. } = self.epoch;
         let age = now.saturating_duration_since(began);
         let sent = sent.saturating_duration_since(began);
-        let enough = if self.trial.is_some() { TRIAL_REQUESTS } else { MIN_REQUESTS };
         if in_a_row >= IN_A_ROW && !drained {
             // From here on, what is taken is what it is willing to take.
             self.epoch = Epoch { drained: true, ..Epoch::new(now) };
             self.paused = Some(now + PAUSE);
         } else if in_a_row >= IN_A_ROW && age >= PAUSE {
             self.close(age, true, now);
-        } else if sent >= EPOCH && taken + refused >= enough
+        } else if sent >= EPOCH && self.is_enough(sent)
             || self.refuses_all && in_a_row == 0 && age >= RECOVERY_EPOCH
         {
             self.close(sent, false, now);
         }
     }
 
+    /// Whether something follows from what was counted in an epoch, of which the last request was sent
+    /// so long after it began.
+    fn is_enough(&self, sent: Duration) -> bool {
+        let count = self.epoch.count();
+        if self.trial.is_some() {
+            return count.of >= f64::from(TRIAL_REQUESTS) || sent >= TRIAL_TIME;
+        }
+        if count.of < f64::from(MIN_REQUESTS) {
+            return false;
+        }
+        let expected = self.by_chance.part() + TOO_MANY;
+        self.now < self.most
+            || count.of >= f64::from(LONG)
+            || count.part() > expected + DEVIATIONS * (expected / count.of).sqrt()
+    }
+
     /// Draws the conclusion from an epoch of this length. `exact`: nothing was left of what the service
     /// had saved up, neither at its beginning nor at its end.
     fn close(&mut self, age: Duration, exact: bool, now: Instant) {
         let Epoch { taken, refused, in_a_row, held, .. } = self.epoch;
+        let count = self.epoch.count();
         self.epoch = Epoch::new(now);
-        let count = Count { refused: refused.into(), of: f64::from(taken + refused).max(1.0) };
         let part = count.part();
         self.quiet = if refused == 0 { self.quiet.saturating_add(1) } else { 0 };
         let measured = (f64::from(taken) / age.as_secs_f64()).min(self.now);
@@ -229,7 +253,7 @@ impl Pace {
         self.refuses_all = false;
         if let Some(trial) = self.trial.take() {
             // Where a slower pace changes nothing, it was not the pace.
-            if refused > 0 && trial.refused.is_no_more_than(count) {
+            if trial.refused.is_no_more_than(count) {
                 self.by_chance.add(trial.refused);
                 self.by_chance.add(count);
                 return self.set(trial.before, now);
