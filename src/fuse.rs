@@ -126,8 +126,9 @@ impl Adapter {
 /// Logs what is not an everyday answer, and translates it.
 fn log(operation: &'static str, ino: INodeNo, error: &Error) -> Errno {
     let errno = errno(error);
+    // What was found when it was opened is missed.
     if let Error::Store(cause) = error
-        && cause.kind() != ErrorKind::NotFound
+        && (cause.kind() != ErrorKind::NotFound || operation == "read")
     {
         tracing::error!(operation, ino = ino.0, ?errno, "{error}");
     } else {

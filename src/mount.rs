@@ -211,7 +211,8 @@ fn staging(
     mount_point: &Path,
     writing: &Writing,
 ) -> anyhow::Result<Option<Staging>> {
-    let store = match &*store.place() {
+    let place = store.place();
+    let store = match &*place {
         "" => url.to_string(),
         place => format!("{url} ({place})"),
     };
@@ -235,6 +236,15 @@ fn staging(
         return Ok(Some(Staging::open(path, &store, writing.limit)?));
     }
     let root = log::state_directory().join("staging");
+    if !place.is_empty() {
+        // Whoever misses an image may have staged it with other credentials.
+        for (other, path) in Staging::of_others(&root, &store, "ebs:") {
+            tracing::info!(
+                "what is staged for {other} is not shown here; it is in {}",
+                path.display()
+            );
+        }
+    }
     match Staging::open_default(&root, &store, writing.limit) {
         Ok(staging) => Ok(Some(staging)),
         Err(error) => {

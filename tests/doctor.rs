@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -274,6 +275,28 @@ fn a_port_that_accepts_and_never_answers_keeps_nobody() {
     assert_eq!(found.code, 1);
     // Both services are asked at the same time, once.
     assert!(found.took < Duration::from_secs(13), "it took {:?}", found.took);
+}
+
+#[test]
+fn a_page_of_html_is_no_answer() {
+    let sandbox = Sandbox::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let page = "<html><body>Please log in</body></html>";
+            let head = "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close";
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = write!(stream, "{head}\r\nContent-Length: {}\r\n\r\n{page}", page.len());
+        }
+    });
+    let store = format!("ebs://us-west-2?endpoint=http://127.0.0.1:{port}");
+    let found = Found::by(&mut with_keys(&sandbox, &["-s", &store]));
+    for service in ["EC2", "EBS direct APIs"] {
+        let endpoint = format!("endpoint of {service}");
+        found.assert(&endpoint, "failure", "there is no answer that can be understood");
+    }
+    assert_eq!(found.code, 1);
 }
 
 #[test]

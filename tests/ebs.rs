@@ -17,8 +17,7 @@ mod support;
 const DEADLINE: Duration = Duration::from_secs(75);
 
 /// Everything that passes by itself, at rates that hit each operation.
-const FAULTS: &str =
-    "throttle=5%,error=2%,cut-body=2%,cut=1%,get.corrupt=1%,empty-pages=20%,seed=3";
+const FAULTS: &str = "throttle=5%,error=2%,cut-body=2%,cut=1%,corrupt=1%,empty-pages=20%,seed=3";
 
 fn sandbox() -> Sandbox {
     let sandbox = Sandbox::new();
@@ -78,6 +77,18 @@ fn faults_do_not_show(#[case] more: &str) {
     sandbox.assert_holds(&child, "disk.img");
     let verified = sandbox.ok(&["verify", &child, "--against", "disk.img"]);
     assert!(verified.contains("Everything is intact."), "{verified}");
+}
+
+#[test]
+fn what_is_spoilt_on_its_way_to_the_service_is_put_again() {
+    let mut sandbox = sandbox();
+    sandbox.serve(&["--inject", "put.corrupt=20%,put.fail=ConflictingBlockUpdate:20%"]);
+    sandbox.image("disk.img", 40 * MIB, &[(0, 40 * MIB)]);
+    let id = sandbox.upload("disk.img", &[]);
+    sandbox.assert_holds(&id, "disk.img");
+    sandbox.serve(&["--inject", "put.corrupt=100%"]);
+    let message = sandbox.fails(&["upload", "disk.img"]);
+    assert!(message.contains("after 6 attempts") && message.contains("INVALID_BLOCK"), "{message}");
 }
 
 #[test]

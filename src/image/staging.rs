@@ -114,6 +114,20 @@ impl Staging {
         Err(taken.expect("there was at least one"))
     }
 
+    /// Other stores, of those whose names begin with `prefix`, for which images are kept below `root`, and
+    /// where.
+    pub fn of_others(root: &Path, store: &str, prefix: &str) -> Vec<(String, PathBuf)> {
+        let places = std::fs::read_dir(root).into_iter().flatten().flatten();
+        let other = |place: PathBuf| {
+            let bytes = std::fs::read(place.join("staging.json")).ok()?;
+            let owner: Owner = document::decode("staging.json", &bytes).ok()?;
+            let is_other = owner.store != store && owner.store.starts_with(prefix);
+            let mut images = std::fs::read_dir(place.join("images")).ok()?;
+            (is_other && images.next().is_some()).then_some((owner.store, place))
+        };
+        places.filter_map(|place| other(place.path())).collect()
+    }
+
     /// The staging directory at `path`, which is made if it is not there.
     ///
     /// # Errors

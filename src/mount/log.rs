@@ -94,10 +94,13 @@ pub fn stderr_to_file(file: &Path) -> Result<(), Error> {
 }
 
 /// The file that the mount at `mount_point` logs to:
-/// `$XDG_STATE_HOME/fspfs/log/<mount point>.log`, for root by default below `/var/lib`.
+/// `$XDG_STATE_HOME/fspfs/log/<mount point>.log`, for root by default below `/var/lib`. In it, `-` is for
+/// each slash and `\x2d` for each `-`.
 pub fn log_file(mount_point: &Path) -> PathBuf {
     let name = mount_point.display().to_string();
-    let name = name.trim_matches('/').replace('/', "-");
+    // As systemd names the unit of a mount point, so that no two have the same.
+    let name = name.trim_matches('/').replace('\\', r"\x5c").replace('-', r"\x2d");
+    let name = name.replace('/', "-");
     state_directory().join("log").join(format!("{name}.log"))
 }
 
@@ -109,4 +112,17 @@ pub(crate) fn state_directory() -> PathBuf {
         _ => PathBuf::from("/var/lib"),
     });
     state.join("fspfs")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_mount_points_have_one_log() {
+        let places = ["/a/b", "/a-b", r"/a\x2db", "/a--b", "/a/-b"];
+        let logs: std::collections::HashSet<_> =
+            places.iter().map(|place| log_file(Path::new(place))).collect();
+        assert_eq!(logs.len(), places.len(), "{logs:?}");
+    }
 }

@@ -163,6 +163,9 @@ impl Injector {
                 Fault::Corrupt(chance) => {
                     let hit = draw.hits(*chance);
                     verdict.corrupt |= hit && operation == Operation::GetSnapshotBlock;
+                    if hit && operation == Operation::PutSnapshotBlock {
+                        verdict.refusal.get_or_insert_with(Refusal::spoilt_block);
+                    }
                 }
             }
         }

@@ -36,6 +36,11 @@ impl Refusal {
         Self::new(StatusCode::BAD_REQUEST, "ValidationException", message).because(reason)
     }
 
+    /// Data of a block that is not what its checksum says.
+    pub(super) fn spoilt_block() -> Self {
+        Self::invalid("INVALID_BLOCK", "The checksum does not match that of the data.")
+    }
+
     pub(super) fn no_snapshot(id: impl std::fmt::Display) -> Self {
         let message = format!("The snapshot '{id}' does not exist.");
         Self::new(StatusCode::NOT_FOUND, "ResourceNotFoundException", message)

@@ -30,6 +30,7 @@ mod request;
 mod service;
 mod tokens;
 mod url;
+mod whole;
 mod write;
 
 /// Snapshots of which it is remembered when they were started here.

@@ -118,8 +118,7 @@ pub(in crate::serve) async fn put_block(
         return Err(Refusal::invalid("INVALID_BLOCK", message));
     };
     if block.digest() != digest {
-        let message = "The checksum does not match that of the data.";
-        return Err(Refusal::invalid("INVALID_BLOCK", message));
+        return Err(Refusal::spoilt_block());
     }
     if let Some(faults) = &endpoint.faults {
         faults.check_started(&id)?;

@@ -72,7 +72,7 @@ pub(super) struct Code {
 }
 
 /// Errors that `fail` knows, with their status and reason.
-const CODES: [(&str, u16, Option<&str>); 13] = [
+const CODES: [(&str, u16, Option<&str>); 14] = [
     ("InternalServerException", 500, None),
     ("ServiceUnavailable", 503, None),
     ("RequestThrottledException", 400, Some("ACCOUNT_THROTTLED")),
@@ -86,6 +86,7 @@ const CODES: [(&str, u16, Option<&str>); 13] = [
     ("ExpiredTokenException", 403, None),
     ("InvalidSignatureException", 403, None),
     ("FailedToReadBlockData", 400, None),
+    ("ConflictingBlockUpdate", 400, Some("CONFLICTING_BLOCK_UPDATE")),
 ];
 
 impl Code {
@@ -94,7 +95,7 @@ impl Code {
         let name = match name {
             // The code is that of its class, the reason tells.
             "DependencyAccessDenied" => "AccessDeniedException",
-            "FailedToReadBlockData" => "ValidationException",
+            "FailedToReadBlockData" | "ConflictingBlockUpdate" => "ValidationException",
             name => name,
         };
         Some(Self { status: StatusCode::from_u16(status).ok()?, name, reason })

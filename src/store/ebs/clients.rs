@@ -15,6 +15,7 @@ use aws_config::{AppName, BehaviorVersion, Region, SdkConfig};
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_types::service_config::ServiceConfigKey;
 
+use super::whole::Whole;
 use super::{EbsUrl, http};
 
 /// Where one is if nothing says so.
@@ -63,7 +64,7 @@ impl Clients {
         let ec2_endpoint = ec2_endpoint.or_else(|| configured_endpoint(shared, "EC2"));
         Self {
             ebs: aws_sdk_ebs::Client::from_conf(ebs.build()),
-            ec2: aws_sdk_ec2::Client::from_conf(ec2.build()),
+            ec2: aws_sdk_ec2::Client::from_conf(ec2.interceptor(Whole).build()),
             region,
             endpoint,
             ec2_endpoint,

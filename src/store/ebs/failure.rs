@@ -212,8 +212,7 @@ fn classify(status: u16, code: &str, reason: Option<&str>, message: &str) -> Cla
             Class::Transient
         }
         ("ValidationException", Some("INVALID_SNAPSHOT_ID")) => Class::Final(Kind::NotReady),
-        ("ValidationException", Some("CONFLICTING_BLOCK_UPDATE"))
-        | ("ConflictException" | "IncorrectState" | "InvalidSnapshot.InUse", _) => {
+        ("ConflictException" | "IncorrectState" | "InvalidSnapshot.InUse", _) => {
             Class::Final(Kind::Conflict)
         }
         (

@@ -224,12 +224,20 @@ impl Ebs {
             let call = call.checksum_algorithm(ChecksumAlgorithm::ChecksumAlgorithmSha256);
             let answer = call.send().await.map_err(|e| {
                 let reason = reason_of!(PutSnapshotBlockError, e);
-                Failure::of_sdk(&e, reason.as_deref())
+                let mut failure = Failure::of_sdk(&e, reason.as_deref());
+                match reason.as_deref() {
+                    // It left here as it should be.
+                    Some("INVALID_BLOCK") => failure.class = Class::Corrupt,
+                    // An attempt that was given up may still be at work on it.
+                    Some("CONFLICTING_BLOCK_UPDATE") => failure.class = Class::Transient,
+                    _ => {}
+                }
+                failure
             })?;
             match answer.checksum {
                 Some(given) if given != *checksum => {
                     let text = "the service acknowledged another checksum";
-                    Err(Failure::new(Class::Final(ErrorKind::Corrupt), text))
+                    Err(Failure::new(Class::Corrupt, text))
                 }
                 _ => Ok(()),
             }
