@@ -108,6 +108,31 @@ for _ in $(seq "$runs"); do
         stop_server
     done
 done
+
+# Answers that take 200 ms, without the faults that must not show, and with them.
+faults=throttle=5%,error=2%,cut-body=2%,cut=1%,corrupt=1%,tokens=2s,empty-pages=20%
+far_down=() far_reads=() far_up=() ill_down=() ill_reads=() ill_up=()
+truncate -s 256M "$ram/source"
+for _ in $(seq "$runs"); do
+    for inject in latency=200ms "latency=200ms,$faults"; do
+        serve_for_ebs "synth:?size=256MiB" --inject "$inject"
+        timed of_ebs download $dense "$ram/image"
+        far_download=$elapsed
+        rm -f "$ram/image"
+        read_cold $dense
+        far_read=$elapsed
+        stop_server
+        rm -rf "$ram/store" && "$fspfs" -q -s "$ram/store" init >/dev/null
+        serve_for_ebs "$ram/store" --inject "$inject"
+        timed of_ebs upload "$ram/source"
+        stop_server
+        if [ "$inject" = latency=200ms ]; then
+            far_down+=("$far_download") far_reads+=("$far_read") far_up+=("$elapsed")
+        else
+            ill_down+=("$far_download") ill_reads+=("$far_read") ill_up+=("$elapsed")
+        fi
+    done
+done
 rm -f "$ram/source"
 rm -rf "$ram/store"
 
@@ -141,6 +166,7 @@ d=$(median_of "${down[@]}") u=$(median_of "${up[@]}") r=$(median_of "${reads[@]}
 sd=$(median_of "${slow_down[@]}") sr=$(median_of "${slow_reads[@]}") l=$(median_of "${limited[@]}")
 per_gib() { awk -v s="$1" -v n="$gib" 'BEGIN { printf "%.2f s", s / n }'; }
 mib=$((gib * 1024))
+named() { case $1 in down) echo download ;; reads) echo "cold read" ;; up) echo upload ;; esac; }
 echo
 row "ebs: (medians of $runs, $gib GiB)" "measured" "bound"
 row "download to memory" "$(rate $mib "$d")" ""
@@ -162,6 +188,11 @@ row "cold read, dd bs=1M" "$(rate $mib "$r")" ""
 row "cold read / download" "$(quotient "$d" "$r")" ">= 0.80"
 row "download with 25 ms / without" "$(quotient "$d" "$sd")" ">= 0.80"
 row "cold read with 25 ms / without" "$(quotient "$r" "$sr")" ">= 0.80"
+for of in down reads up; do
+    declare -n without="far_$of" with="ill_$of"
+    row "$(named $of) at 200 ms with faults / without" \
+        "$(quotient "$(median_of "${without[@]}")" "$(median_of "${with[@]}")")" ""
+done
 row "requests/s of 1000 allowed" "$(awk -v n=$((gib * 2048)) -v s="$l" 'BEGIN { printf "%.0f", n / s }')" ">= 950"
 row "requests/s of 100 that the account has" "$(awk -v s="$throttled" 'BEGIN { printf "%.0f", 2048 / s }')" ">= 90"
 row "part of them refused" "$(quotient "$throttled_refused" "$throttled_answered")" "< 0.05"
