@@ -398,8 +398,9 @@ mod uploading {
         assert_eq!(code, Some(1), "{out}{err}");
         assert!(err.contains(&format!("interrupted by {signal}")), "{err}");
         assert_eq!(snapshots(&sandbox), 0);
+        // A server may still be at work on blocks that nobody waits for.
         let pending = sandbox.join("store/pending");
-        assert!(!pending.exists() || names(pending).is_empty());
+        support::until("nothing is pending", || !pending.exists() || names(&pending).is_empty());
         // And nothing stands in the way of the next one.
         sandbox.image("b.img", MIB, &[(0, MIB)]);
         let (id, ..) = upload(&sandbox, &["b.img"]);

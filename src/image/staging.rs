@@ -122,8 +122,9 @@ impl Staging {
             let bytes = std::fs::read(place.join("staging.json")).ok()?;
             let owner: Owner = document::decode("staging.json", &bytes).ok()?;
             let is_other = owner.store != store && owner.store.starts_with(prefix);
-            let mut images = std::fs::read_dir(place.join("images")).ok()?;
-            (is_other && images.next().is_some()).then_some((owner.store, place))
+            let mut images = std::fs::read_dir(place.join("images")).ok()?.flatten();
+            let any = images.any(|image| record::id_of(&image.path()).is_some());
+            (is_other && any).then_some((owner.store, place))
         };
         places.filter_map(|place| other(place.path())).collect()
     }

@@ -1,6 +1,7 @@
 //! Where a mount logs to.
 
 use std::fs::OpenOptions;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -8,6 +9,7 @@ use tracing::Level;
 use tracing_subscriber::EnvFilter;
 
 use super::Error;
+use crate::model::Digest;
 
 /// A log that is larger when a mount begins becomes `<log>.old`, and a new one is begun.
 const MAX_LOG: u64 = 16 << 20;
@@ -93,14 +95,22 @@ pub fn stderr_to_file(file: &Path) -> Result<(), Error> {
     nix::unistd::dup2_stderr(open(file)?).map_err(failed)
 }
 
+/// Bytes of a name from which on it is cut, and told apart by a digest: no file name has more than 255.
+const MAX_NAME: usize = 200;
+
 /// The file that the mount at `mount_point` logs to:
 /// `$XDG_STATE_HOME/fspfs/log/<mount point>.log`, for root by default below `/var/lib`. In it, `-` is for
 /// each slash and `\x2d` for each `-`.
 pub fn log_file(mount_point: &Path) -> PathBuf {
-    let name = mount_point.display().to_string();
+    let path = mount_point.display().to_string();
     // As systemd names the unit of a mount point, so that no two have the same.
-    let name = name.trim_matches('/').replace('\\', r"\x5c").replace('-', r"\x2d");
-    let name = name.replace('/', "-");
+    let name = path.trim_matches('/').replace('\\', r"\x5c").replace('-', r"\x2d");
+    let mut name = name.replace('/', "-");
+    if name.len() > MAX_NAME || mount_point.to_str().is_none() {
+        let digest = Digest::of(mount_point.as_os_str().as_bytes()).to_hex();
+        name.truncate(name.floor_char_boundary(MAX_NAME));
+        name = format!("{name}-{}", &digest[..16]);
+    }
     state_directory().join("log").join(format!("{name}.log"))
 }
 
@@ -124,5 +134,9 @@ mod tests {
         let logs: std::collections::HashSet<_> =
             places.iter().map(|place| log_file(Path::new(place))).collect();
         assert_eq!(logs.len(), places.len(), "{logs:?}");
+        let long = "/a-é".repeat(100);
+        let log = log_file(Path::new(&long));
+        assert!(log.file_name().unwrap().len() < 255);
+        assert_ne!(log, log_file(Path::new(&format!("{long}x"))));
     }
 }

@@ -4,10 +4,10 @@ use super::{Error, ErrorKind, ListFrom, ListedBlock, PageToken, Result, Snapshot
 use crate::model::{BlockIndex, Snapshot, SnapshotId};
 
 /// Pages of a listing in a row that may tell nothing new before it is given up: the service may
-/// answer with short and empty pages, but not for ever.
-pub(crate) const MAX_IDLE_PAGES: u32 = 100;
+/// answer with short and empty pages, as where few of many snapshots are asked for, but not for ever.
+pub(crate) const MAX_IDLE_PAGES: u32 = 1000;
 
-/// Pages of the list of snapshots that are followed: a million snapshots.
+/// Pages of the list of snapshots that are followed: ten million snapshots.
 const MAX_LIST_PAGES: usize = 10_000;
 
 /// Lists all snapshots, page by page, in the order of the store.

@@ -76,6 +76,8 @@ impl Clients {
     /// Those that somebody else has made, for a service of which nothing is known.
     pub(super) fn given(ebs: aws_sdk_ebs::Client, ec2: aws_sdk_ec2::Client) -> Self {
         let region = ebs.config().region().map_or(DEFAULT_REGION, Region::as_ref).to_owned();
+        let ec2 = ec2.config().to_builder().interceptor(Whole).build();
+        let ec2 = aws_sdk_ec2::Client::from_conf(ec2);
         Self { ebs, ec2, region, endpoint: Some(String::new()), ec2_endpoint: None }
     }
 

@@ -58,6 +58,11 @@ impl Failure {
         Self { answered: false, silent: true, ..Self::new(Class::Transient, text) }
     }
 
+    /// Whether the service says this, in lower case.
+    pub(super) fn mentions(&self, what: &str) -> bool {
+        self.text.to_ascii_lowercase().contains(what)
+    }
+
     /// What the limiter learns from it.
     pub(super) fn outcome(&self) -> Outcome {
         match self.class {

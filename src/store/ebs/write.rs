@@ -227,7 +227,9 @@ impl Ebs {
                 let mut failure = Failure::of_sdk(&e, reason.as_deref());
                 match reason.as_deref() {
                     // It left here as it should be.
-                    Some("INVALID_BLOCK") => failure.class = Class::Corrupt,
+                    Some("INVALID_BLOCK") if failure.mentions("checksum") => {
+                        failure.class = Class::Corrupt;
+                    }
                     // An attempt that was given up may still be at work on it.
                     Some("CONFLICTING_BLOCK_UPDATE") => failure.class = Class::Transient,
                     _ => {}

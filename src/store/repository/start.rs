@@ -146,6 +146,13 @@ impl Repository {
         if !pending && !completed {
             return Err(not_found(id));
         }
+        // One that was made while the start was still there.
+        if let Some(writer) = self.existing_writer(id)
+            && attempts.contains(&writer.attempt())
+        {
+            writer.abandon().await;
+            self.forget_writer(id, |of| attempts.contains(&of));
+        }
         for attempt in attempts {
             self.delete_tags(id, attempt).await?;
             self.delete_records(id, attempt).await?;

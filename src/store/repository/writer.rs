@@ -236,9 +236,11 @@ impl Writer {
         if self.state().is_saved(record) {
             return Ok(());
         }
-        self.outdo_others().await?;
         let saving = Arc::clone(&self.saving);
         let permit = saving.acquire_owned().await.expect("it is never closed");
+        // Whoever deletes the snapshot waits for the permit, so that nothing is made behind that.
+        self.state().check_open()?;
+        self.outdo_others().await?;
         let batch = {
             let mut state = self.state();
             state.check_open()?;
@@ -445,7 +447,15 @@ impl Writer {
         self.check_not_collected(pack.as_deref(), began).await?;
         let name = RecordId { epoch, writer, number: batch.record }.name(&self.id, self.attempt);
         self.objects.create(&name, record.into()).await?;
-        self.check_counts(RecordId { epoch, writer, number: batch.record }).await?;
+        if let Err(error) =
+            self.check_counts(RecordId { epoch, writer, number: batch.record }).await
+        {
+            if error.kind() == ErrorKind::Conflict {
+                // It counts for nobody, and of a snapshot that is gone nothing shall be left.
+                self.objects.delete(&[name, names::writer(&self.id, self.attempt, writer)]).await?;
+            }
+            return Err(error);
+        }
         let Err(error) = self.check_not_collected(pack.as_deref(), began).await else {
             return Ok(());
         };

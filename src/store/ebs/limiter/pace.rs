@@ -6,13 +6,15 @@
 //! refuses hardly any, the pace rises slowly. Refusals at a rate that has nothing to do with
 //! ours (other programs, or a service that is ill) do not bring it down to nothing.
 
+use std::cmp::Ordering;
 use std::time::{Duration, Instant};
 
 /// How long what is taken and refused is counted before something follows from it.
 const EPOCH: Duration = Duration::from_millis(250);
 
-/// Requests an epoch has at least.
+/// Requests an epoch has at least, unless none was refused for so long.
 const MIN_REQUESTS: u32 = 50;
+const QUIET_EPOCH: Duration = Duration::from_secs(2);
 
 /// So many refusals in a row show that the limit is far below, and that there is nothing left of what
 /// the service had saved up. After a pause it is measured how much it takes until that is so again.
@@ -28,7 +30,8 @@ const FEW: f64 = 0.005;
 const EASE: f64 = 0.995;
 
 /// The pace of a trial, as a part of what the service takes: what is refused then is so by chance. It
-/// needs more requests, since it tells a few in a hundred from none.
+/// needs more requests, since it tells a few in a hundred from none; where no limit is known, it is not
+/// worth more than so long. From fewer than half of them nothing follows.
 const TRIAL: f64 = 0.85;
 const TRIAL_REQUESTS: u32 = 120;
 const TRIAL_TIME: Duration = Duration::from_secs(2);
@@ -46,14 +49,25 @@ const KNOWN: f64 = 1000.0;
 /// More than this is not refused by chance, but because the pace has not fallen far enough.
 const MOST_BY_CHANCE: f64 = 0.15;
 
+/// So many times it falls a little before a trial has to show that this is of use.
+const EASES: u32 = 20;
+
+/// A pause this long says nothing of the pace: what comes after it is counted by itself.
+const IDLE: Duration = Duration::from_secs(1);
+
 /// How much it rises an epoch; and after so many epochs without a refusal.
 const RISE: f64 = 1.02;
 const QUIET_EPOCHS: u32 = 8;
 const QUIET_RISE: f64 = 1.1;
 
-/// How much it rises where everything was refused, and is taken again; and how often.
+/// What is a tenth of what it took before is no limit: the service is ill; and from fewer than so many
+/// that were taken none is known. Then the pace doubles when nothing was refused for a while, and falls
+/// to what was taken when something was, until there are enough requests to tell more.
+const ILL: f64 = 0.1;
+const KNOWN_FROM: u32 = 10;
 const RECOVERY: f64 = 2.0;
 const RECOVERY_EPOCH: Duration = Duration::from_secs(1);
+const RECOVERY_REQUESTS: f64 = 20.0;
 
 /// Slower than this it never gets: whoever waits must see that something happens.
 const SLOWEST: f64 = 2.0;
@@ -70,6 +84,8 @@ pub(super) struct Pace {
     now: f64,
     /// When the next request is due if all came evenly.
     due: Option<Instant>,
+    /// When the latest was begun.
+    latest: Option<Instant>,
     /// Nothing is begun before this.
     paused: Option<Instant>,
     epoch: Epoch,
@@ -77,8 +93,14 @@ pub(super) struct Pace {
     quiet: u32,
     /// What is refused whatever the pace is, as trials have shown.
     by_chance: Count,
-    /// Whether it refused everything when it was measured: that is no limit, and may end at any moment.
-    refuses_all: bool,
+    /// Epochs in a row in which less was refused than that.
+    calm: Count,
+    /// What the service took at most, in requests a second.
+    record: f64,
+    /// Whether it was ill when it was measured, and may be well at any moment; or not much was measured.
+    is_ill: bool,
+    /// Times in a row that it fell a little.
+    eased: u32,
     trial: Option<Trial>,
 }
 
@@ -109,12 +131,17 @@ impl Count {
         self.of = (self.of + other.of) * keep;
     }
 
-    /// Whether the part that is refused is the same as in `other` or smaller, as far as so few tell.
-    fn is_no_more_than(self, other: Self) -> bool {
+    /// Whether the part that is refused is the same as in `other`, as far as so few tell, or more, or less.
+    fn compare(self, other: Self) -> Ordering {
         let mut all = self;
         all.add(other);
         let variance = all.part() * (1.0 - all.part()) * (self.of.recip() + other.of.recip());
-        self.part() - other.part() <= DEVIATIONS * variance.sqrt()
+        let difference = self.part() - other.part();
+        if difference.abs() <= DEVIATIONS * variance.sqrt() {
+            Ordering::Equal
+        } else {
+            difference.total_cmp(&0.0)
+        }
     }
 }
 
@@ -148,12 +175,16 @@ impl Pace {
             most,
             now: most,
             due: None,
+            latest: None,
             paused: None,
             epoch: Epoch::new(now),
             quiet: 0,
             by_chance: Count::default(),
+            calm: Count::default(),
             trial: None,
-            refuses_all: false,
+            record: 0.0,
+            is_ill: false,
+            eased: 0,
         }
     }
 
@@ -173,6 +204,13 @@ impl Pace {
 
     /// A request is begun.
     pub(super) fn take(&mut self, now: Instant) {
+        let before = self.latest.replace(now);
+        if before.is_some_and(|before| now.saturating_duration_since(before) > IDLE) {
+            self.epoch = Epoch::new(now);
+            if let Some(trial) = self.trial.take() {
+                self.set(trial.before, now);
+            }
+        }
         if self.now.is_finite() {
             let due = self.due.map_or(now, |due| due.max(now));
             self.due = Some(due + Duration::from_secs_f64(1.0 / self.now));
@@ -209,10 +247,8 @@ impl Pace {
             self.epoch = Epoch { drained: true, ..Epoch::new(now) };
             self.paused = Some(now + PAUSE);
         } else if in_a_row >= IN_A_ROW && age >= PAUSE {
-            self.close(age, true, now);
-        } else if sent >= EPOCH && self.is_enough(sent)
-            || self.refuses_all && in_a_row == 0 && age >= RECOVERY_EPOCH
-        {
+            self.close((sent + age) / 2, true, now);
+        } else if sent >= EPOCH && self.is_enough(sent) || self.is_ill && age >= RECOVERY_EPOCH {
             self.close(sent, false, now);
         }
     }
@@ -221,11 +257,12 @@ impl Pace {
     /// so long after it began.
     fn is_enough(&self, sent: Duration) -> bool {
         let count = self.epoch.count();
-        if self.trial.is_some() {
-            return count.of >= f64::from(TRIAL_REQUESTS) || sent >= TRIAL_TIME;
+        if let Some(trial) = self.trial {
+            let is_late = trial.before >= self.most && sent >= TRIAL_TIME;
+            return is_late || count.of >= f64::from(TRIAL_REQUESTS);
         }
         if count.of < f64::from(MIN_REQUESTS) {
-            return false;
+            return self.now < self.most && count.refused == 0.0 && sent >= QUIET_EPOCH;
         }
         let expected = self.by_chance.part() + TOO_MANY;
         self.now < self.most
@@ -236,7 +273,7 @@ impl Pace {
     /// Draws the conclusion from an epoch of this length. `exact`: nothing was left of what the service
     /// had saved up, neither at its beginning nor at its end.
     fn close(&mut self, age: Duration, exact: bool, now: Instant) {
-        let Epoch { taken, refused, in_a_row, held, .. } = self.epoch;
+        let Epoch { taken, refused, held, .. } = self.epoch;
         let count = self.epoch.count();
         self.epoch = Epoch::new(now);
         let part = count.part();
@@ -244,37 +281,63 @@ impl Pace {
         let measured = (f64::from(taken) / age.as_secs_f64()).min(self.now);
         if exact {
             self.trial = None;
-            self.refuses_all = taken == 0;
+            self.is_ill = taken < KNOWN_FROM || measured <= SLOWEST.max(self.record * ILL);
+            self.record = self.record.max(measured);
             return self.set(measured, now);
         }
-        if self.refuses_all && in_a_row == 0 {
-            return self.set(self.now * RECOVERY, now);
+        if self.is_ill {
+            if refused == 0 {
+                return self.set(self.now * RECOVERY, now);
+            }
+            if count.of < RECOVERY_REQUESTS {
+                return self.set(measured, now);
+            }
+            self.is_ill = false;
         }
-        self.refuses_all = false;
+        self.record = self.record.max(measured);
         if let Some(trial) = self.trial.take() {
-            // Where a slower pace changes nothing, it was not the pace.
-            if trial.refused.is_no_more_than(count) {
-                self.by_chance.add(trial.refused);
-                self.by_chance.add(count);
+            if count.of < f64::from(TRIAL_REQUESTS / 2) {
                 return self.set(trial.before, now);
             }
-            if part < MOST_BY_CHANCE {
-                self.by_chance.add(count);
-                return self.set(trial.taken, now);
+            match trial.refused.compare(count) {
+                // Where a slower pace changes nothing, it was not the pace.
+                Ordering::Equal => {
+                    self.by_chance.add(trial.refused);
+                    self.by_chance.add(count);
+                    return self.set(trial.before, now);
+                }
+                Ordering::Greater if part < MOST_BY_CHANCE => {
+                    self.by_chance.add(count);
+                    return self.set(trial.taken, now);
+                }
+                _ => {}
             }
+        }
+        // What comes by chance does not stay away for long.
+        if part < self.by_chance.part() {
+            self.calm.add(count);
+            if self.calm.compare(self.by_chance) == Ordering::Less {
+                self.by_chance = self.calm;
+            }
+        } else {
+            self.calm = Count::default();
         }
         let by_chance = self.by_chance.part();
         let ours = part - by_chance;
         let noise = DEVIATIONS * (by_chance / count.of).sqrt();
-        if ours > TOO_MANY.max(noise) {
-            self.trial = Some(Trial { before: self.now, taken: measured, refused: count });
+        if ours > TOO_MANY.max(noise) || ours > FEW && self.eased >= EASES {
+            let before = self.now / EASE.powi(i32::try_from(self.eased).unwrap_or(0));
+            self.trial = Some(Trial { before, taken: measured, refused: count });
             self.set(measured * TRIAL, now);
-        } else if ours <= FEW && held && self.now < self.most {
-            let rise = if self.quiet > QUIET_EPOCHS { QUIET_RISE } else { RISE };
-            self.set(self.now * rise, now);
         } else if ours > FEW {
             self.set(self.now * EASE, now);
+            self.eased += 1;
+            return;
+        } else if held && self.now < self.most {
+            let rise = if self.quiet > QUIET_EPOCHS { QUIET_RISE } else { RISE };
+            self.set(self.now * rise, now);
         }
+        self.eased = 0;
     }
 
     fn set(&mut self, pace: f64, now: Instant) {
@@ -310,81 +373,110 @@ mod tests {
         }
     }
 
-    /// Requests that were taken and refused in so many seconds, `at_once` of them under way, each
-    /// for `latency`.
-    fn run(
-        pace: &mut Pace,
-        mut takes: impl FnMut(Instant) -> bool,
-        seconds: u64,
+    /// A program that asks all the time, and its clock.
+    struct Program {
+        pace: Pace,
+        now: Instant,
         at_once: usize,
         latency: Duration,
-    ) -> (u32, u32) {
-        let start = Instant::now();
-        let (mut now, mut taken, mut refused) = (start, 0, 0);
-        let mut under_way = std::collections::VecDeque::new();
-        while now < start + Duration::from_secs(seconds) {
-            while let Some((began, answer)) = under_way.front().copied()
-                && began + latency <= now
-            {
-                under_way.pop_front();
-                if answer {
-                    taken += 1;
-                    pace.taken(began, now);
-                } else {
-                    refused += 1;
-                    pace.refused(began, now);
-                }
-            }
-            while under_way.len() < at_once && pace.wait(now).is_none() {
-                pace.take(now);
-                under_way.push_back((now, takes(now)));
-            }
-            now += Duration::from_millis(1);
+    }
+
+    impl Program {
+        fn new(most: f64, at_once: usize, latency: u64) -> Self {
+            let now = Instant::now();
+            let latency = Duration::from_millis(latency);
+            Self { pace: Pace::new(most, now), now, at_once, latency }
         }
-        (taken, refused)
+
+        /// Requests that are taken and refused in so many seconds.
+        fn run(&mut self, seconds: u64, mut takes: impl FnMut(Instant) -> bool) -> (u32, u32) {
+            let end = self.now + Duration::from_secs(seconds);
+            let (mut taken, mut refused) = (0, 0);
+            let mut under_way = std::collections::VecDeque::new();
+            while self.now < end || !under_way.is_empty() {
+                let now = self.now;
+                while let Some((began, answer)) = under_way.front().copied()
+                    && began + self.latency <= now
+                {
+                    under_way.pop_front();
+                    if answer {
+                        taken += 1;
+                        self.pace.taken(began, now);
+                    } else {
+                        refused += 1;
+                        self.pace.refused(began, now);
+                    }
+                }
+                while now < end && under_way.len() < self.at_once && self.pace.wait(now).is_none() {
+                    self.pace.take(now);
+                    under_way.push_back((now, takes(now)));
+                }
+                self.now += Duration::from_millis(1);
+            }
+            (taken, refused)
+        }
+    }
+
+    impl Service {
+        fn new(limit: f64, burst: f64, at: Instant) -> Self {
+            Self { limit, burst, tokens: burst, at }
+        }
     }
 
     #[test]
     fn what_was_given_is_kept_to_and_used() {
-        let mut pace = Pace::new(1000.0, Instant::now());
-        let (taken, _) = run(&mut pace, |_| true, 10, 64, Duration::from_millis(25));
-        assert!((9_800..=10_050).contains(&taken), "{taken}");
+        let (taken, _) = Program::new(1000.0, 64, 25).run(10, |_| true);
+        assert!((9_800..=10_100).contains(&taken), "{taken}");
     }
 
     #[test]
     fn a_limit_that_nobody_told_is_found_and_used() {
         for (limit, seconds) in [(40.0, 50_u32), (100.0, 20), (1000.0, 20)] {
             for (burst, latency) in [(0.1, 2), (0.1, 40), (1.0, 5)] {
-                let mut service = Service {
-                    limit,
-                    burst: limit * burst,
-                    tokens: limit * burst,
-                    at: Instant::now(),
-                };
-                let mut pace = Pace::new(f64::INFINITY, Instant::now());
-                let latency = Duration::from_millis(latency);
-                let (taken, refused) =
-                    run(&mut pace, |now| service.takes(now), seconds.into(), 16, latency);
-                let possible = (16.0 / latency.as_secs_f64()).min(limit) * f64::from(seconds);
+                let mut program = Program::new(f64::INFINITY, 16, latency);
+                let mut service = Service::new(limit, limit * burst, program.now);
+                let (taken, refused) = program.run(seconds.into(), |now| service.takes(now));
+                let possible =
+                    (16.0 / program.latency.as_secs_f64()).min(limit) * f64::from(seconds);
                 let used = f64::from(taken) / possible;
                 let part = f64::from(refused) / f64::from(taken + refused);
-                let told =
-                    format!("{limit} {burst} {latency:?}: used {used:.3}, refused {part:.3}");
+                let told = format!("{limit} {burst} {latency}: used {used:.3}, refused {part:.3}");
                 assert!(used > 0.9 && part < 0.05, "{told}");
             }
         }
     }
 
     #[test]
+    fn a_limit_is_found_however_long_answers_take() {
+        for (limit, burst, at_once, latency) in
+            [(100.0, 10.0, 48, 200), (100.0, 100.0, 48, 200), (200.0, 200.0, 100, 300)]
+        {
+            let mut program = Program::new(f64::INFINITY, at_once, latency);
+            let mut service = Service::new(limit, burst, program.now);
+            let (taken, refused) = program.run(60, |now| service.takes(now));
+            let used = f64::from(taken) / limit / 60.0;
+            let part = f64::from(refused) / f64::from(taken + refused);
+            assert!(used > 0.85 && part < 0.05, "{limit} {burst}: {used:.3} {part:.3}");
+        }
+    }
+
+    #[test]
     fn refusals_by_chance_do_not_slow_down() {
         for seed in 0..8 {
-            for (at_once, latency) in [(32, 50), (16, 200)] {
+            for (part, most, at_once, latency) in [
+                (0.05, f64::INFINITY, 32, 50),
+                (0.05, f64::INFINITY, 16, 200),
+                (0.10, f64::INFINITY, 32, 50),
+                (0.02, 1000.0, 100, 50),
+            ] {
                 let mut random = fastrand::Rng::with_seed(seed);
-                let mut pace = Pace::new(f64::INFINITY, Instant::now());
-                let takes = |_| random.f64() >= 0.05;
-                let (taken, _) = run(&mut pace, takes, 60, at_once, Duration::from_millis(latency));
-                let possible = at_once as u64 * 60_000 / latency * 95 / 100;
-                assert!(u64::from(taken) > possible * 8 / 10, "{seed} {latency}: {taken}");
+                let mut program = Program::new(most, at_once, latency);
+                let (taken, _) = program.run(60, |_| random.f64() >= part);
+                #[expect(clippy::cast_precision_loss, reason = "it is a hundred or so")]
+                let at_once = at_once as f64;
+                let possible = (at_once / program.latency.as_secs_f64()).min(most) * (1.0 - part);
+                let used = f64::from(taken) / possible / 60.0;
+                assert!(used > 0.8, "{seed} {part} {latency}: {used:.3}");
             }
         }
     }
@@ -393,11 +485,10 @@ mod tests {
     fn a_limit_is_found_among_refusals_by_chance() {
         for seed in 0..8 {
             let mut random = fastrand::Rng::with_seed(seed);
-            let begin = Instant::now();
-            let mut service = Service { limit: 100.0, burst: 10.0, tokens: 10.0, at: begin };
-            let mut pace = Pace::new(f64::INFINITY, begin);
+            let mut program = Program::new(f64::INFINITY, 32, 50);
+            let mut service = Service::new(100.0, 10.0, program.now);
             let takes = |now| random.f64() >= 0.05 && service.takes(now);
-            let (taken, refused) = run(&mut pace, takes, 60, 32, Duration::from_millis(50));
+            let (taken, refused) = program.run(60, takes);
             let part = f64::from(refused) / f64::from(taken + refused);
             assert!(taken > 5_000 && part < 0.15, "{seed}: {taken} {part:.3}");
         }
@@ -405,22 +496,38 @@ mod tests {
 
     #[test]
     fn a_limit_that_is_lifted_is_noticed() {
-        let begin = Instant::now();
-        let mut service = Service { limit: 50.0, burst: 5.0, tokens: 5.0, at: begin };
-        let mut pace = Pace::new(f64::INFINITY, begin);
-        run(&mut pace, |now| service.takes(now), 10, 16, Duration::from_millis(5));
-        assert!(pace.now < 70.0, "{}", pace.now);
-        run(&mut pace, |_| true, 60, 16, Duration::from_millis(5));
-        assert!(pace.now > 400.0, "{}", pace.now);
+        let mut program = Program::new(f64::INFINITY, 16, 5);
+        let mut service = Service::new(50.0, 5.0, program.now);
+        program.run(10, |now| service.takes(now));
+        assert!(program.pace.now < 70.0, "{}", program.pace.now);
+        program.run(60, |_| true);
+        assert!(program.pace.now > 400.0, "{}", program.pace.now);
     }
 
     #[test]
     fn a_service_that_was_ill_for_a_while_is_soon_used_as_before() {
-        let mut pace = Pace::new(f64::INFINITY, Instant::now());
-        run(&mut pace, |_| false, 6, 16, Duration::from_millis(5));
-        assert!(pace.now < 3.0, "{}", pace.now);
-        // The first six seconds are those of before.
-        run(&mut pace, |_| true, 20, 16, Duration::from_millis(5));
-        assert!(pace.now > 100.0, "{}", pace.now);
+        for seed in 0..8 {
+            for part in [0.5, 0.85, 0.9, 0.95, 1.0] {
+                let mut random = fastrand::Rng::with_seed(seed);
+                let mut program = Program::new(1000.0, 32, 30);
+                program.run(5, |_| true);
+                program.run(30, |_| random.f64() >= part);
+                program.run(10, |_| true);
+                let (taken, _) = program.run(10, |_| true);
+                assert!(taken > 8_000, "{seed} {part}: {taken}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_pause_says_nothing() {
+        let mut program = Program::new(f64::INFINITY, 16, 20);
+        let mut service = Service::new(100.0, 100.0, program.now);
+        for _ in 0..8 {
+            // What was saved up and a little more.
+            let (taken, _) = program.run(2, |now| service.takes(now));
+            assert!(taken > 200, "{taken}");
+            program.now += Duration::from_mins(2);
+        }
     }
 }
