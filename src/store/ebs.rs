@@ -83,11 +83,11 @@ impl Ebs {
     /// The store behind these clients, for programs that configure them themselves. Their retries
     /// should be off. Quotas are found out by what is refused.
     pub fn with_clients(
-        ebs: aws_sdk_ebs::Client,
-        ec2: aws_sdk_ec2::Client,
+        ebs: &aws_sdk_ebs::Client,
+        ec2: &aws_sdk_ec2::Client,
         options: &StoreOptions,
     ) -> Self {
-        Self::of(None, Clients::given(ebs, ec2), options)
+        Self::of(None, Clients::given(ebs.clone(), ec2), options)
     }
 
     fn of(url: Option<EbsUrl>, clients: Clients, options: &StoreOptions) -> Self {

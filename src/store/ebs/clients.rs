@@ -74,7 +74,7 @@ impl Clients {
 
 impl Clients {
     /// Those that somebody else has made, for a service of which nothing is known.
-    pub(super) fn given(ebs: aws_sdk_ebs::Client, ec2: aws_sdk_ec2::Client) -> Self {
+    pub(super) fn given(ebs: aws_sdk_ebs::Client, ec2: &aws_sdk_ec2::Client) -> Self {
         let region = ebs.config().region().map_or(DEFAULT_REGION, Region::as_ref).to_owned();
         let ec2 = ec2.config().to_builder().interceptor(Whole).build();
         let ec2 = aws_sdk_ec2::Client::from_conf(ec2);
