@@ -4,8 +4,11 @@ use super::{Error, ErrorKind, ListFrom, ListedBlock, PageToken, Result, Snapshot
 use crate::model::{BlockIndex, Snapshot, SnapshotId};
 
 /// Pages of a listing in a row that may tell nothing new before it is given up: the service may
-/// answer with short and empty pages, as where few of many snapshots are asked for, but not for ever.
-pub(crate) const MAX_IDLE_PAGES: u32 = 1000;
+/// answer with short and empty pages, but not for ever.
+pub(crate) const MAX_IDLE_PAGES: u32 = 100;
+
+/// The same in the list of snapshots, where few of many may be asked for.
+const MAX_IDLE_LIST_PAGES: u32 = 1000;
 
 /// Pages of the list of snapshots that are followed: ten million snapshots.
 const MAX_LIST_PAGES: usize = 10_000;
@@ -24,7 +27,7 @@ pub(crate) async fn list_all(store: &dyn SnapshotStore) -> Result<Vec<Snapshot>>
         if page.next.is_none() {
             return Ok(snapshots);
         }
-        if page.next == token || idle > MAX_IDLE_PAGES {
+        if page.next == token || idle > MAX_IDLE_LIST_PAGES {
             break;
         }
         token = page.next;

@@ -447,15 +447,7 @@ impl Writer {
         self.check_not_collected(pack.as_deref(), began).await?;
         let name = RecordId { epoch, writer, number: batch.record }.name(&self.id, self.attempt);
         self.objects.create(&name, record.into()).await?;
-        if let Err(error) =
-            self.check_counts(RecordId { epoch, writer, number: batch.record }).await
-        {
-            if error.kind() == ErrorKind::Conflict {
-                // It counts for nobody, and of a snapshot that is gone nothing shall be left.
-                self.objects.delete(&[name, names::writer(&self.id, self.attempt, writer)]).await?;
-            }
-            return Err(error);
-        }
+        self.check_counts(RecordId { epoch, writer, number: batch.record }).await?;
         let Err(error) = self.check_not_collected(pack.as_deref(), began).await else {
             return Ok(());
         };
@@ -478,7 +470,17 @@ impl Writer {
         // Of a snapshot that was tidied up nothing can be decided any more.
         match read_document::<Start>(objects, &names::start(&self.id)).await? {
             Some(start) if start.metadata.attempt == self.attempt => Ok(()),
-            _ => gone("is not pending any more"),
+            _ => {
+                // Of a snapshot that was deleted meanwhile nothing shall be left. `gc` would find it.
+                let left = [
+                    record.name(&self.id, self.attempt),
+                    names::writer(&self.id, self.attempt, record.writer),
+                ];
+                if let Err(error) = objects.delete(&left).await {
+                    tracing::warn!("{} is gone, but not all of it: {error}", self.id);
+                }
+                gone("is not pending any more")
+            }
         }
     }
 

@@ -84,7 +84,7 @@ pub(super) struct Pace {
     now: f64,
     /// When the next request is due if all came evenly.
     due: Option<Instant>,
-    /// When the latest was begun.
+    /// When the latest was begun, or answered.
     latest: Option<Instant>,
     /// Nothing is begun before this.
     paused: Option<Instant>,
@@ -234,6 +234,7 @@ impl Pace {
     }
 
     fn count(&mut self, sent: Instant, now: Instant, count: impl FnOnce(&mut Epoch)) {
+        self.latest = self.latest.max(Some(now));
         // What was sent before the pace was set says nothing of it.
         if sent < self.epoch.began {
             return;
@@ -248,7 +249,7 @@ impl Pace {
             self.paused = Some(now + PAUSE);
         } else if in_a_row >= IN_A_ROW && age >= PAUSE {
             self.close((sent + age) / 2, true, now);
-        } else if sent >= EPOCH && self.is_enough(sent) || self.is_ill && age >= RECOVERY_EPOCH {
+        } else if sent >= EPOCH && self.is_enough(sent) || self.is_ill && sent >= RECOVERY_EPOCH {
             self.close(sent, false, now);
         }
     }
@@ -287,19 +288,25 @@ impl Pace {
         }
         if self.is_ill {
             if refused == 0 {
-                return self.set(self.now * RECOVERY, now);
+                let factor = if held { RECOVERY } else { 1.0 };
+                return self.set(self.now * factor, now);
             }
             if count.of < RECOVERY_REQUESTS {
                 return self.set(measured, now);
+            }
+            // It took more before, and what is refused may be so by chance.
+            if part < MOST_BY_CHANCE && self.now < self.record {
+                return self.set((self.now * RECOVERY).min(self.record), now);
             }
             self.is_ill = false;
         }
         self.record = self.record.max(measured);
         if let Some(trial) = self.trial.take() {
-            if count.of < f64::from(TRIAL_REQUESTS / 2) {
-                return self.set(trial.before, now);
-            }
+            let enough = count.of >= f64::from(TRIAL_REQUESTS / 2);
             match trial.refused.compare(count) {
+                Ordering::Equal | Ordering::Less if !enough => {
+                    return self.set(trial.before, now);
+                }
                 // Where a slower pace changes nothing, it was not the pace.
                 Ordering::Equal => {
                     self.by_chance.add(trial.refused);
@@ -516,6 +523,50 @@ mod tests {
                 let (taken, _) = program.run(10, |_| true);
                 assert!(taken > 8_000, "{seed} {part}: {taken}");
             }
+        }
+    }
+
+    #[test]
+    fn what_a_well_service_refuses_by_chance_does_not_keep_it_slow() {
+        for seed in 0..4 {
+            for (outage, part) in [(1, 0.01), (17, 0.005), (17, 0.01), (17, 0.02), (17, 0.05)] {
+                let mut random = fastrand::Rng::with_seed(seed);
+                let mut program = Program::new(1000.0, 32, 30);
+                program.run(5, |_| true);
+                program.run(outage, |_| false);
+                program.run(40, |_| random.f64() >= part);
+                let (taken, _) = program.run(20, |_| random.f64() >= part);
+                assert!(taken > 12_000, "{seed} {outage} {part}: {taken}");
+            }
+        }
+    }
+
+    #[test]
+    fn answers_that_take_longer_than_a_second_are_no_pauses() {
+        for (outage, limit, at_once, latency) in [(6, 100.0, 100, 1500), (0, 50.0, 100, 1200)] {
+            let mut program = Program::new(f64::INFINITY, at_once, latency);
+            program.run(outage, |_| false);
+            let mut service = Service::new(limit, limit / 10.0, program.now);
+            program.run(40, |now| service.takes(now));
+            let (taken, refused) = program.run(40, |now| service.takes(now));
+            #[expect(clippy::cast_precision_loss, reason = "it is a hundred")]
+            let possible = (at_once as f64 / program.latency.as_secs_f64()).min(limit);
+            let used = f64::from(taken) / possible / 40.0;
+            let part = f64::from(refused) / f64::from(taken + refused);
+            assert!(used > 0.8 && part < 0.1, "{limit} {latency}: {used:.3} {part:.3}");
+        }
+    }
+
+    #[test]
+    fn a_low_limit_is_found_by_few_at_once() {
+        for (limit, at_once, latency) in [(30.0, 2, 30), (30.0, 4, 60), (25.0, 3, 40)] {
+            let mut program = Program::new(f64::INFINITY, at_once, latency);
+            let mut service = Service::new(limit, limit / 10.0, program.now);
+            program.run(30, |now| service.takes(now));
+            let (taken, refused) = program.run(60, |now| service.takes(now));
+            let used = f64::from(taken) / limit / 60.0;
+            let part = f64::from(refused) / f64::from(taken + refused);
+            assert!(used > 0.85 && part < 0.08, "{limit} {at_once}: {used:.3} {part:.3}");
         }
     }
 
