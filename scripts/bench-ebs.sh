@@ -115,7 +115,7 @@ far_down=() far_reads=() far_up=() ill_down=() ill_reads=() ill_up=()
 truncate -s 256M "$ram/source"
 for _ in $(seq "$runs"); do
     for inject in latency=200ms "latency=200ms,$faults"; do
-        serve_for_ebs "synth:?size=256MiB" --inject "$inject"
+        serve_for_ebs "synth:?size=1GiB" --inject "$inject"
         timed of_ebs download $dense "$ram/image"
         far_download=$elapsed
         rm -f "$ram/image"

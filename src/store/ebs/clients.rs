@@ -52,10 +52,16 @@ impl Clients {
         let region = shared.region().map_or(DEFAULT_REGION, Region::as_ref).to_owned();
         let endpoint = url.endpoint.clone().or_else(|| configured_endpoint(shared, "EBS"));
         let mut ebs = aws_sdk_ebs::config::Builder::from(shared);
+        if configured_endpoint(shared, "EBS").is_none() {
+            ebs.set_endpoint_url(None);
+        }
         if let Some(endpoint) = &url.endpoint {
             ebs = ebs.endpoint_url(endpoint);
         }
         let mut ec2 = aws_sdk_ec2::config::Builder::from(shared);
+        if configured_endpoint(shared, "EC2").is_none() {
+            ec2.set_endpoint_url(None);
+        }
         // A server that offers one mostly offers the other, and never the real EC2 for it.
         let ec2_endpoint = url.ec2_endpoint.clone().or_else(|| url.endpoint.clone());
         if let Some(endpoint) = &ec2_endpoint {
@@ -131,7 +137,8 @@ fn account_of(key: &str) -> Option<u64> {
     Some((bits & 0x7fff_ffff_ff80) >> 7)
 }
 
-/// The endpoint that the environment or the profile gives for a service.
+/// The endpoint that the environment or the profile gives for a service. An empty one is none; the SDK
+/// would panic.
 fn configured_endpoint(shared: &SdkConfig, service: &str) -> Option<String> {
     let key = ServiceConfigKey::builder()
         .service_id(service)
@@ -140,7 +147,8 @@ fn configured_endpoint(shared: &SdkConfig, service: &str) -> Option<String> {
         .build()
         .ok()?;
     let of_service = shared.service_config().and_then(|config| config.load_config(key));
-    of_service.or_else(|| shared.endpoint_url().map(str::to_owned))
+    let endpoint = of_service.or_else(|| shared.endpoint_url().map(str::to_owned));
+    endpoint.filter(|endpoint| !endpoint.is_empty())
 }
 
 /// A store is opened, and examined, only with settings that are right.
@@ -207,6 +215,21 @@ mod tests {
         for other in ["AKIDACCOUNTONE", "AKIAIOSFODNN7EXAMPL1", "AKIA", "bench"] {
             assert_eq!(account_of(other), None, "{other}");
         }
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_that_is_empty_is_none() {
+        let shared = SdkConfig::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::new(DEFAULT_REGION))
+            .http_client(aws_smithy_http_client::Builder::new().build_http())
+            .endpoint_url("")
+            .build();
+        let clients = Clients::of(&shared, &"ebs:".parse().unwrap());
+        assert_eq!((&clients.endpoint, &clients.ec2_endpoint), (&None, &None));
+        // Without credentials nothing is sent, and with an empty endpoint the SDK panics.
+        clients.ec2.describe_snapshots().send().await.unwrap_err();
+        clients.ebs.list_snapshot_blocks().snapshot_id("snap-0").send().await.unwrap_err();
     }
 
     #[tokio::test]
