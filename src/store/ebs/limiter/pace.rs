@@ -60,6 +60,9 @@ const RISE: f64 = 1.02;
 const QUIET_EPOCHS: u32 = 8;
 const QUIET_RISE: f64 = 1.1;
 
+/// The same after a limit was measured, which may have shown too little, until something is refused.
+const FIRST_RISE: f64 = 1.25;
+
 /// What is a tenth of what it took before is no limit: the service is ill; and from fewer than so many
 /// that were taken none is known. Then the pace doubles when nothing was refused for a while, and falls
 /// to what was taken when something was, until there are enough requests to tell more.
@@ -99,6 +102,8 @@ pub(super) struct Pace {
     record: f64,
     /// Whether it was ill when it was measured, and may be well at any moment; or not much was measured.
     is_ill: bool,
+    /// Whether nothing was refused since a limit was measured.
+    is_new: bool,
     /// Times in a row that it fell a little.
     eased: u32,
     trial: Option<Trial>,
@@ -184,6 +189,7 @@ impl Pace {
             trial: None,
             record: 0.0,
             is_ill: false,
+            is_new: false,
             eased: 0,
         }
     }
@@ -263,7 +269,8 @@ impl Pace {
             return is_late || count.of >= f64::from(TRIAL_REQUESTS);
         }
         if count.of < f64::from(MIN_REQUESTS) {
-            return self.now < self.most && count.refused == 0.0 && sent >= QUIET_EPOCH;
+            let quiet = if self.is_new { QUIET_EPOCH / 4 } else { QUIET_EPOCH };
+            return self.now < self.most && count.refused == 0.0 && sent >= quiet;
         }
         let expected = self.by_chance.part() + TOO_MANY;
         self.now < self.most
@@ -280,10 +287,12 @@ impl Pace {
         let part = count.part();
         self.quiet = if refused == 0 { self.quiet.saturating_add(1) } else { 0 };
         let measured = (f64::from(taken) / age.as_secs_f64()).min(self.now);
+        self.is_new &= refused == 0;
         if exact {
             self.trial = None;
             self.is_ill = taken < KNOWN_FROM || measured <= SLOWEST.max(self.record * ILL);
             self.record = self.record.max(measured);
+            self.is_new = true;
             return self.set(measured, now);
         }
         if self.is_ill {
@@ -341,7 +350,13 @@ impl Pace {
             self.eased += 1;
             return;
         } else if held && self.now < self.most {
-            let rise = if self.quiet > QUIET_EPOCHS { QUIET_RISE } else { RISE };
+            let rise = if self.is_new {
+                FIRST_RISE
+            } else if self.quiet > QUIET_EPOCHS {
+                QUIET_RISE
+            } else {
+                RISE
+            };
             self.set(self.now * rise, now);
         }
         self.eased = 0;
