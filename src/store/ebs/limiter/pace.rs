@@ -57,7 +57,7 @@ const IDLE: Duration = Duration::from_secs(1);
 
 /// How much it rises an epoch; and after so many epochs without a refusal.
 const RISE: f64 = 1.02;
-const QUIET_EPOCHS: u32 = 8;
+const QUIET_EPOCHS: u32 = 4;
 const QUIET_RISE: f64 = 1.1;
 
 /// The same after a limit was measured, which may have shown too little, until something is refused.
