@@ -471,3 +471,21 @@ fn set_len(file: &File, len: u64) -> io::Result<()> {
 fn paths(image: &Path, id: Uuid) -> [PathBuf; 3] {
     ["data", "map", "sums"].map(|kind| image.join(format!("{id}.{kind}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_for_others_is_found() {
+        let root = tempfile::tempdir().unwrap();
+        let of = |store: &str| Staging::of_others(root.path(), store, "ebs:");
+        Staging::open_default(root.path(), "ebs: (one)", u64::MAX).unwrap();
+        assert!(of("ebs: (another)").is_empty(), "nothing is in it yet");
+        let place = std::fs::read_dir(root.path()).unwrap().next().unwrap().unwrap().path();
+        std::fs::create_dir(place.join("images").join(Uuid::new_v4().to_string())).unwrap();
+        assert_eq!(of("ebs: (another)"), [("ebs: (one)".to_owned(), place)]);
+        assert!(of("ebs: (one)").is_empty());
+        assert!(Staging::of_others(root.path(), "x", "file:").is_empty());
+    }
+}

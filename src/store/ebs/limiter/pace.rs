@@ -3,8 +3,12 @@
 //!
 //! A service that has enough answers "throttled", and goes on to take as many as it is willing to.
 //! So what it took while it refused many is its limit, measured: the pace falls to that. While it
-//! refuses hardly any, the pace rises slowly. Refusals at a rate that has nothing to do with
-//! ours (other programs, or a service that is ill) do not bring it down to nothing.
+//! refuses hardly any, the pace rises slowly.
+//!
+//! Not all that is refused is so because of the pace. Some services refuse a few requests in a hundred by
+//! chance: a trial, a while at a slower pace, shows whether less is refused then, and if not the pace goes
+//! back to where it was. And a service that suddenly takes a small part of what it took is ill: then the
+//! pace doubles as soon as nothing is refused, since that may end at any moment.
 
 use std::cmp::Ordering;
 use std::time::{Duration, Instant};
@@ -295,49 +299,19 @@ impl Pace {
             self.is_new = true;
             return self.set(measured, now);
         }
-        if self.is_ill {
-            if refused == 0 {
-                let factor = if held { RECOVERY } else { 1.0 };
-                return self.set(self.now * factor, now);
-            }
-            if count.of < RECOVERY_REQUESTS {
-                return self.set(measured, now);
-            }
-            // It took more before, and what is refused may be so by chance.
-            if part < MOST_BY_CHANCE && self.now < self.record {
-                return self.set((self.now * RECOVERY).min(self.record), now);
-            }
-            self.is_ill = false;
+        if self.is_ill
+            && let Some(pace) = self.recovering(count, measured, held)
+        {
+            return self.set(pace, now);
         }
+        self.is_ill = false;
         self.record = self.record.max(measured);
-        if let Some(trial) = self.trial.take() {
-            let enough = count.of >= f64::from(TRIAL_REQUESTS / 2);
-            match trial.refused.compare(count) {
-                Ordering::Equal | Ordering::Less if !enough => {
-                    return self.set(trial.before, now);
-                }
-                // Where a slower pace changes nothing, it was not the pace.
-                Ordering::Equal => {
-                    self.by_chance.add(trial.refused);
-                    self.by_chance.add(count);
-                    return self.set(trial.before, now);
-                }
-                Ordering::Greater if part < MOST_BY_CHANCE => {
-                    self.by_chance.add(count);
-                    return self.set(trial.taken, now);
-                }
-                _ => {}
-            }
+        if let Some(trial) = self.trial.take()
+            && let Some(pace) = self.after(trial, count)
+        {
+            return self.set(pace, now);
         }
-        // What comes by chance does not stay away for long.
-        if part < self.by_chance.part() {
-            self.calm.add(count);
-            if self.calm.compare(self.by_chance) == Ordering::Less {
-                self.by_chance = self.calm;
-            }
-        } else {
-            self.calm = Count::default();
-        }
+        self.forget_chance(count);
         let by_chance = self.by_chance.part();
         let ours = part - by_chance;
         let noise = DEVIATIONS * (by_chance / count.of).sqrt();
@@ -360,6 +334,50 @@ impl Pace {
             self.set(self.now * rise, now);
         }
         self.eased = 0;
+    }
+
+    /// The pace after an epoch in which the service may have been ill; `None` if it is not, and is limited.
+    fn recovering(&self, count: Count, measured: f64, held: bool) -> Option<f64> {
+        if count.refused == 0.0 {
+            return Some(if held { self.now * RECOVERY } else { self.now });
+        }
+        if count.of < RECOVERY_REQUESTS {
+            return Some(measured);
+        }
+        // It took more before, and what is refused may be so by chance.
+        let is_well = count.part() < MOST_BY_CHANCE && self.now < self.record;
+        is_well.then(|| (self.now * RECOVERY).min(self.record))
+    }
+
+    /// The pace after a trial; `None` if too much was refused in that as well.
+    fn after(&mut self, trial: Trial, count: Count) -> Option<f64> {
+        let enough = count.of >= f64::from(TRIAL_REQUESTS / 2);
+        match trial.refused.compare(count) {
+            Ordering::Equal | Ordering::Less if !enough => Some(trial.before),
+            // Where a slower pace changes nothing, it was not the pace.
+            Ordering::Equal => {
+                self.by_chance.add(trial.refused);
+                self.by_chance.add(count);
+                Some(trial.before)
+            }
+            Ordering::Greater if count.part() < MOST_BY_CHANCE => {
+                self.by_chance.add(count);
+                Some(trial.taken)
+            }
+            _ => None,
+        }
+    }
+
+    /// What comes by chance does not stay away for long.
+    fn forget_chance(&mut self, count: Count) {
+        if count.part() >= self.by_chance.part() {
+            self.calm = Count::default();
+            return;
+        }
+        self.calm.add(count);
+        if self.calm.compare(self.by_chance) == Ordering::Less {
+            self.by_chance = self.calm;
+        }
     }
 
     fn set(&mut self, pace: f64, now: Instant) {
