@@ -2,20 +2,61 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 
 use bytes::Bytes;
 
 use super::BLOCK_SIZE;
+use crate::sys::{discard, map_memory};
 
-/// Free buffers that are kept at most; those given back beyond go to the allocator.
+/// Free buffers whose memory is kept at most; that of those given back beyond goes to the system.
 ///
 /// In a full cache every new block replaces an old one, so few are ever free at a time: 64 are
 /// 32 MiB. Recycling keeps the resident memory at what the budget says (allocators keep freed
 /// chunks of this size), and saves the page faults of fresh memory.
 const KEPT: usize = 64;
 
-static FREE: Mutex<Vec<Box<[u8]>>> = Mutex::new(Vec::new());
+/// Buffers that are mapped at once: about 32 MiB, of which only what is used becomes resident.
+const MAPPED: usize = 64;
+
+/// Where mapped memory begins: at a huge page of the processors that have some of 2 MiB. Elsewhere it is as good
+/// as any.
+const HUGE_PAGE: usize = 2 << 20;
+
+static POOL: Mutex<Pool> =
+    Mutex::new(Pool { free: Vec::new(), discarded: Vec::new(), fresh: &mut [] });
+
+/// The memory of one buffer, [`CAPACITY`] bytes.
+type Memory = &'static mut [u8];
+
+/// The memory that no buffer has.
+struct Pool {
+    /// With content, the last to be given back at the end: the likeliest to be in the processor's caches.
+    free: Vec<Memory>,
+    /// Given back to the system.
+    discarded: Vec<Memory>,
+    /// Mapped and never used. It is used from its start, so that few huge pages are begun.
+    fresh: Memory,
+}
+
+impl Pool {
+    fn take(&mut self) -> Memory {
+        if let Some(memory) = self.free.pop().or_else(|| self.discarded.pop()) {
+            return memory;
+        }
+        if self.fresh.is_empty() {
+            self.fresh = map_memory(MAPPED * CAPACITY, HUGE_PAGE)
+                .unwrap_or_else(|_| vec![0; CAPACITY].leak());
+        }
+        let (memory, fresh) = std::mem::take(&mut self.fresh).split_at_mut(CAPACITY);
+        self.fresh = fresh;
+        memory
+    }
+}
+
+fn pool() -> MutexGuard<'static, Pool> {
+    POOL.lock().expect("nothing panics under this lock")
+}
 
 /// What direct I/O wants offsets, lengths and memory to be multiples of: more than any disk asks for.
 pub const DIRECT_ALIGNMENT: usize = 4096;
@@ -26,8 +67,7 @@ const CAPACITY: usize = BLOCK_SIZE + 3 * DIRECT_ALIGNMENT;
 
 /// A buffer for one block, raw or compressed, which returns to a pool when it is dropped.
 pub struct BlockBuffer {
-    memory: Option<Box<[u8]>>,
-    start: usize,
+    memory: Memory,
     len: usize,
 }
 
@@ -38,11 +78,8 @@ impl BlockBuffer {
         if len > CAPACITY {
             return None;
         }
-        let free = FREE.lock().expect("nothing panics under this lock").pop();
-        let memory =
-            free.unwrap_or_else(|| vec![0; CAPACITY + DIRECT_ALIGNMENT].into_boxed_slice());
-        let start = memory.as_ptr().align_offset(DIRECT_ALIGNMENT);
-        Some(Self { memory: Some(memory), start, len })
+        let memory = pool().take();
+        Some(Self { memory, len })
     }
 
     /// A buffer for a raw block, with unspecified content.
@@ -65,13 +102,13 @@ impl Deref for BlockBuffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.memory.as_deref().expect("taken in drop only")[self.start..][..self.len]
+        &self.memory[..self.len]
     }
 }
 
 impl DerefMut for BlockBuffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.memory.as_deref_mut().expect("taken in drop only")[self.start..][..self.len]
+        &mut self.memory[..self.len]
     }
 }
 
@@ -83,9 +120,14 @@ impl AsRef<[u8]> for BlockBuffer {
 
 impl Drop for BlockBuffer {
     fn drop(&mut self) {
-        let mut free = FREE.lock().expect("nothing panics under this lock");
-        if free.len() < KEPT {
-            free.extend(self.memory.take());
+        let memory = std::mem::take(&mut self.memory);
+        // Not under the lock: it takes a while.
+        let is_full = pool().free.len() >= KEPT;
+        if is_full {
+            discard(memory);
+            pool().discarded.push(memory);
+        } else {
+            pool().free.push(memory);
         }
     }
 }
@@ -93,5 +135,52 @@ impl Drop for BlockBuffer {
 impl fmt::Debug for BlockBuffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "BlockBuffer({} bytes)", self.len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes of this process that are resident.
+    fn resident() -> usize {
+        let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+        statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    }
+
+    #[test]
+    fn buffers_begin_where_direct_io_wants_them_and_share_nothing() {
+        let mut all: Vec<_> = (0..=2 * MAPPED).map(|_| BlockBuffer::block()).collect();
+        for (n, buffer) in all.iter_mut().enumerate() {
+            assert_eq!(buffer.as_ptr().align_offset(DIRECT_ALIGNMENT), 0);
+            buffer.fill(n as u8);
+        }
+        assert!(all.iter().enumerate().all(|(n, buffer)| buffer.iter().all(|&b| b == n as u8)));
+        assert!(BlockBuffer::with_len(CAPACITY).is_some_and(|longest| longest.len() == CAPACITY));
+        assert!(BlockBuffer::with_len(CAPACITY + 1).is_none());
+    }
+
+    #[test]
+    fn what_is_given_back_beyond_what_is_kept_goes_to_the_system_and_is_used_again() {
+        let fill = || -> Vec<_> {
+            let each = |_| {
+                let mut buffer = BlockBuffer::block();
+                buffer.fill(1);
+                buffer.freeze()
+            };
+            (0..5 * KEPT).map(each).collect()
+        };
+        let all = fill();
+        let full = resident();
+        drop(all);
+        let given_back = full - resident();
+        assert!(given_back > 3 * KEPT * BLOCK_SIZE, "{given_back} of {full} bytes");
+        let unused = || {
+            let pool = pool();
+            pool.free.len() + pool.discarded.len()
+        };
+        let mapped = unused();
+        drop(fill());
+        assert_eq!(unused(), mapped);
     }
 }
