@@ -7,8 +7,9 @@
 //!
 //! Not all that is refused is so because of the pace. Some services refuse a few requests in a hundred by
 //! chance: a trial, a while at a slower pace, shows whether less is refused then, and if not the pace goes
-//! back to where it was. And a service that suddenly takes a small part of what it took is ill: then the
-//! pace doubles as soon as nothing is refused, since that may end at any moment.
+//! back to where it was. And where little is known of the limit, it is searched for: what was taken of a
+//! handful of requests may be far below it, and a service that suddenly takes a small part of what it took
+//! is ill, and may be well again at any moment. Then the pace rises quickly until much is refused.
 
 use std::cmp::Ordering;
 use std::time::{Duration, Instant};
@@ -64,17 +65,26 @@ const RISE: f64 = 1.02;
 const QUIET_EPOCHS: u32 = 4;
 const QUIET_RISE: f64 = 1.1;
 
-/// The same after a limit was measured, which may have shown too little, until something is refused.
-const FIRST_RISE: f64 = 1.25;
-
 /// What is a tenth of what it took before is no limit: the service is ill; and from fewer than so many
-/// that were taken none is known. Then the pace doubles when nothing was refused for a while, and falls
-/// to what was taken when something was, until there are enough requests to tell more.
+/// that were taken none is known well. Then the pace rises by half whenever nothing was refused for a
+/// moment, and falls to what was taken when something was, until there are enough requests to tell more.
 const ILL: f64 = 0.1;
-const KNOWN_FROM: u32 = 10;
-const RECOVERY: f64 = 2.0;
-const RECOVERY_EPOCH: Duration = Duration::from_secs(1);
-const RECOVERY_REQUESTS: f64 = 20.0;
+const KNOWN_FROM: u32 = 20;
+const SEARCH_RISE: f64 = 1.5;
+
+/// So many requests are enough if none of them was refused, or if some were, or those of so long.
+const SEARCH_FEW: f64 = 8.0;
+const SEARCH_REQUESTS: f64 = 20.0;
+const SEARCH_TIME: Duration = Duration::from_secs(1);
+
+/// Part that may be refused without being the end of a search, and that is one for certain; and so many of
+/// fewer requests are, unless they are more than half: then the service is ill. It may be so too where it
+/// has taken twice as much.
+const SEARCH_PART: f64 = 0.1;
+const SEARCH_LIMIT: f64 = 0.3;
+const SEARCH_REFUSED: f64 = 4.0;
+const ILL_PART: f64 = 0.5;
+const FAR_BELOW: f64 = 0.5;
 
 /// Slower than this it never gets: whoever waits must see that something happens.
 const SLOWEST: f64 = 2.0;
@@ -104,10 +114,8 @@ pub(super) struct Pace {
     calm: Count,
     /// What the service took at most, in requests a second.
     record: f64,
-    /// Whether it was ill when it was measured, and may be well at any moment; or not much was measured.
-    is_ill: bool,
-    /// Whether nothing was refused since a limit was measured.
-    is_new: bool,
+    /// Whether the limit is searched for: it was measured from few requests, or while the service was ill.
+    searches: bool,
     /// Times in a row that it fell a little.
     eased: u32,
     trial: Option<Trial>,
@@ -120,6 +128,8 @@ struct Trial {
     before: f64,
     taken: f64,
     refused: Count,
+    /// Whether it ended a search.
+    searched: bool,
 }
 
 /// Requests that were answered, and how many of them were refused.
@@ -157,6 +167,8 @@ impl Count {
 #[derive(Debug)]
 struct Epoch {
     began: Instant,
+    /// Requests that were sent in it, answered or not.
+    sent: u32,
     taken: u32,
     refused: u32,
     /// Refusals behind the last request that was taken.
@@ -169,7 +181,7 @@ struct Epoch {
 
 impl Epoch {
     fn new(began: Instant) -> Self {
-        Self { began, taken: 0, refused: 0, in_a_row: 0, drained: false, held: false }
+        Self { began, sent: 0, taken: 0, refused: 0, in_a_row: 0, drained: false, held: false }
     }
 
     fn count(&self) -> Count {
@@ -192,8 +204,7 @@ impl Pace {
             calm: Count::default(),
             trial: None,
             record: 0.0,
-            is_ill: false,
-            is_new: false,
+            searches: false,
             eased: 0,
         }
     }
@@ -221,6 +232,7 @@ impl Pace {
                 self.set(trial.before, now);
             }
         }
+        self.epoch.sent += 1;
         if self.now.is_finite() {
             let due = self.due.map_or(now, |due| due.max(now));
             self.due = Some(due + Duration::from_secs_f64(1.0 / self.now));
@@ -259,7 +271,7 @@ impl Pace {
             self.paused = Some(now + PAUSE);
         } else if in_a_row >= IN_A_ROW && age >= PAUSE {
             self.close((sent + age) / 2, true, now);
-        } else if sent >= EPOCH && self.is_enough(sent) || self.is_ill && sent >= RECOVERY_EPOCH {
+        } else if sent >= EPOCH && self.is_enough(sent) {
             self.close(sent, false, now);
         }
     }
@@ -272,9 +284,16 @@ impl Pace {
             let is_late = trial.before >= self.most && sent >= TRIAL_TIME;
             return is_late || count.of >= f64::from(TRIAL_REQUESTS);
         }
+        if self.searches {
+            let enough = match count.part() {
+                0.0 => SEARCH_FEW,
+                part if (SEARCH_PART..SEARCH_LIMIT).contains(&part) => f64::from(MIN_REQUESTS),
+                _ => SEARCH_REQUESTS,
+            };
+            return count.of >= enough || sent >= SEARCH_TIME;
+        }
         if count.of < f64::from(MIN_REQUESTS) {
-            let quiet = if self.is_new { QUIET_EPOCH / 4 } else { QUIET_EPOCH };
-            return self.now < self.most && count.refused == 0.0 && sent >= quiet;
+            return self.now < self.most && count.refused == 0.0 && sent >= QUIET_EPOCH;
         }
         let expected = self.by_chance.part() + TOO_MANY;
         self.now < self.most
@@ -285,26 +304,32 @@ impl Pace {
     /// Draws the conclusion from an epoch of this length. `exact`: nothing was left of what the service
     /// had saved up, neither at its beginning nor at its end.
     fn close(&mut self, age: Duration, exact: bool, now: Instant) {
-        let Epoch { taken, refused, held, .. } = self.epoch;
+        let Epoch { began, sent, taken, held, .. } = self.epoch;
         let count = self.epoch.count();
         self.epoch = Epoch::new(now);
         let part = count.part();
-        self.quiet = if refused == 0 { self.quiet.saturating_add(1) } else { 0 };
-        let measured = (f64::from(taken) / age.as_secs_f64()).min(self.now);
-        self.is_new &= refused == 0;
+        // Of those that were sent last, not all are answered yet.
+        let measured = if exact {
+            f64::from(taken + 1) / age.as_secs_f64()
+        } else {
+            f64::from(sent) / now.saturating_duration_since(began).as_secs_f64() * (1.0 - part)
+        };
+        let measured = measured.min(self.now);
         if exact {
             self.trial = None;
-            self.is_ill = taken < KNOWN_FROM || measured <= SLOWEST.max(self.record * ILL);
+            self.searches = taken < KNOWN_FROM || measured <= self.record * ILL;
             self.record = self.record.max(measured);
-            self.is_new = true;
-            return self.set(measured, now);
+            self.set(measured, now);
+            // There is nothing saved up for the first ones.
+            self.paused = Some(now + Duration::from_secs_f64(2.0 / self.now).min(EPOCH));
+            return;
         }
-        if self.is_ill
-            && let Some(pace) = self.recovering(count, measured, held)
+        if self.searches
+            && let Some(pace) = self.found(count, measured, held)
         {
             return self.set(pace, now);
         }
-        self.is_ill = false;
+        let searched = std::mem::take(&mut self.searches);
         self.record = self.record.max(measured);
         if let Some(trial) = self.trial.take()
             && let Some(pace) = self.after(trial, count)
@@ -315,38 +340,46 @@ impl Pace {
         let by_chance = self.by_chance.part();
         let ours = part - by_chance;
         let noise = DEVIATIONS * (by_chance / count.of).sqrt();
-        if ours > TOO_MANY.max(noise) || ours > FEW && self.eased >= EASES {
+        let is_much = ours > FEW.max(noise / 2.0);
+        self.quiet = if is_much { 0 } else { self.quiet.saturating_add(1) };
+        if ours > TOO_MANY.max(noise) || is_much && self.eased >= EASES {
             let before = self.now / EASE.powi(i32::try_from(self.eased).unwrap_or(0));
-            self.trial = Some(Trial { before, taken: measured, refused: count });
+            self.trial = Some(Trial { before, taken: measured, refused: count, searched });
             self.set(measured * TRIAL, now);
-        } else if ours > FEW {
+        } else if is_much {
             self.set(self.now * EASE, now);
             self.eased += 1;
             return;
         } else if held && self.now < self.most {
-            let rise = if self.is_new {
-                FIRST_RISE
-            } else if self.quiet > QUIET_EPOCHS {
-                QUIET_RISE
-            } else {
-                RISE
-            };
+            let rise = if self.quiet > QUIET_EPOCHS { QUIET_RISE } else { RISE };
             self.set(self.now * rise, now);
         }
         self.eased = 0;
     }
 
-    /// The pace after an epoch in which the service may have been ill; `None` if it is not, and is limited.
-    fn recovering(&self, count: Count, measured: f64, held: bool) -> Option<f64> {
+    /// The pace to go on with the search at; `None` if it has ended, with a limit.
+    fn found(&self, count: Count, measured: f64, held: bool) -> Option<f64> {
+        let faster = self.now * SEARCH_RISE;
         if count.refused == 0.0 {
-            return Some(if held { self.now * RECOVERY } else { self.now });
+            return Some(if held { faster } else { self.now });
         }
-        if count.of < RECOVERY_REQUESTS {
-            return Some(measured);
+        let part = count.part() - self.by_chance.part();
+        if count.of < SEARCH_REQUESTS {
+            let is_limit = count.refused >= SEARCH_REFUSED
+                && (SEARCH_LIMIT..=ILL_PART).contains(&count.part());
+            return (self.is_far_below(measured) || !is_limit).then_some(measured);
+        }
+        if part <= SEARCH_PART {
+            return Some(faster);
         }
         // It took more before, and what is refused may be so by chance.
-        let is_well = count.part() < MOST_BY_CHANCE && self.now < self.record;
-        is_well.then(|| (self.now * RECOVERY).min(self.record))
+        let is_well = part <= MOST_BY_CHANCE && self.now < self.record;
+        is_well.then(|| faster.min(self.record))
+    }
+
+    /// Whether the service has taken so much more than this that it may do so again.
+    fn is_far_below(&self, pace: f64) -> bool {
+        pace <= self.record * FAR_BELOW
     }
 
     /// The pace after a trial; `None` if too much was refused in that as well.
@@ -358,10 +391,14 @@ impl Pace {
             Ordering::Equal => {
                 self.by_chance.add(trial.refused);
                 self.by_chance.add(count);
+                self.searches = trial.searched || self.is_far_below(trial.before);
                 Some(trial.before)
             }
             Ordering::Greater if count.part() < MOST_BY_CHANCE => {
                 self.by_chance.add(count);
+                // What ended the search may have been chance.
+                let few = trial.refused.of < f64::from(MIN_REQUESTS);
+                self.searches = trial.searched && few && count.part() > FEW;
                 Some(trial.taken)
             }
             _ => None,
@@ -390,6 +427,9 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
+    use std::cmp::Reverse;
+    use std::collections::BinaryHeap;
+
     use super::*;
 
     /// A service that takes `limit` requests a second, and `burst` at once.
@@ -419,27 +459,36 @@ mod tests {
         now: Instant,
         at_once: usize,
         latency: Duration,
+        /// Answers take up to so much less or more, as a part of that; then they come in any order.
+        jitter: f64,
+        random: fastrand::Rng,
     }
 
     impl Program {
         fn new(most: f64, at_once: usize, latency: u64) -> Self {
             let now = Instant::now();
             let latency = Duration::from_millis(latency);
-            Self { pace: Pace::new(most, now), now, at_once, latency }
+            let random = fastrand::Rng::with_seed(0);
+            Self { pace: Pace::new(most, now), now, at_once, latency, jitter: 0.0, random }
+        }
+
+        fn with_jitter(self, jitter: f64, seed: u64) -> Self {
+            Self { jitter, random: fastrand::Rng::with_seed(seed), ..self }
         }
 
         /// Requests that are taken and refused in so many seconds.
         fn run(&mut self, seconds: u64, mut takes: impl FnMut(Instant) -> bool) -> (u32, u32) {
             let end = self.now + Duration::from_secs(seconds);
-            let (mut taken, mut refused) = (0, 0);
-            let mut under_way = std::collections::VecDeque::new();
+            let (mut sent, mut taken, mut refused) = (0, 0, 0);
+            let mut under_way: BinaryHeap<Reverse<(Instant, usize, Instant, bool)>> =
+                BinaryHeap::new();
             while self.now < end || !under_way.is_empty() {
                 let now = self.now;
-                while let Some((began, answer)) = under_way.front().copied()
-                    && began + self.latency <= now
+                while let Some(Reverse((.., began, taken_up))) =
+                    under_way.peek().copied().filter(|Reverse((at, ..))| *at <= now)
                 {
-                    under_way.pop_front();
-                    if answer {
+                    under_way.pop();
+                    if taken_up {
                         taken += 1;
                         self.pace.taken(began, now);
                     } else {
@@ -449,7 +498,10 @@ mod tests {
                 }
                 while now < end && under_way.len() < self.at_once && self.pace.wait(now).is_none() {
                     self.pace.take(now);
-                    under_way.push_back((now, takes(now)));
+                    let factor = 1.0 + self.jitter * (2.0 * self.random.f64() - 1.0);
+                    let answered = now + self.latency.mul_f64(factor);
+                    sent += 1;
+                    under_way.push(Reverse((answered, sent, now, takes(now))));
                 }
                 self.now += Duration::from_millis(1);
             }
@@ -482,6 +534,21 @@ mod tests {
                 let part = f64::from(refused) / f64::from(taken + refused);
                 let told = format!("{limit} {burst} {latency}: used {used:.3}, refused {part:.3}");
                 assert!(used > 0.9 && part < 0.05, "{told}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_limit_that_few_requests_showed_is_found_soon() {
+        for at_once in 8..40 {
+            for (burst, latency) in [(0.1, 2), (0.1, 30), (0.5, 10), (2.0, 50)] {
+                let mut program =
+                    Program::new(f64::INFINITY, at_once, latency).with_jitter(0.5, at_once as u64);
+                let mut service = Service::new(100.0, 100.0 * burst, program.now);
+                let (taken, refused) = program.run(20, |now| service.takes(now));
+                let part = f64::from(refused) / f64::from(taken + refused);
+                let told = format!("{at_once} {burst} {latency}: {taken}, refused {part:.3}");
+                assert!(taken > 1_800 && part < 0.12, "{told}");
             }
         }
     }
@@ -525,12 +592,15 @@ mod tests {
     fn a_limit_is_found_among_refusals_by_chance() {
         for seed in 0..8 {
             let mut random = fastrand::Rng::with_seed(seed);
-            let mut program = Program::new(f64::INFINITY, 32, 50);
-            let mut service = Service::new(100.0, 10.0, program.now);
-            let takes = |now| random.f64() >= 0.05 && service.takes(now);
-            let (taken, refused) = program.run(60, takes);
-            let part = f64::from(refused) / f64::from(taken + refused);
-            assert!(taken > 5_000 && part < 0.15, "{seed}: {taken} {part:.3}");
+            for jitter in [0.0, 0.2, 0.8] {
+                let mut program = Program::new(f64::INFINITY, 32, 50).with_jitter(jitter, seed);
+                let mut service = Service::new(100.0, 10.0, program.now);
+                let takes = |now| random.f64() >= 0.05 && service.takes(now);
+                let (taken, refused) = program.run(60, takes);
+                let part = f64::from(refused) / f64::from(taken + refused);
+                let least = if jitter > 0.0 { 4_000 } else { 5_000 };
+                assert!(taken > least && part < 0.15, "{seed} {jitter}: {taken} {part:.3}");
+            }
         }
     }
 
