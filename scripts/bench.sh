@@ -80,6 +80,7 @@ seconds() {
 start_server() {
     local store=$1
     shift
+    : >"$work/ready"
     "$fspfs" serve -q -s "$store" --listen 127.0.0.1:0 "$@" >"$work/ready" 2>"$work/log" &
     server=$!
     servers+=("$server")
@@ -105,6 +106,7 @@ quotient() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.2f", a / b }'; }
 drop_caches() { sync && echo 3 >/proc/sys/vm/drop_caches; }
 
 mount_store() {
+    : >"$work/ready"
     "$fspfs" mount --foreground --memory 256MiB "$work/mnt" >"$work/ready" 2>"$work/log" &
     daemon=$!
     until grep -q mounted "$work/ready"; do
@@ -253,6 +255,7 @@ umount "$work/files"
 losetup -d "$device" && loops=()
 unmount_store
 touched=$(
+    : >"$work/ready"
     FSPFS_LOG=fuser=debug "$fspfs" mount --foreground "$work/mnt" >"$work/ready" 2>"$work/requests" &
     echo $! >"$work/pid"
     until grep -q mounted "$work/ready"; do sleep 0.02; done

@@ -70,6 +70,7 @@ trap 'exit 143' TERM
 # start_server ARGUMENT...: starts a server, and points the environment at it.
 start_server() {
     stop_server
+    : >"$work/ready"
     "$fspfs" serve -q --listen 127.0.0.1:0 "$@" >"$work/ready" 2>"$work/log" &
     server=$!
     until grep -q served "$work/ready"; do
