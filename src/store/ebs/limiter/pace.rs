@@ -285,12 +285,13 @@ impl Pace {
             return is_late || count.of >= f64::from(TRIAL_REQUESTS);
         }
         if self.searches {
-            let enough = match count.part() {
-                0.0 => SEARCH_FEW,
-                part if (SEARCH_PART..SEARCH_LIMIT).contains(&part) => f64::from(MIN_REQUESTS),
-                _ => SEARCH_REQUESTS,
+            let (enough, time) = match count.part() {
+                0.0 => (SEARCH_FEW, SEARCH_TIME),
+                part if part < SEARCH_PART => (SEARCH_REQUESTS, Duration::MAX),
+                part if part < SEARCH_LIMIT => (f64::from(MIN_REQUESTS), Duration::MAX),
+                _ => (SEARCH_REQUESTS, SEARCH_TIME),
             };
-            return count.of >= enough || sent >= SEARCH_TIME;
+            return count.of >= enough || sent >= time;
         }
         if count.of < f64::from(MIN_REQUESTS) {
             return self.now < self.most && count.refused == 0.0 && sent >= QUIET_EPOCH;
@@ -590,7 +591,8 @@ mod tests {
 
     #[test]
     fn a_limit_is_found_among_refusals_by_chance() {
-        for seed in 0..8 {
+        let mut slow = Vec::new();
+        for seed in 0..100 {
             let mut random = fastrand::Rng::with_seed(seed);
             for jitter in [0.0, 0.2, 0.8] {
                 let mut program = Program::new(f64::INFINITY, 32, 50).with_jitter(jitter, seed);
@@ -598,9 +600,28 @@ mod tests {
                 let takes = |now| random.f64() >= 0.05 && service.takes(now);
                 let (taken, refused) = program.run(60, takes);
                 let part = f64::from(refused) / f64::from(taken + refused);
-                let least = if jitter > 0.0 { 4_000 } else { 5_000 };
-                assert!(taken > least && part < 0.15, "{seed} {jitter}: {taken} {part:.3}");
+                let told = format!("{seed} {jitter}: {taken}, refused {part:.3}");
+                assert!(taken > 3_000 && part < 0.2, "{told}");
+                if taken < 5_000 || part > 0.13 {
+                    slow.push(told);
+                }
             }
+        }
+        // A few of three hundred are unlucky.
+        assert!(slow.len() < 30, "{slow:#?}");
+    }
+
+    #[test]
+    fn a_limit_of_a_few_a_second_is_found_and_left_when_it_is_lifted() {
+        for seed in 0..8 {
+            let mut program = Program::new(f64::INFINITY, 16, 20).with_jitter(0.5, seed);
+            let mut service = Service::new(10.0, 10.0, program.now);
+            let (taken, refused) = program.run(60, |now| service.takes(now));
+            let part = f64::from(refused) / f64::from(taken + refused);
+            assert!(taken > 540 && part < 0.2, "{seed}: {taken} {part:.3}");
+            program.run(60, |_| true);
+            let (taken, _) = program.run(10, |_| true);
+            assert!(taken > 4_000, "{seed}: {taken}");
         }
     }
 
@@ -632,7 +653,9 @@ mod tests {
     #[test]
     fn what_a_well_service_refuses_by_chance_does_not_keep_it_slow() {
         for seed in 0..4 {
-            for (outage, part) in [(1, 0.01), (17, 0.005), (17, 0.01), (17, 0.02), (17, 0.05)] {
+            for (outage, part) in
+                [(1, 0.01), (17, 0.005), (17, 0.01), (17, 0.02), (17, 0.05), (17, 0.1)]
+            {
                 let mut random = fastrand::Rng::with_seed(seed);
                 let mut program = Program::new(1000.0, 32, 30);
                 program.run(5, |_| true);
