@@ -86,6 +86,19 @@ const SEARCH_REFUSED: f64 = 4.0;
 const ILL_PART: f64 = 0.5;
 const FAR_BELOW: f64 = 0.5;
 
+/// Requests that are enough where it has taken twice as much before, if none was refused.
+const RETURN_FEW: f64 = 4.0;
+
+/// How far it falls at most in a search, and when nothing at all was taken: that tells that it has to
+/// fall, and not how far.
+const SEARCH_FALL: f64 = 0.5;
+const BLIND_FALL: f64 = 0.25;
+
+/// What it took at most counts for less when limits below it are found: while it is searched for one,
+/// and when a trial has confirmed one.
+const FADE: f64 = 0.8;
+const FORGET: f64 = 0.5;
+
 /// Slower than this it never gets: whoever waits must see that something happens.
 const SLOWEST: f64 = 2.0;
 
@@ -226,11 +239,18 @@ impl Pace {
     /// A request is begun.
     pub(super) fn take(&mut self, now: Instant) {
         let before = self.latest.replace(now);
-        if before.is_some_and(|before| now.saturating_duration_since(before) > IDLE) {
+        let gap = before.map_or(Duration::ZERO, |before| now.saturating_duration_since(before));
+        // The program had nothing to send: no time in which the service took little.
+        let idle = gap.saturating_sub(Duration::from_secs_f64(1.0 / self.now));
+        if gap > IDLE
+            && let Some(trial) = self.trial.take()
+        {
+            self.set(trial.before, now);
             self.epoch = Epoch::new(now);
-            if let Some(trial) = self.trial.take() {
-                self.set(trial.before, now);
-            }
+        } else if gap > IDLE && (self.epoch.drained || self.epoch.refused > 0) {
+            self.epoch = Epoch::new(now);
+        } else if idle > 2 * PAUSE {
+            self.epoch.began += idle;
         }
         self.epoch.sent += 1;
         if self.now.is_finite() {
@@ -286,6 +306,7 @@ impl Pace {
         }
         if self.searches {
             let (enough, time) = match count.part() {
+                0.0 if self.is_far_below(self.now) => (RETURN_FEW, SEARCH_TIME),
                 0.0 => (SEARCH_FEW, SEARCH_TIME),
                 part if part < SEARCH_PART => (SEARCH_REQUESTS, Duration::MAX),
                 part if part < SEARCH_LIMIT => (f64::from(MIN_REQUESTS), Duration::MAX),
@@ -320,7 +341,9 @@ impl Pace {
             self.trial = None;
             self.searches = taken < KNOWN_FROM || measured <= self.record * ILL;
             self.record = self.record.max(measured);
-            self.set(measured, now);
+            let blind =
+                self.now * if taken == 0 && self.now.is_finite() { BLIND_FALL } else { 0.0 };
+            self.set(measured.max(blind), now);
             // There is nothing saved up for the first ones.
             self.paused = Some(now + Duration::from_secs_f64(2.0 / self.now).min(EPOCH));
             return;
@@ -341,7 +364,8 @@ impl Pace {
         let by_chance = self.by_chance.part();
         let ours = part - by_chance;
         let noise = DEVIATIONS * (by_chance / count.of).sqrt();
-        let is_much = ours > FEW.max(noise / 2.0);
+        // A single one is chance.
+        let is_much = count.refused > 1.0 && ours > FEW.max(noise / 2.0);
         self.quiet = if is_much { 0 } else { self.quiet.saturating_add(1) };
         if ours > TOO_MANY.max(noise) || is_much && self.eased >= EASES {
             let before = self.now / EASE.powi(i32::try_from(self.eased).unwrap_or(0));
@@ -352,30 +376,45 @@ impl Pace {
             self.eased += 1;
             return;
         } else if held && self.now < self.most {
-            let rise = if self.quiet > QUIET_EPOCHS { QUIET_RISE } else { RISE };
+            self.searches = self.is_far_below(self.now);
+            let rise = match self.quiet {
+                _ if self.searches => SEARCH_RISE,
+                ..=QUIET_EPOCHS => RISE,
+                _ => QUIET_RISE,
+            };
             self.set(self.now * rise, now);
         }
         self.eased = 0;
     }
 
     /// The pace to go on with the search at; `None` if it has ended, with a limit.
-    fn found(&self, count: Count, measured: f64, held: bool) -> Option<f64> {
+    fn found(&mut self, count: Count, measured: f64, held: bool) -> Option<f64> {
         let faster = self.now * SEARCH_RISE;
         if count.refused == 0.0 {
             return Some(if held { faster } else { self.now });
         }
         let part = count.part() - self.by_chance.part();
+        let slower = measured.max(self.now * SEARCH_FALL);
+        let is_far_below = self.is_far_below(measured);
         if count.of < SEARCH_REQUESTS {
             let is_limit = count.refused >= SEARCH_REFUSED
                 && (SEARCH_LIMIT..=ILL_PART).contains(&count.part());
-            return (self.is_far_below(measured) || !is_limit).then_some(measured);
+            return match count.refused {
+                ..2.0 => Some(self.now),
+                _ => (is_far_below || !is_limit).then_some(slower),
+            };
         }
         if part <= SEARCH_PART {
             return Some(faster);
         }
         // It took more before, and what is refused may be so by chance.
-        let is_well = part <= MOST_BY_CHANCE && self.now < self.record;
-        is_well.then(|| faster.min(self.record))
+        if part <= MOST_BY_CHANCE && self.now < self.record {
+            return Some(faster.min(self.record));
+        }
+        if is_far_below {
+            self.record *= FADE;
+        }
+        is_far_below.then_some(slower)
     }
 
     /// Whether the service has taken so much more than this that it may do so again.
@@ -398,6 +437,9 @@ impl Pace {
             Ordering::Greater if count.part() < MOST_BY_CHANCE => {
                 self.by_chance.add(count);
                 // What ended the search may have been chance.
+                if trial.searched {
+                    self.record = trial.taken.max(self.record * FORGET);
+                }
                 let few = trial.refused.of < f64::from(MIN_REQUESTS);
                 self.searches = trial.searched && few && count.part() > FEW;
                 Some(trial.taken)
@@ -646,6 +688,49 @@ mod tests {
                 program.run(10, |_| true);
                 let (taken, _) = program.run(10, |_| true);
                 assert!(taken > 8_000, "{seed} {part}: {taken}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_for_a_moment_is_got_over() {
+        for seed in 0..20 {
+            // Most, limit, at once, latency, seconds of trouble, what is taken in it, by chance after it.
+            for (most, limit, at_once, latency, trouble, part, chance) in [
+                (1000.0, 1000.0, 100, 50, 1, 0.3, 0.01),
+                (1000.0, 1000.0, 100, 50, 10, 0.5, 0.01),
+                (1000.0, 1000.0, 100, 50, 1, 0.0, 0.0),
+                (f64::INFINITY, 100.0, 32, 30, 2, 0.12, 0.0),
+                (f64::INFINITY, 100.0, 32, 30, 20, 0.12, 0.01),
+            ] {
+                let mut random = fastrand::Rng::with_seed(seed);
+                let mut program = Program::new(most, at_once, latency).with_jitter(0.5, seed);
+                let mut service = Service::new(limit, limit / 10.0, program.now);
+                program.run(10, |now| service.takes(now));
+                program.run(trouble, |now| service.takes(now) && random.f64() < part);
+                program.run(30, |now| service.takes(now) && random.f64() >= chance);
+                let (taken, _) =
+                    program.run(20, |now| service.takes(now) && random.f64() >= chance);
+                let used = f64::from(taken) / limit / 20.0;
+                assert!(used > 0.75, "{seed}: {trouble} s of {part} of {limit}: {used:.3}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_program_that_pauses_again_and_again_is_not_slowed_down() {
+        for seed in 0..20 {
+            for (busy, pause, chance) in [(1, 900, 0.02), (1, 900, 0.0), (1, 300, 0.01)] {
+                let mut random = fastrand::Rng::with_seed(seed);
+                let mut program = Program::new(f64::INFINITY, 32, 30).with_jitter(0.5, seed);
+                let mut service = Service::new(100.0, 10.0, program.now);
+                let mut taken = 0;
+                for _ in 0..40 {
+                    let run = program.run(busy, |now| service.takes(now) && random.f64() >= chance);
+                    taken += run.0;
+                    program.now += Duration::from_millis(pause);
+                }
+                assert!(taken > 3_200, "{seed}: {busy} s and {pause} ms, {chance}: {taken}");
             }
         }
     }
