@@ -542,7 +542,7 @@ impl Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -550,16 +550,16 @@ impl Filesystem for Adapter {
         _: u32,
         reply: ReplyEmpty,
     ) {
-        let (name, value) = (name.to_owned(), value.to_vec());
+        let (name, value, by) = (name.to_owned(), value.to_vec(), request.pid());
         self.spawn_empty("setxattr", ino, reply, move |tree| async move {
-            tree.set_xattr(ino.0, &name, Some(&value)).await
+            tree.set_xattr(ino.0, &name, Some(&value), by).await
         });
     }
 
-    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let name = name.to_owned();
+    fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (name, by) = (name.to_owned(), request.pid());
         self.spawn_empty("removexattr", ino, reply, move |tree| async move {
-            tree.set_xattr(ino.0, &name, None).await
+            tree.set_xattr(ino.0, &name, None, by).await
         });
     }
 

@@ -10,7 +10,7 @@ use crate::model::{
     BLOCK_SIZE, BLOCK_SIZE_U64, Block, BlockIndex, BlockMap, BlockPart, BlockState, Digest,
     Snapshot, block_parts, zeros,
 };
-use crate::store::page::{MAX_IDLE_PAGES, check_ascending, no_progress};
+use crate::store::page::{MAX_IDLE_PAGES, check_ascending, check_within, no_progress};
 use crate::store::{Error, ErrorKind, ListFrom, ListedBlock, Result, SharedStore};
 
 mod prefetch;
@@ -273,6 +273,7 @@ impl Image {
                 page => page?,
             };
             check_ascending(id, covered, blocks.last(), &page.blocks)?;
+            check_within(&self.snapshot, page.blocks.last().map(|block| block.index))?;
             if let Some(now) = page.covered.filter(|now| *now > covered) {
                 covered = now;
                 idle = 0;

@@ -30,7 +30,7 @@ pub use holders::Holder;
 pub(crate) use log::state_directory;
 pub use log::{log_file, log_to_file, log_to_stderr, log_to_stderr_aside, stderr_to_file};
 pub(crate) use table::read_ahead;
-pub use table::{MountEntry, our_mount, our_mounts};
+pub use table::{MountEntry, mounted_elsewhere, our_mount, our_mounts};
 
 /// Longest time that the first list of snapshots is waited for. After it the mount is made all the
 /// same, and shows what is listed by and by.

@@ -395,3 +395,32 @@ fn the_snapshot_is_as_the_mount_and_the_file_ask() {
     assert_eq!(tags["Name"], "other");
     ends_with(&sandbox, mount, 2);
 }
+
+#[test]
+fn a_copy_with_attributes_is_an_image_of_its_own() {
+    if !can_mount(&["rsync", "getfattr"]) {
+        return;
+    }
+    let sandbox = Sandbox::with_store();
+    sandbox.image("a.img", 2 * MIB, &[(0, 10)]);
+    let mount = sandbox.mount(&["--tag", "team=x"]);
+    sandbox.sh("cp a.img mnt/new/a.img; printf y | dd status=none of=mnt/new/a.img conv=notrunc");
+    let child = mount.committed("a.img");
+    assert!(sandbox.described(&child)["parent"].is_string());
+    sandbox.sh(
+        "cp -aL mnt/by-name/a.img kept.img; chmod u+w kept.img; setfattr -n user.mine -v 1 kept.img
+        getfattr -d kept.img | grep -q user.fspfs.parent
+        cp -a kept.img mnt/new/b.img
+        rsync -aX a.img mnt/new/c.img",
+    );
+    for name in ["b", "c"] {
+        let described = sandbox.described(&mount.committed(&format!("{name}.img")));
+        assert_eq!(described["tags"]["Name"], name);
+        assert!(described["parent"].is_null(), "{described}");
+    }
+    // Whoever asks for it means it.
+    sandbox.sh("cp -a kept.img mnt/new/.d; setfattr -n user.fspfs.tag.Name -v mine mnt/new/.d
+        mv mnt/new/.d mnt/new/d.img");
+    assert_eq!(sandbox.described(&mount.committed("d.img"))["tags"]["Name"], "mine");
+    ends_with(&sandbox, mount, 5);
+}

@@ -122,6 +122,50 @@ fn the_end_of_the_mount_waits_for_commits_and_says_so() {
 }
 
 #[test]
+fn umount_tells_of_a_commit_that_failed_while_it_waited() {
+    if !can_mount(&["fsfreeze"]) {
+        return;
+    }
+    let (sandbox, disk) = Disk::with_store(16 * MIB);
+    sandbox.random("x.img", 32 * MIB);
+    let mount = sandbox.mount(&[]);
+    let frozen = disk.freeze();
+    sandbox.sh("cp x.img mnt/new/.x; mv mnt/new/.x mnt/new/x.img");
+    mount.becomes("x.img", "committing");
+    let thaw = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        drop(frozen);
+    });
+    let umount = support::run(sandbox.fspfs().args(["umount", "mnt"]));
+    thaw.join().unwrap();
+    mount.ended();
+    let said = support::text(&umount);
+    assert_eq!(umount.status.code(), Some(3), "{said}");
+    assert!(said.contains("new/x.img was not committed: "), "{said}");
+    assert!(sandbox.try_sh("ls state/fspfs/staging/*/images/* >&2").status.success());
+}
+
+#[test]
+fn umount_does_not_wait_for_a_mount_that_is_bound_elsewhere() {
+    if !can_mount(&["unshare"]) {
+        return;
+    }
+    let sandbox = Sandbox::with_store();
+    sandbox.image("x.img", MIB, &[(0, 10)]);
+    sandbox.ok(&["upload", "x.img"]);
+    let mount = sandbox.mount(&[]);
+    sandbox.sh("mkdir bound; mount --bind mnt bound");
+    let umount = support::run(sandbox.fspfs().args(["umount", "mnt"]));
+    let said = support::text(&umount);
+    let names = sandbox.try_sh("ls bound");
+    // Before anything is asserted, or it stays.
+    sandbox.sh("umount bound");
+    assert!(umount.status.success() && said.contains("/bound, too"), "{said}");
+    assert!(support::text(&names).contains(".img"));
+    mount.ended();
+}
+
+#[test]
 fn what_is_let_go_of_just_before_the_end_is_committed() {
     if !can_mount(&["losetup"]) {
         return;

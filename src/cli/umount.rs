@@ -19,20 +19,31 @@ const LOOK: Duration = Duration::from_millis(50);
 const QUIET: Duration = Duration::from_secs(1);
 
 pub(super) fn umount(args: &UmountArgs) -> anyhow::Result<Exit> {
-    let mount_point = mount::our_mount(&args.mount_point)?.mount_point;
+    let entry = mount::our_mount(&args.mount_point)?;
+    let mount_point = entry.mount_point.clone();
     // Another user's mount does not tell, and a dead one cannot.
     let daemon = in_time({
         let mount_point = mount_point.clone();
         move || Daemon::of(&mount_point)
     });
-    if !args.lazy && daemon.is_some() {
-        wait_for_commits(&mount_point);
-    }
+    let waited = !args.lazy && daemon.is_some();
+    let failed = if waited { wait_for_commits(&mount_point) } else { Vec::new() };
     mount::unmount(&args.mount_point, args.lazy)?;
-    if let Some(daemon) = daemon.filter(|_| !args.lazy) {
-        daemon.wait();
+    for Failed { name, why } in &failed {
+        tell(format_args!(
+            "new/{name} was not committed: {why}; it is kept, and committed at the next mount"
+        ));
     }
-    Ok(Exit::Done)
+    if let Some(daemon) = daemon.filter(|_| !args.lazy) {
+        daemon.wait(&entry);
+    }
+    Ok(if failed.is_empty() { Exit::Done } else { Exit::Partly })
+}
+
+/// An image whose commit was waited for in vain.
+struct Failed {
+    name: String,
+    why: String,
 }
 
 fn in_time<T: Send + 'static>(work: impl FnOnce() -> Option<T> + Send + 'static) -> Option<T> {
@@ -44,14 +55,15 @@ fn in_time<T: Send + 'static>(work: impl FnOnce() -> Option<T> + Send + 'static)
     answer.recv_timeout(ANSWER).ok().flatten()
 }
 
-/// Waits until no working image is being committed, and says which ones are.
-fn wait_for_commits(mount_point: &Path) {
+/// Waits until no working image is being committed, and says which ones are; those that could not be.
+fn wait_for_commits(mount_point: &Path) -> Vec<Failed> {
     let mut told = Vec::new();
     loop {
         let new = mount_point.join("new");
         let names = in_time(move || committing(&new)).unwrap_or_default();
         if names.is_empty() {
-            return;
+            let new = mount_point.join("new");
+            return in_time(move || Some(failed(&new, told))).unwrap_or_default();
         }
         for name in names {
             if !told.contains(&name) {
@@ -70,6 +82,19 @@ fn committing(new: &Path) -> Option<Vec<String>> {
     Some(files.map(|file| file.file_name().to_string_lossy().into_owned()).collect())
 }
 
+fn failed(new: &Path, names: Vec<String>) -> Vec<Failed> {
+    let attribute = |name: &str, what: &str| {
+        let value = xattr::get(new.join(name), format!("user.fspfs.{what}")).ok()??;
+        String::from_utf8(value).ok()
+    };
+    let failed = names.into_iter().filter_map(|name| {
+        let is_failed = attribute(&name, "state")? == "failed";
+        let why = attribute(&name, "error").unwrap_or_else(|| "the log says why".to_owned());
+        is_failed.then_some(Failed { name, why })
+    });
+    failed.collect()
+}
+
 /// The process that serves a mount.
 struct Daemon {
     pid: u32,
@@ -84,12 +109,17 @@ impl Daemon {
         Some(Self { pid, started: started(pid)? })
     }
 
-    /// Waits for its end: it commits what programs have just closed.
-    fn wait(&self) {
+    /// Waits for its end: it commits what programs have just closed. It does not end while it serves another
+    /// place.
+    fn wait(&self, entry: &mount::MountEntry) {
         let began = std::time::Instant::now();
         let mut told = false;
         while started(self.pid).as_ref() == Some(&self.started) {
             if !told && began.elapsed() > QUIET {
+                if let Some(place) = mount::mounted_elsewhere(entry) {
+                    tell(format_args!("it is served on: it is mounted at {place}, too"));
+                    return;
+                }
                 tell(format_args!("waiting for what is being committed"));
                 told = true;
             }

@@ -55,7 +55,7 @@ pub(super) async fn examine(url: &EbsUrl, report: &mut impl Findings) {
     if !probe::accepted(&[&ec2, &ebs], report) {
         return skip_all("the signature was not accepted", report);
     }
-    identity::examine(url, &shared, report).await;
+    identity::examine(url, &shared, &ec2, report).await;
     if answers[1] {
         reads::examine(&clients, report).await;
     } else {

@@ -199,6 +199,8 @@ struct Inner {
     /// Why closing it made no snapshot, where nothing is wrong.
     notice: Option<String>,
     wishes: Wishes,
+    /// The thread that copies the attributes of another image to this one.
+    copier: Option<u32>,
     snapshot: Option<SnapshotId>,
     writers: HashMap<u64, opened::Writer>,
     /// Open for reading or writing.
@@ -269,6 +271,7 @@ impl WorkingImage {
                 trouble: None,
                 notice: None,
                 wishes: Wishes::default(),
+                copier: None,
                 snapshot: None,
                 writers: HashMap::new(),
                 open: 0,

@@ -14,9 +14,10 @@ use crate::model::Digest;
 /// A log that is larger when a mount begins becomes `<log>.old`, and a new one is begun.
 const MAX_LOG: u64 = 16 << 20;
 
-/// What is logged, unless `FSPFS_LOG` says otherwise (a filter of `tracing`).
+/// What is logged, unless `FSPFS_LOG` says otherwise (a filter of `tracing`). fuser warns of every request that
+/// we do not know, and every program may send some (`ioctl`).
 fn filter(level: Level) -> EnvFilter {
-    let by_default = || EnvFilter::new(format!("{level},fuser=warn"));
+    let by_default = || EnvFilter::new(format!("{level},fuser=error"));
     EnvFilter::try_from_env("FSPFS_LOG").unwrap_or_else(|_| by_default())
 }
 

@@ -89,6 +89,25 @@ pub(super) fn find(path: &Path) -> Result<Option<MountEntry>, Error> {
     Ok(read()?.into_iter().rev().find(|entry| entry.mount_point == path))
 }
 
+/// Where the file system of an entry is still mounted, in words: bound to another place, or in another mount
+/// namespace.
+pub fn mounted_elsewhere(entry: &MountEntry) -> Option<String> {
+    let is_same =
+        |other: &MountEntry| other.device == entry.device && other.fs_type == entry.fs_type;
+    if let Some(other) = read().ok()?.into_iter().find(is_same) {
+        return Some(other.mount_point.display().to_string());
+    }
+    let numbers = std::fs::read_dir("/proc").ok()?.flatten();
+    let numbers = numbers.filter_map(|process| process.file_name().to_str()?.parse::<u32>().ok());
+    numbers.into_iter().find_map(|pid| {
+        let text = std::fs::read(format!("/proc/{pid}/mountinfo")).ok()?;
+        let text = String::from_utf8_lossy(&text);
+        let other = text.lines().filter_map(parse).find(is_same)?;
+        let place = other.mount_point.display();
+        Some(format!("{place} in the mount namespace of process {pid}"))
+    })
+}
+
 /// The path without links, without touching what may be mounted there.
 fn resolve(path: &Path) -> PathBuf {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());

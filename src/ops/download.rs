@@ -8,6 +8,7 @@ use futures::TryStreamExt as _;
 use super::blocks::Listing;
 use super::{Error, Result};
 use crate::model::{BLOCK_SIZE_U64, BlockIndex, Digest, Snapshot, SnapshotId};
+use crate::store::page::check_within;
 use crate::store::{self, ErrorKind, ListedBlock, SharedStore};
 use crate::transfer::target::{Target, Writer};
 use crate::transfer::thread::{WriteQueue, WriteThread};
@@ -88,8 +89,12 @@ async fn write_blocks(
         .map_err(|e| transfer::Error::io("write", target.path(), e))?;
     let mut copied = 0;
     {
-        let listed = Listing::new(store.clone(), id.clone()).stream().map_err(Error::from);
-        let data = listed.try_filter(|block| {
+        let listed = Listing::new(store.clone(), id.clone()).stream();
+        let within = listed.and_then(|block| {
+            let checked = check_within(snapshot, Some(block.index));
+            futures::future::ready(checked.map(|()| block))
+        });
+        let data = within.map_err(Error::from).try_filter(|block| {
             let data = block.digest != Some(Digest::OF_ZEROS) && block.index < end;
             futures::future::ready(data)
         });

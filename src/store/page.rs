@@ -1,5 +1,7 @@
 //! Page tokens of stores that can begin a page at any block: they name the block.
 
+use std::collections::HashSet;
+
 use super::{Error, ErrorKind, ListFrom, ListedBlock, PageToken, Result, SnapshotStore};
 use crate::model::{BlockIndex, Snapshot, SnapshotId};
 
@@ -25,6 +27,9 @@ pub(crate) async fn list_all(store: &dyn SnapshotStore) -> Result<Vec<Snapshot>>
         idle = if page.snapshots.is_empty() { idle + 1 } else { 0 };
         snapshots.extend(page.snapshots);
         if page.next.is_none() {
+            // One may come on two pages if the list changes meanwhile.
+            let mut seen = HashSet::new();
+            snapshots.retain(|snapshot: &Snapshot| seen.insert(snapshot.id.clone()));
             return Ok(snapshots);
         }
         if page.next == token || idle > MAX_IDLE_LIST_PAGES {
@@ -55,6 +60,23 @@ pub(crate) fn check_ascending(
     }
     let message = format!("the store lists the blocks of {id} out of order at block {from}");
     Err(Error::new(ErrorKind::Corrupt, message))
+}
+
+/// Checks that no block lies beyond the volume: it would be left out.
+///
+/// # Errors
+///
+/// `Corrupt`, if one does.
+pub(crate) fn check_within(snapshot: &Snapshot, last: Option<BlockIndex>) -> Result<()> {
+    match last {
+        Some(last) if last >= snapshot.volume_size.blocks() => {
+            let (id, size) = (&snapshot.id, snapshot.volume_size);
+            let message =
+                format!("the store lists block {last} of {id}, which is beyond its {size}");
+            Err(Error::new(ErrorKind::Corrupt, message))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The error of a listing that ends nowhere.
@@ -119,5 +141,16 @@ mod tests {
             let endless = Endless { inner: Arc::clone(&inner), next, is_empty };
             assert_eq!(list_all(&endless).await.unwrap_err().kind(), ErrorKind::Unavailable);
         }
+    }
+
+    #[tokio::test]
+    async fn a_block_beyond_the_volume_is_no_block_of_it() {
+        let store = open(&"synth:?size=1GiB".parse().unwrap(), &StoreOptions::default()).await;
+        let snapshot = list_all(&*store.unwrap()).await.unwrap().remove(0);
+        check_within(&snapshot, None).unwrap();
+        check_within(&snapshot, Some(BlockIndex(2047))).unwrap();
+        let error = check_within(&snapshot, Some(BlockIndex(2048))).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        assert!(error.to_string().contains("block 2048"), "{error}");
     }
 }

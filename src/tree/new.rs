@@ -343,13 +343,19 @@ impl Tree {
     }
 
     /// Sets an extended attribute, or removes it.
-    pub async fn set_xattr(&self, ino: u64, name: &OsStr, value: Option<&[u8]>) -> Result<()> {
+    pub async fn set_xattr(
+        &self,
+        ino: u64,
+        name: &OsStr,
+        value: Option<&[u8]>,
+        by: u32,
+    ) -> Result<()> {
         let Node::Working(image) = self.node(ino)? else { return Err(Error::NotPermitted) };
         let name = name.to_str().and_then(|name| name.strip_prefix(super::xattr::PREFIX));
         let name = name.ok_or(Error::Unsupported)?;
         let value = value.map(std::str::from_utf8).transpose();
         let value = value.map_err(|_| Error::Refused("a value has to be UTF-8".to_owned()))?;
-        Ok(image.wish(name, value).await?)
+        Ok(image.wish(name, value, by).await?)
     }
 
     fn check_is_new(&self, ino: u64) -> Result<()> {

@@ -95,12 +95,14 @@ fn source(
             return format!("of {name}");
         }
     }
+    if is_of_aws(endpoint) { "AWS's own".to_owned() } else { "of the profile".to_owned() }
+}
+
+/// Whether an endpoint, without its path, is one of AWS.
+pub(super) fn is_of_aws(endpoint: &str) -> bool {
     let host = endpoint.rsplit("//").next().unwrap_or(endpoint);
     let host = host.split(':').next().unwrap_or(host);
-    if OF_AWS.iter().any(|end| host.ends_with(end)) {
-        return "AWS's own".to_owned();
-    }
-    "of the profile".to_owned()
+    OF_AWS.iter().any(|end| host.ends_with(end))
 }
 
 /// Reports what stands between this machine and AWS, where something is configured; whether that can be

@@ -2,15 +2,24 @@
 
 use aws_config::SdkConfig;
 
+use super::endpoint::is_of_aws;
 use super::outcome::ask;
+use super::probe::Probe;
 use crate::doctor::report::Findings;
 use crate::store::ebs::EbsUrl;
 
-pub(super) async fn examine(url: &EbsUrl, shared: &SdkConfig, report: &mut impl Findings) {
+pub(super) async fn examine(
+    url: &EbsUrl,
+    shared: &SdkConfig,
+    ec2: &Probe,
+    report: &mut impl Findings,
+) {
     const SUBJECT: &str = "identity";
     let mut config = aws_sdk_sts::config::Builder::from(shared);
-    // As with EC2: a server that offers the one mostly offers the other.
-    if let Some(endpoint) = url.ec2_endpoint.as_ref().or(url.endpoint.as_ref()) {
+    // A server that offers EC2 mostly offers this, and the keys of another service are not for AWS to see.
+    let given = url.ec2_endpoint.as_ref().or(url.endpoint.as_ref());
+    let elsewhere = ec2.endpoint.as_ref().filter(|at| !is_of_aws(at));
+    if let Some(endpoint) = given.or(elsewhere) {
         config = config.endpoint_url(endpoint);
     }
     let client = aws_sdk_sts::Client::from_conf(config.build());

@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 
+use aws_sdk_ebs::operation::get_snapshot_block::GetSnapshotBlockOutput;
 use aws_sdk_ec2::types::{Filter, Snapshot, StorageTier};
 
 use super::outcome::{Trouble, ask};
 use crate::doctor::report::Findings;
+use crate::model::{BLOCK_SIZE, Digest};
 use crate::store::ebs::clients::Clients;
 
 /// The least that EC2 takes for a page.
@@ -76,11 +78,37 @@ async fn blocks(clients: &Clients, id: &str, report: &mut impl Findings) {
     };
     let request = clients.ebs.get_snapshot_block().snapshot_id(id);
     match ask(request.block_index(index).block_token(token).send()).await {
-        Ok(_) => report.ok(GET, format!("allowed: block {index} of {id}")),
+        Ok(answer) => match what_is_wrong(answer).await {
+            None => report.ok(GET, format!("allowed: block {index} of {id}")),
+            Some(wrong) => report.warn(
+                GET,
+                format!("allowed, but block {index} of {id} {wrong}"),
+                "check that the endpoint is one of EBS; `fspfs verify` reads every block",
+            ),
+        },
         Err(trouble) => {
             tell(GET, &trouble, "; for an encrypted snapshot kms:Decrypt on its key too", report);
         }
     }
+}
+
+async fn what_is_wrong(answer: GetSnapshotBlockOutput) -> Option<String> {
+    let Some(digest) = answer.checksum().and_then(Digest::from_base64) else {
+        return Some("came without a SHA-256".to_owned());
+    };
+    let mut body = answer.block_data;
+    let mut bytes = Vec::new();
+    while let Some(part) = body.next().await {
+        match part {
+            Ok(part) if bytes.len() + part.len() <= BLOCK_SIZE => bytes.extend_from_slice(&part),
+            Ok(_) => return Some(format!("has more than {BLOCK_SIZE} bytes")),
+            Err(error) => return Some(format!("was cut short: {error}")),
+        }
+    }
+    if bytes.len() != BLOCK_SIZE {
+        return Some(format!("has {} bytes, not {BLOCK_SIZE}", bytes.len()));
+    }
+    (Digest::of(&bytes) != digest).then(|| "is not what its SHA-256 says".to_owned())
 }
 
 async fn changed(clients: &Clients, first: &str, second: &str, report: &mut impl Findings) {

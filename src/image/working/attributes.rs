@@ -71,6 +71,9 @@ pub struct Status {
     pub progress: Option<(u64, u64)>,
 }
 
+/// The attributes that only tell something: nobody can set them, and to remove them changes nothing.
+const TOLD: [&str; 6] = ["state", "error", "snapshot", "base", "staged-bytes", "progress"];
+
 impl Inner {
     pub(super) fn status(&self) -> State {
         if self.missing.is_some() && !self.running {
@@ -162,19 +165,27 @@ impl WorkingImage {
         list
     }
 
-    /// Asks something of its next snapshot; `None` takes it back.
+    /// Asks something of its next snapshot; `None` takes it back. `by` is the thread that does.
+    ///
+    /// A program that copies the attributes of a snapshot (`cp -a`, `mv`, `rsync -X`) tries its id as well, the
+    /// shortest name and so the first. It does not copy what makes that snapshot what it is: its name, parent
+    /// and encryption.
     ///
     /// # Errors
     ///
     /// [`Error::Refused`] if there is no such attribute, if the value cannot be, or if it is too late;
     /// [`Error::TooManyTags`] if no snapshot could have all of its tags.
-    pub async fn wish(self: &Arc<Self>, name: &str, value: Option<&str>) -> Result<()> {
+    pub async fn wish(self: &Arc<Self>, name: &str, value: Option<&str>, by: u32) -> Result<()> {
         {
             let mut state = self.state();
             let refuse = |why: String| Err(Error::Refused(why));
             let late = state.has_base() || state.layers.iter().any(|layer| layer.frozen);
             let mut wishes = state.wishes.clone();
+            let copies = value.is_some() && state.copier == Some(by);
             match name {
+                "tag.Name" | "parent" | "encrypted" | "kms-key" if copies => {
+                    return refuse(format!("{name} is not copied from one image to another"));
+                }
                 "description" => {
                     check_description(value).map_err(Error::Refused)?;
                     wishes.description = value.map(str::to_owned);
@@ -207,7 +218,14 @@ impl WorkingImage {
                             return Err(Error::TooManyTags(all));
                         }
                     }
-                    None => return refuse(format!("there is no attribute {name:?} to set")),
+                    // As `rsync -X` does with what the file that it copies does not have.
+                    None if value.is_none() && TOLD.contains(&name) => return Ok(()),
+                    None => {
+                        if name == "id" {
+                            state.copier = Some(by);
+                        }
+                        return refuse(format!("there is no attribute {name:?} to set"));
+                    }
                 },
             }
             state.wishes = wishes;

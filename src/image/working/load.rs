@@ -116,6 +116,7 @@ impl WorkingImage {
             trouble,
             notice: None,
             wishes: record.wishes,
+            copier: None,
             snapshot: record.snapshot,
             writers: HashMap::new(),
             open: 0,

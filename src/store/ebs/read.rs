@@ -51,12 +51,26 @@ impl Place {
     }
 }
 
-/// Leads on behind the blocks that are kept of a page.
-fn next(cut: Option<BlockIndex>, token: Option<String>) -> Option<PageToken> {
-    match cut {
-        Some(index) => Some(PageToken(format!("index {index}"))),
-        None => token.filter(|token| !token.is_empty()).map(|t| PageToken(format!("token {t}"))),
+/// Leads on behind the blocks that are kept of a page. `full`: behind the last block of one that has all that
+/// were asked for. It does so without a token, too: there are servers that give none, and what they left out
+/// would be holes.
+fn next(
+    cut: Option<BlockIndex>,
+    token: Option<String>,
+    full: Option<BlockIndex>,
+) -> Option<PageToken> {
+    let token = token.filter(|token| !token.is_empty());
+    match (cut, token) {
+        (Some(index), _) => Some(PageToken(format!("index {index}"))),
+        (None, Some(token)) => Some(PageToken(format!("token {token}"))),
+        (None, None) => full.map(|index| PageToken(format!("index {index}"))),
     }
+}
+
+/// The index behind the last block of a page, if that has as many as were asked for.
+fn behind<T>(blocks: &[T], max: usize, index: impl Fn(&T) -> BlockIndex) -> Option<BlockIndex> {
+    let is_full = i32::try_from(blocks.len()).is_ok_and(|len| len >= results(max));
+    blocks.last().filter(|_| is_full).map(|block| index(block).next())
 }
 
 fn results(max: usize) -> i32 {
@@ -145,12 +159,16 @@ impl Ebs {
             let gib = answer.volume_size.and_then(|gib| u64::try_from(gib).ok()).unwrap_or(0);
             let end = VolumeSize::from_gib(gib).map(VolumeSize::blocks);
             let end = end.map_err(|_| odd(format!("a volume of {gib} GiB")))?;
+            if let Some(beyond) = blocks.last().map(|block| block.index).filter(|at| *at >= end) {
+                return Err(odd(format!("block {beyond} of a volume of {gib} GiB")));
+            }
             Ok((blocks, end, answer.next_token))
         });
         let (mut blocks, end, token) = listed_page.await?;
         let cut = blocks.get(max).map(|block| block.index);
+        let full = behind(&blocks, max, |block| block.index).filter(|index| *index < end);
         blocks.truncate(max);
-        let next = next(cut, token);
+        let next = next(cut, token, full);
         let covered = match &next {
             None => Some(end),
             Some(_) => cut.or(blocks.last().map(|block| block.index.next())),
@@ -194,8 +212,9 @@ impl Ebs {
         });
         let (mut blocks, token) = changed_page.await?;
         let cut = blocks.get(max).map(|block| block.index);
+        let full = behind(&blocks, max, |block| block.index);
         blocks.truncate(max);
-        Ok(ChangedPage { blocks, next: next(cut, token) })
+        Ok(ChangedPage { blocks, next: next(cut, token, full) })
     }
 
     pub(super) async fn read_block(
@@ -276,5 +295,23 @@ async fn collect(mut body: ByteStream) -> Result<Bytes, Failure> {
     match len {
         BLOCK_SIZE => Ok(buffer.freeze()),
         _ => Err(Failure::new(Class::Transient, format!("the answer was cut after {len} bytes"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_page_leads_on_with_and_without_a_token() {
+        let blocks: Vec<_> = (5..105).map(BlockIndex).collect();
+        let full = behind(&blocks, 100, |index| *index);
+        assert_eq!(full, Some(BlockIndex(105)));
+        assert_eq!(behind(&blocks[1..], 100, |index| *index), None);
+        let text = |page: Option<PageToken>| page.map(|PageToken(text)| text);
+        assert_eq!(text(next(None, None, full)).as_deref(), Some("index 105"));
+        assert_eq!(text(next(None, Some("t".to_owned()), full)).as_deref(), Some("token t"));
+        assert_eq!(text(next(Some(BlockIndex(7)), None, full)).as_deref(), Some("index 7"));
+        assert_eq!(text(next(None, Some(String::new()), None)), None);
     }
 }

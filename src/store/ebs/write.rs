@@ -1,7 +1,7 @@
 //! Starting, filling and completing a snapshot.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use aws_sdk_ebs::operation::complete_snapshot::CompleteSnapshotError;
@@ -143,7 +143,9 @@ impl Ebs {
             doing: "start a snapshot",
             patience: Patience::usual(),
         };
+        let attempts = &AtomicU32::new(0);
         let start = self.service.call(asked, |clients| async move {
+            let attempt = attempts.fetch_add(1, Ordering::Relaxed);
             let call = clients.ebs.start_snapshot().volume_size(gib).client_token(token);
             let description = Some(request.description.clone()).filter(|text| !text.is_empty());
             let call = call
@@ -155,11 +157,16 @@ impl Ebs {
                 .timeout(minutes);
             call.send().await.map_err(|e| {
                 let reason = reason_of!(StartSnapshotError, e);
-                Failure::of_sdk(&e, reason.as_deref())
+                let mut failure = Failure::of_sdk(&e, reason.as_deref());
+                // The attempt before, which was given up, is still at work on it.
+                if attempt > 0 && failure.class == Class::Final(ErrorKind::Conflict) {
+                    failure.class = Class::Transient;
+                }
+                failure
             })
         });
         start.await.map_err(|error| match error.kind() {
-            ErrorKind::Unavailable | ErrorKind::Timeout => {
+            ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Conflict => {
                 let hint =
                     "it may have been started all the same; then `fspfs list` shows it as pending";
                 Error::new(error.kind(), format!("{error}; {hint}"))

@@ -153,15 +153,15 @@ async fn a_tag_too_many_is_refused_when_it_is_set() {
     let image = world.slots[0].image();
     // Beside the name and the length, which are our own.
     for n in 0..48 {
-        image.wish(&format!("tag.k{n}"), Some("v")).await.unwrap();
+        image.wish(&format!("tag.k{n}"), Some("v"), 0).await.unwrap();
     }
-    let error = image.wish("tag.k48", Some("v")).await.unwrap_err();
+    let error = image.wish("tag.k48", Some("v"), 0).await.unwrap_err();
     assert!(matches!(error, Error::TooManyTags(51)), "{error}");
     // What takes no more room is fine.
-    image.wish("tag.k47", Some("w")).await.unwrap();
-    image.wish("tag.Name", Some("web")).await.unwrap();
-    image.wish("tag.k0", None).await.unwrap();
-    image.wish("tag.k48", Some("v")).await.unwrap();
+    image.wish("tag.k47", Some("w"), 0).await.unwrap();
+    image.wish("tag.Name", Some("web"), 0).await.unwrap();
+    image.wish("tag.k0", None, 0).await.unwrap();
+    image.wish("tag.k48", Some("v"), 0).await.unwrap();
     assert_eq!(image.wishes().len(), 49);
     world.commit().await;
 }
@@ -332,7 +332,7 @@ async fn a_parent_on_a_slow_line_is_compared_to_its_end() {
     let mut world = World::new().await;
     let parent = dense(&mut world, 40).await.commit().await.unwrap();
     let image = dense(&mut world, 40).await;
-    image.wish("parent", Some(parent.as_str())).await.unwrap();
+    image.wish("parent", Some(parent.as_str()), 0).await.unwrap();
     world.life().trap.be_far(Duration::from_secs(50));
     tokio::time::pause();
     let begun = tokio::time::Instant::now();

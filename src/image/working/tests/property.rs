@@ -200,7 +200,7 @@ impl World {
             Op::WishParent { snapshot } if !self.snapshots.is_empty() => {
                 let mut ids = self.snapshots.keys();
                 let id = ids.nth(snapshot % self.snapshots.len()).unwrap().to_string();
-                let wished = image.wish("parent", Some(&id)).await;
+                let wished = image.wish("parent", Some(&id), 0).await;
                 let first = !image.state().has_base();
                 let frozen = image.state().layers.iter().any(|layer| layer.frozen);
                 assert!(wished.is_ok() == (first && !frozen), "{wished:?}");
