@@ -213,8 +213,7 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let name = name.to_owned();
-        let mode = u16::try_from(mode & !umask & 0o777).expect("nine bits");
-        let maker = Maker { uid: request.uid(), gid: request.gid(), mode };
+        let maker = maker(request, mode, umask);
         let how = open_mode(OpenFlags(flags), request.pid());
         let work =
             move |tree: Arc<Tree>| async move { tree.create(parent.0, &name, maker, how).await };
@@ -563,11 +562,28 @@ impl Filesystem for Adapter {
         });
     }
 
-    // What follows would make something that no directory here can hold.
-
-    fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
-        reply.error(Errno::EPERM);
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        _: u32,
+        reply: ReplyEntry,
+    ) {
+        if !matches!(mode & libc::S_IFMT, libc::S_IFREG | 0) {
+            return reply.error(Errno::EPERM);
+        }
+        let (name, maker) = (name.to_owned(), maker(request, mode, umask));
+        let work = move |tree: Arc<Tree>| async move { tree.make(parent.0, &name, maker).await };
+        self.spawn("mknod", parent, work, |made| match made {
+            Ok(found) => reply.entry(&found.ttl, &file_attr(&found), GENERATION),
+            Err(errno) => reply.error(errno),
+        });
     }
+
+    // What follows would make something that no directory here can hold.
 
     fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
         reply.error(Errno::EPERM);
@@ -580,6 +596,11 @@ impl Filesystem for Adapter {
     fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
         reply.error(Errno::EPERM);
     }
+}
+
+fn maker(request: &Request, mode: u32, umask: u32) -> Maker {
+    let mode = u16::try_from(mode & !umask & 0o777).expect("nine bits");
+    Maker { uid: request.uid(), gid: request.gid(), mode }
 }
 
 /// Answers with a value, or with its length if only that was asked for.

@@ -58,7 +58,13 @@ pub type SharedStore = Arc<dyn SnapshotStore>;
 /// If it is not there, or is no store that this version can use.
 pub async fn open(url: &StoreUrl, options: &StoreOptions) -> Result<SharedStore> {
     let store: SharedStore = match url {
-        StoreUrl::Directory(path) => Arc::new(repository::Repository::open(path).await?),
+        StoreUrl::Directory(path) => {
+            let repository = repository::Repository::open(path).await?;
+            Arc::new(match options.max_unsaved {
+                Some(bytes) => repository.with_max_unsaved(bytes),
+                None => repository,
+            })
+        }
         StoreUrl::Ebs(url) => return Ok(Arc::new(ebs::Ebs::open(url, options).await?)),
         StoreUrl::Synth(recipe) => Arc::new(synth::Synth::new(*recipe)),
     };

@@ -118,6 +118,25 @@ fn only_files_can_be_made() {
     mount.unmount();
 }
 
+/// `tar --xattrs` makes a file by `mknod`, and sets its attributes before it writes to it.
+#[test]
+fn an_archive_with_attributes_is_unpacked() {
+    if !can_mount(&["tar", "setfattr"]) {
+        return;
+    }
+    let sandbox = Sandbox::with_store();
+    sandbox.random("x.img", 3 * MIB);
+    sandbox.sh("setfattr -n user.fspfs.tag.Role -v web x.img && tar --xattrs -cf x.tar x.img");
+    let mount = sandbox.mount(&[]);
+    sandbox.sh("tar --xattrs -xf x.tar -C mnt/new");
+    let id = mount.committed("x.img");
+    sandbox.assert_holds(&id, "x.img");
+    assert_eq!(sandbox.snapshots()[0]["tags"]["Role"], "web");
+    let output = sandbox.try_sh("python3 -c \"import os; os.mknod('mnt/new/x.img', 0o100600)\"");
+    assert!(text(&output).contains("File exists"), "{}", text(&output));
+    mount.unmount();
+}
+
 #[test]
 fn attributes_that_cannot_be_are_refused() {
     if !can_mount(&[]) {

@@ -10,7 +10,7 @@ use super::run::{Exit, log_level, store_options, store_url};
 use super::{CommitWhen, EncryptedHoles, Global, MountArgs, WritingArgs};
 use crate::image::working::Settings;
 use crate::mount::{self, Access, Options};
-use crate::store;
+use crate::store::{self, StoreOptions};
 use crate::tree::Ownership;
 
 /// Threads that may wait for a disk at the same time. Each may hold a compressed block.
@@ -133,7 +133,12 @@ fn serve(
         .max_blocking_threads(WAITING_THREADS)
         .enable_all()
         .build()?;
-    let store = runtime.block_on(store::open(url, &store_options(global, Some(&args.scope))))?;
+    let of_store = StoreOptions {
+        // Most of what a commit may take of the budget.
+        max_unsaved: Some(args.memory.0 / 2),
+        ..store_options(global, Some(&args.scope))
+    };
+    let store = runtime.block_on(store::open(url, &of_store))?;
     let options = options(args, mount_point.to_owned());
     let ready = || {
         if args.daemon {

@@ -131,6 +131,7 @@ pub(super) fn store_options(global: &Global, scope: Option<&ScopeArgs>) -> Store
         owners: scope.owners,
         filters: scope.filters,
         settling: None,
+        max_unsaved: None,
     }
 }
 

@@ -20,6 +20,7 @@ use super::{
 };
 use crate::model::{Block, BlockIndex, Snapshot, SnapshotId, SnapshotState, Tags};
 
+mod answer;
 mod catalog;
 pub(crate) mod clients;
 mod failure;
@@ -28,9 +29,10 @@ mod limiter;
 mod read;
 mod request;
 mod service;
+#[cfg(test)]
+mod tests;
 mod tokens;
 mod url;
-mod whole;
 mod write;
 
 /// Snapshots of which it is remembered when they were started here.
@@ -87,7 +89,7 @@ impl Ebs {
         ec2: &aws_sdk_ec2::Client,
         options: &StoreOptions,
     ) -> Self {
-        Self::of(None, Clients::given(ebs.clone(), ec2), options)
+        Self::of(None, Clients::given(ebs, ec2), options)
     }
 
     fn of(url: Option<EbsUrl>, clients: Clients, options: &StoreOptions) -> Self {

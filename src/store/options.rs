@@ -21,6 +21,9 @@ pub struct StoreOptions {
     /// How long after its start a snapshot may not be found by requests about it, which are sent
     /// again until then; by default, the two minutes that EBS may need.
     pub settling: Option<Duration>,
+    /// Bytes of what was put to one snapshot and is not saved yet, about, at most: those of four packs
+    /// of a repository, which are the smaller. By default, those of packs of the full size, 128 MiB.
+    pub max_unsaved: Option<usize>,
 }
 
 /// What a snapshot must match to be listed: `NAME=VALUE[,VALUE…]`, one of the values, with the names

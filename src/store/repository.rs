@@ -24,6 +24,7 @@ use uuid::Uuid;
 
 use self::directory::Directory;
 use self::objects::Objects;
+use self::pack::PACK_BLOCKS;
 use self::read::PageCache;
 use self::writer::Writer;
 use super::{
@@ -74,6 +75,8 @@ pub struct Repository {
     objects: Arc<dyn Objects>,
     pages: PageCache,
     writers: Mutex<HashMap<SnapshotId, Arc<Writer>>>,
+    /// Blocks in the packs that are written, at most.
+    pack_blocks: usize,
 }
 
 impl fmt::Debug for Repository {
@@ -133,7 +136,20 @@ impl Repository {
     }
 
     fn with_objects(url: String, id: Uuid, objects: Arc<dyn Objects>) -> Self {
-        Self { url, id, objects, pages: PageCache::default(), writers: Mutex::default() }
+        Self {
+            url,
+            id,
+            objects,
+            pages: PageCache::default(),
+            writers: Mutex::default(),
+            pack_blocks: PACK_BLOCKS,
+        }
+    }
+
+    /// The same, with packs so small that what a writer has not saved takes at most about `bytes`.
+    #[must_use]
+    pub fn with_max_unsaved(self, bytes: usize) -> Self {
+        Self { pack_blocks: writer::pack_blocks(bytes), ..self }
     }
 
     /// The id that the repository was created with.

@@ -40,6 +40,11 @@ impl Target {
     /// If it is a directory, a device that is too small or in use, or cannot be written.
     pub(crate) fn open(path: &Path, len: u64) -> Result<Self, Error> {
         match path.metadata() {
+            _ if path == Path::new("-") => {
+                let why = "blocks come in any order, and standard output takes them in one; \
+                           `cat` of the image in a mount does that, and ./- is a file";
+                Err(Error::unsuitable(path, why))
+            }
             Ok(found) if found.is_dir() => {
                 Err(Error::unsuitable(path, "it is a directory; give the name of a file in it"))
             }
@@ -237,6 +242,7 @@ mod tests {
         for (path, says) in [
             (dir.path().to_owned(), "is a directory"),
             (dir.path().join("no/such/dir"), "No such file"),
+            (PathBuf::from("-"), "./- is a file"),
             (PathBuf::from("/dev/null"), "neither a file nor a block device"),
         ] {
             let error = Target::open(&path, 1).unwrap_err().to_string();

@@ -169,20 +169,37 @@ impl Tree {
         maker: Maker,
         mode: OpenMode,
     ) -> Result<(Attributes, u64, Caching)> {
+        let image = self.find_or_make(parent, name, maker, mode.exclusive).await?;
+        let (handle, caching) = self.open_working(&image, mode).await?;
+        Ok((self.tell(Node::Working(image)), handle, caching))
+    }
+
+    /// Makes a file in `new/`, as `mknod` does, which tar uses to set attributes before data.
+    pub async fn make(&self, parent: u64, name: &OsStr, maker: Maker) -> Result<Attributes> {
+        let image = self.find_or_make(parent, name, maker, true).await?;
+        Ok(self.tell(Node::Working(image)))
+    }
+
+    async fn find_or_make(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        maker: Maker,
+        exclusive: bool,
+    ) -> Result<Arc<WorkingImage>> {
         self.check_is_new(parent)?;
         let name = check_name(name)?;
         let new = self.new_dir()?;
-        let (image, made) = match new.find(name) {
+        match new.find(name) {
             // Somebody else was faster.
-            Some(_) if mode.exclusive => return Err(Error::Exists),
-            Some(image) => (image, false),
-            None => (WorkingImage::create(&new.shop, name, maker).await?, true),
-        };
-        if made {
-            new.insert(name, &image).await?;
+            Some(_) if exclusive => Err(Error::Exists),
+            Some(image) => Ok(image),
+            None => {
+                let image = WorkingImage::create(&new.shop, name, maker).await?;
+                new.insert(name, &image).await?;
+                Ok(image)
+            }
         }
-        let (handle, caching) = self.open_working(&image, mode).await?;
-        Ok((self.tell(Node::Working(image)), handle, caching))
     }
 
     pub(super) async fn open_working(

@@ -9,6 +9,7 @@ use super::failure::{Class, Failure};
 use super::request::Kind;
 use super::service::{Patience, Request, Service};
 use crate::model::{BLOCK_SIZE_U64, Snapshot, SnapshotId, SnapshotState, Tags, VolumeSize};
+use crate::store::page::MAX_IDLE_PAGES;
 use crate::store::{Error, ErrorKind, ListToken, Result, SnapshotPage, StoreOptions};
 
 /// Snapshots of a page (EC2 allows 5 to 1000).
@@ -54,11 +55,21 @@ pub(super) async fn describe(
     let doing = format!("describe {id}");
     let asked = request(Kind::DescribeSnapshots, id, &doing, patience);
     let answer = service.call(asked, |clients| async move {
-        let request = clients.ec2.describe_snapshots().snapshot_ids(id.as_str());
-        let answer = request.send().await.map_err(failed!())?;
-        let gone = || Failure::new(Class::NotFound, "there is no such snapshot");
-        let mut found = answer.snapshots.unwrap_or_default().into_iter();
-        found.find(|found| found.snapshot_id() == Some(id.as_str())).ok_or_else(gone)
+        let mut token = None;
+        for _ in 0..MAX_IDLE_PAGES {
+            let request = clients.ec2.describe_snapshots().snapshot_ids(id.as_str());
+            let answer = request.set_next_token(token).send().await.map_err(failed!())?;
+            let mut found = answer.snapshots.unwrap_or_default().into_iter();
+            if let Some(found) = found.find(|found| found.snapshot_id() == Some(id.as_str())) {
+                return Ok(found);
+            }
+            // A page that is empty is not the last one.
+            token = answer.next_token.filter(|token| !token.is_empty());
+            if token.is_none() {
+                break;
+            }
+        }
+        Err(Failure::new(Class::NotFound, "there is no such snapshot"))
     });
     snapshot(answer.await?).map_err(|e| e.context(doing))
 }

@@ -15,7 +15,7 @@ use aws_config::{AppName, BehaviorVersion, Region, SdkConfig};
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_types::service_config::ServiceConfigKey;
 
-use super::whole::Whole;
+use super::answer::{Bounded, Whole};
 use super::{EbsUrl, http};
 
 /// Where one is if nothing says so.
@@ -69,8 +69,10 @@ impl Clients {
         }
         let ec2_endpoint = ec2_endpoint.or_else(|| configured_endpoint(shared, "EC2"));
         Self {
-            ebs: aws_sdk_ebs::Client::from_conf(ebs.build()),
-            ec2: aws_sdk_ec2::Client::from_conf(ec2.interceptor(Whole).build()),
+            ebs: aws_sdk_ebs::Client::from_conf(ebs.interceptor(Bounded).build()),
+            ec2: aws_sdk_ec2::Client::from_conf(
+                ec2.interceptor(Bounded).interceptor(Whole).build(),
+            ),
             region,
             endpoint,
             ec2_endpoint,
@@ -80,9 +82,11 @@ impl Clients {
 
 impl Clients {
     /// Those that somebody else has made, for a service of which nothing is known.
-    pub(super) fn given(ebs: aws_sdk_ebs::Client, ec2: &aws_sdk_ec2::Client) -> Self {
+    pub(super) fn given(ebs: &aws_sdk_ebs::Client, ec2: &aws_sdk_ec2::Client) -> Self {
         let region = ebs.config().region().map_or(DEFAULT_REGION, Region::as_ref).to_owned();
-        let ec2 = ec2.config().to_builder().interceptor(Whole).build();
+        let ebs = ebs.config().to_builder().interceptor(Bounded).build();
+        let ebs = aws_sdk_ebs::Client::from_conf(ebs);
+        let ec2 = ec2.config().to_builder().interceptor(Bounded).interceptor(Whole).build();
         let ec2 = aws_sdk_ec2::Client::from_conf(ec2);
         Self { ebs, ec2, region, endpoint: Some(String::new()), ec2_endpoint: None }
     }

@@ -2,15 +2,20 @@
 //!
 //! Classes are those of <https://docs.aws.amazon.com/ebs/latest/userguide/error-retries.html>.
 
+use std::error::Error as StdError;
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
 use aws_sdk_ebs::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ebs::operation::RequestId;
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::DispatchFailure;
 
 use super::limiter::Outcome;
 use crate::store::{Error, ErrorKind, causes};
+
+/// Characters of an answer of something else that are shown.
+const MAX_SHOWN: usize = 120;
 
 /// What can be done about a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +30,9 @@ pub(super) enum Class {
     Transient,
     /// Data that is not what its checksum says: again, it may have been spoilt on the way.
     Corrupt,
+    /// An answer that is none of the service's: again, but not often, since something else may answer
+    /// in its place.
+    Odd,
     /// Again, within two minutes of the start of a snapshot, which not all of the service may have
     /// heard of; else there is none.
     NotFound,
@@ -71,7 +79,7 @@ impl Failure {
             Class::AccountThrottled => Outcome::AccountThrottled,
             Class::SnapshotThrottled => Outcome::SnapshotThrottled,
             Class::Overloaded => Outcome::Overloaded,
-            Class::Transient => Outcome::Failed,
+            Class::Transient | Class::Odd => Outcome::Failed,
             Class::Corrupt | Class::NotFound | Class::Credentials | Class::Final(_) => {
                 Outcome::Answered
             }
@@ -84,16 +92,14 @@ impl Failure {
         E: std::error::Error + ProvideErrorMetadata + 'static,
     {
         let request_id = error.request_id().map(str::to_owned);
+        let raw = error.raw_response();
+        // What is left of an answer with a status of success cannot be read.
+        let unread = raw.is_some_and(|raw| raw.status().is_success());
         let SdkError::ServiceError(service) = error else {
-            let text = causes(error);
-            // An answer that is not in the form of the service, from something in between.
-            if let Some(status) = error.raw_response().map(|raw| raw.status().as_u16())
-                && !(200..300).contains(&status)
-            {
-                let class = classify(status, "", None, "");
-                let text = format!("status {status}, and no answer that the service would give");
-                return Self { class, answered: true, silent: false, text, request_id };
+            if let Some(raw) = raw.filter(|_| !unread) {
+                return Self { request_id, ..Self::of_stranger(raw) };
             }
+            let text = causes(error);
             // What cannot be built or signed will not be the next time either.
             let class = match error {
                 SdkError::ConstructionFailure(_) => Class::Final(ErrorKind::Denied),
@@ -106,11 +112,15 @@ impl Failure {
                 SdkError::DispatchFailure(_) if is_refused_on_the_way(&text) => {
                     Class::Final(ErrorKind::Unavailable)
                 }
+                _ if unread && !is_cut(error) => return Self::unreadable(error, request_id),
                 _ => Class::Transient,
             };
             let answered = matches!(error, SdkError::ResponseError(_));
             return Self { class, answered, silent: false, text, request_id };
         };
+        if unread {
+            return Self::unreadable(error, request_id);
+        }
         let (code, message) = (service.err().code(), service.err().message());
         let status = service.raw().status().as_u16();
         let class = classify(status, code.unwrap_or(""), reason, message.unwrap_or(""));
@@ -123,13 +133,42 @@ impl Failure {
         Self { class, answered: true, silent: false, text, request_id }
     }
 
+    /// An answer that the service says is a success, and that is not in its form.
+    fn unreadable(error: &(dyn StdError + 'static), request_id: Option<String>) -> Self {
+        let why = chain(error).last().map_or(String::new(), |cause| format!(": {cause}"));
+        let text = format!("the answer cannot be read{why}");
+        Self { request_id, ..Self::new(Class::Odd, text) }
+    }
+
+    /// A refusal that is not in the form of the service, from something in between.
+    fn of_stranger(raw: &HttpResponse) -> Self {
+        let status = raw.status().as_u16();
+        let body = String::from_utf8_lossy(raw.body().bytes().unwrap_or_default());
+        // Other services of AWS, and what speaks for them, refuse in XML.
+        let [code, message] = ["Code", "Message"].map(|name| element(&body, name));
+        let class = classify(status, code.unwrap_or(""), None, message.unwrap_or(""));
+        let mut text = format!("status {status}, and no answer that the service would give");
+        if let Some(place) = raw.headers().get("location") {
+            text.push_str(&format!(" (it leads to {place})"));
+        }
+        let said: String = match (code, message) {
+            (Some(code), message) => [code, message.unwrap_or("")].join(" "),
+            (None, _) => body.split_whitespace().collect::<Vec<_>>().join(" "),
+        };
+        if !said.trim().is_empty() {
+            let shown: String = said.trim().chars().take(MAX_SHOWN).collect();
+            text.push_str(&format!(": {shown}"));
+        }
+        Self::new(class, text)
+    }
+
     /// The kind of error that it is for whoever called.
     pub(super) fn kind(&self) -> ErrorKind {
         match self.class {
             Class::AccountThrottled | Class::SnapshotThrottled | Class::Overloaded => {
                 ErrorKind::Throttled
             }
-            Class::Transient => ErrorKind::Unavailable,
+            Class::Transient | Class::Odd => ErrorKind::Unavailable,
             Class::Corrupt => ErrorKind::Corrupt,
             Class::NotFound => ErrorKind::NotFound,
             Class::Credentials => ErrorKind::Denied,
@@ -146,6 +185,9 @@ impl Failure {
         let cure = match self.class {
             Class::Credentials | Class::Final(ErrorKind::Denied) => {
                 "; `fspfs doctor` shows which credentials are used and what they are allowed"
+            }
+            Class::Odd => {
+                "; does something else answer in the place of the service? `fspfs doctor` shows where it is"
             }
             _ => "",
         };
@@ -164,6 +206,23 @@ impl fmt::Display for Failure {
             None => Ok(()),
         }
     }
+}
+
+fn chain<'a>(
+    error: &'a (dyn StdError + 'static),
+) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(error.source(), |error| (*error).source())
+}
+
+/// Whether the connection ended before the answer did.
+fn is_cut(error: &(dyn StdError + 'static)) -> bool {
+    chain(error).any(|cause| cause.is::<hyper::Error>() || cause.is::<std::io::Error>())
+}
+
+/// The text of the first element of this name.
+fn element<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
+    let (_, rest) = xml.split_once(&format!("<{name}>"))?;
+    Some(rest.split_once('<')?.0)
 }
 
 /// Whether there is nobody to sign a request for: no provider has credentials.

@@ -88,7 +88,7 @@ fn index(value: Option<i32>) -> Result<BlockIndex, Failure> {
 }
 
 fn odd(what: impl std::fmt::Display) -> Failure {
-    Failure::new(Class::Final(ErrorKind::Unavailable), format!("the service gave {what}"))
+    Failure::new(Class::Odd, format!("the service gave {what}"))
 }
 
 /// Says so, once, if a service gives another block size than the one there is. What counts is the
@@ -294,7 +294,7 @@ async fn collect(mut body: ByteStream) -> Result<Bytes, Failure> {
     }
     match len {
         BLOCK_SIZE => Ok(buffer.freeze()),
-        _ => Err(Failure::new(Class::Transient, format!("the answer was cut after {len} bytes"))),
+        _ => Err(odd(format!("{len} bytes, where a block has {BLOCK_SIZE}"))),
     }
 }
 

@@ -32,8 +32,9 @@ const DEADLINE: Duration = Duration::from_mins(1);
 /// It is not worth trying for less than this.
 const LEAST: Duration = Duration::from_secs(1);
 
-/// How often a block is read that is not what its checksum says.
-const MAX_CORRUPT: u32 = 6;
+/// How often something is asked for that comes and is not right: a block that is not what its checksum
+/// says, an answer that is none.
+const MAX_WRONG: u32 = 6;
 
 /// From this attempt on a request that is sent again is a warning, though not one for each of the
 /// many that fail for the same reason.
@@ -98,15 +99,15 @@ impl Patience {
     }
 
     /// Whether it is worth sending a request again that has failed like this, after so many answers that were
-    /// corrupt.
-    fn allows(&self, class: Class, corrupt: u32) -> bool {
+    /// wrong.
+    fn allows(&self, class: Class, wrong: u32) -> bool {
         match class {
             Class::AccountThrottled
             | Class::SnapshotThrottled
             | Class::Overloaded
             | Class::Transient => true,
             // What is spoilt each time is not spoilt on the way.
-            Class::Corrupt => corrupt < MAX_CORRUPT,
+            Class::Corrupt | Class::Odd => wrong < MAX_WRONG,
             Class::NotFound => self.not_found_until.is_some_and(|until| Instant::now() < until),
             Class::Credentials | Class::Final(_) => false,
         }
@@ -203,7 +204,7 @@ impl Service {
         let Request { kind, doing, patience, .. } = request;
         // Listings are few, and a page of one is what many blocks wait for.
         let priority = if kind.is_bulk() { Priority::of_task() } else { Priority::urgent() };
-        let (mut tried, mut renewed, mut corrupt) = (Duration::ZERO, false, 0);
+        let (mut tried, mut renewed, mut wrong) = (Duration::ZERO, false, 0);
         let mut last: Option<Failure> = None;
         for attempts in 1.. {
             let permit = match self.turn(&request, priority.clone(), &mut tried).await {
@@ -248,8 +249,8 @@ impl Service {
             }
             let wait = longest_wait(attempts).mul_f64(fastrand::f64());
             let is_over = tried + wait + LEAST >= patience.deadline;
-            corrupt += u32::from(failure.class == Class::Corrupt);
-            if is_over || !patience.allows(failure.class, corrupt) {
+            wrong += u32::from(matches!(failure.class, Class::Corrupt | Class::Odd));
+            if is_over || !patience.allows(failure.class, wrong) {
                 let error = failure.after(doing, attempts, tried);
                 return Err(if failure.silent { error.of_kind(ErrorKind::Timeout) } else { error });
             }
@@ -356,5 +357,6 @@ mod tests {
         assert!(Patience::usual().allows(Class::Transient, 1000));
         assert!(Patience::usual().allows(Class::Corrupt, 5));
         assert!(!Patience::usual().allows(Class::Corrupt, 6));
+        assert!(!Patience::usual().allows(Class::Odd, 6));
     }
 }

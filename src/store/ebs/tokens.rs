@@ -36,7 +36,7 @@ static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
 pub(super) struct Token {
     pub(super) text: String,
     /// Milliseconds since [`BEGIN`]: clocks of two machines are not compared later on.
-    end: u64,
+    pub(super) end: u64,
 }
 
 impl Token {

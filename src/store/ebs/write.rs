@@ -288,7 +288,7 @@ impl Ebs {
             call.send().await.map(|_| ()).map_err(|e| {
                 let reason = reason_of!(CompleteSnapshotError, e);
                 let failure = Failure::of_sdk(&e, reason.as_deref());
-                if failure.answered && failure.class != Class::Transient {
+                if failure.answered && !matches!(failure.class, Class::Transient | Class::Odd) {
                     lost.store(before, Ordering::Relaxed);
                 }
                 failure

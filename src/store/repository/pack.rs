@@ -161,8 +161,9 @@ impl PackBuilder {
         self.frames.is_empty()
     }
 
-    pub(super) fn is_full(&self) -> bool {
-        self.frames.len() >= PACK_BLOCKS
+    /// Blocks in it.
+    pub(super) fn len(&self) -> usize {
+        self.frames.len()
     }
 
     pub(super) fn push(&mut self, encoded: &Encoded, digest: Digest) -> Frame {

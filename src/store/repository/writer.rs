@@ -17,17 +17,24 @@ use super::document::read_document;
 use super::gc::found_before;
 use super::manifest::Start;
 use super::names::{ObjectId, RecordId};
-use super::pack::{Encoded, Frame, PackBuilder, Spare, shrinks};
+use super::pack::{Encoded, Frame, PACK_BLOCKS, PackBuilder, Spare, shrinks};
 use super::table::{Entry, PAGE_BLOCKS, Table};
 use super::{Repository, names, since_boot};
-use crate::model::{Block, BlockIndex, Digest, SnapshotId, VolumeSize};
+use crate::model::{BLOCK_SIZE, Block, BlockIndex, Digest, SnapshotId, VolumeSize};
 use crate::store::{Error, ErrorKind, Result};
 
 /// Blocks among which equal ones are stored once.
 const RECENT_BLOCKS: usize = 65_536;
 
-/// Batches that are being saved, or wait for it because it failed, at most. Each holds up to 32 MiB.
+/// Batches that are being saved, or wait for it because it failed, at most. Each holds up to 32 MiB, if packs
+/// have the full size.
 const MAX_SAVING: u32 = 3;
+
+/// The size of packs of which all that a writer holds at a time takes about so many bytes.
+pub(super) fn pack_blocks(max_unsaved: usize) -> usize {
+    let packs = MAX_SAVING as usize + 1;
+    (max_unsaved / packs / BLOCK_SIZE).clamp(1, PACK_BLOCKS)
+}
 
 /// Blocks that are compressed at the same time, each into a buffer of its own; more than the cores
 /// can do at once do not make it faster.
@@ -72,6 +79,8 @@ pub(super) struct Writer {
 
 #[derive(Debug)]
 struct State {
+    /// Blocks in a pack at most.
+    pack_blocks: usize,
     open: Batch,
     unsaved: Vec<Batch>,
     /// Memory of packs that were saved.
@@ -110,8 +119,8 @@ struct Batch {
 }
 
 impl Batch {
-    fn is_full(&self) -> bool {
-        self.pack.is_full() || self.blocks.len() >= MAX_RECORD_BLOCKS
+    fn is_full(&self, pack_blocks: usize) -> bool {
+        self.pack.len() >= pack_blocks || self.blocks.len() >= MAX_RECORD_BLOCKS
     }
 }
 
@@ -154,13 +163,13 @@ impl Repository {
         let start = start.ok_or_else(|| not_found(id))?;
         self.check_in_time(&start).await?;
         let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || Arc::new(Writer::new(&start, Arc::clone(&self.objects)));
+        let new = || Arc::new(Writer::new(&start, Arc::clone(&self.objects), self.pack_blocks));
         Ok(Arc::clone(writers.entry(id.clone()).or_insert_with(new)))
     }
 }
 
 impl Writer {
-    fn new(start: &Start, objects: Arc<dyn super::Objects>) -> Self {
+    fn new(start: &Start, objects: Arc<dyn super::Objects>, pack_blocks: usize) -> Self {
         Self {
             id: start.metadata.id.clone(),
             attempt: start.metadata.attempt,
@@ -175,6 +184,7 @@ impl Writer {
             timeout: start.timeout_minutes.map(|n| Duration::from_secs(60 * u64::from(n))),
             last_put: AtomicU64::new(milliseconds(since_boot())),
             state: Mutex::new(State {
+                pack_blocks,
                 open: Batch::default(),
                 unsaved: Vec::new(),
                 spare: Vec::new(),
@@ -546,7 +556,7 @@ impl State {
     }
 
     fn take_full(&mut self) -> Option<Batch> {
-        if self.open.is_full() { self.take_open() } else { None }
+        if self.open.is_full(self.pack_blocks) { self.take_open() } else { None }
     }
 
     /// Whether the batch with this number is durable.

@@ -22,6 +22,23 @@ fn the_later_put_of_one_writer_wins_in_one_batch_or_several() {
 }
 
 #[test]
+fn packs_are_as_small_as_what_may_be_unsaved() {
+    run(async {
+        for (mib, packs) in [(0, 33), (8, 9), (127, 1), (1 << 20, 1)] {
+            let space = Space::new(1);
+            let mut p = space.process();
+            p.repository = p.repository.with_max_unsaved(mib << 20);
+            let id = start(&p, chosen("snap-0a")).await;
+            let blocks: Vec<_> = (0..33).map(|n| (n, u8::try_from(n).unwrap() + 1)).collect();
+            put(&p, &id, &blocks).await;
+            p.complete(&id, count(33)).await.unwrap();
+            assert_eq!(space.names("packs/").len(), packs, "{mib} MiB");
+            assert_eq!(read(&p, &id).await.unwrap(), blocks);
+        }
+    });
+}
+
+#[test]
 fn a_writer_that_starts_after_a_flush_has_the_higher_epoch_and_wins() {
     run(async {
         for seed in 0..8 {
