@@ -134,6 +134,20 @@ impl Image {
         Some(block)
     }
 
+    /// Whether there is nothing to fetch for a block.
+    fn is_here(&self, index: BlockIndex) -> bool {
+        if self.map().state(index) == BlockState::Empty {
+            return true;
+        }
+        let Some(Value::Listing(listing)) = self.cache.peek(&self.listing_key(index)) else {
+            return false;
+        };
+        find(&listing, index).is_none_or(|listed| {
+            listed.digest == Some(Digest::OF_ZEROS)
+                || self.cache.peek(&self.block_key(listed)).is_some()
+        })
+    }
+
     /// Whether a block is known to read as zeros, without asking.
     fn is_known_empty(&self, index: BlockIndex) -> bool {
         index.offset() >= self.len() || self.map().state(index) == BlockState::Empty
@@ -275,7 +289,7 @@ impl Image {
             check_ascending(id, covered, blocks.last(), &page.blocks)?;
             check_within(&self.snapshot, page.blocks.last().map(|block| block.index))?;
             if let Some(now) = page.covered.filter(|now| *now > covered) {
-                covered = now;
+                covered = now.min(self.map().end());
                 idle = 0;
             }
             blocks.extend(page.blocks);

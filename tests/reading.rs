@@ -604,6 +604,25 @@ async fn a_repository_reads_as_the_model() {
     assert_eq!(counters.total(), before, "a hole that is known costs no call");
 }
 
+/// No thread but the reader's own has anything to do with it: there is none to spawn a task on.
+#[test]
+fn what_is_in_memory_is_read_ahead_by_nobody() {
+    let (len, blocks) = (20 * BLOCK_SIZE_U64, 20);
+    let computed = Computed::new(len, Content::Every(2), GOOD);
+    let snapshot = Arc::new(computed.snapshot.clone());
+    let image = Image::new(snapshot, computed, Cache::new(MIN_BUDGET));
+    runtime().block_on(async {
+        let reader = Reader::new(Arc::clone(&image));
+        for index in 0..blocks {
+            read(&reader, BlockIndex(index).offset(), BLOCK_SIZE).await.unwrap();
+        }
+    });
+    let reader = Reader::new(Arc::clone(&image));
+    for piece in 0..u64::from(blocks) * 4 {
+        assert_eq!(reader.read_cached(piece * 131_072, 131_072).unwrap().len(), 131_072);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_first_byte_of_a_huge_snapshot_costs_few_calls() {
     let tib = 1u64 << 40;

@@ -46,11 +46,16 @@ impl Reader {
         let mut cursors = self.cursors.lock().unwrap_or_else(PoisonError::into_inner);
         let ahead = cursors.advance(&self.image.cache, offset, len, waited);
         drop(cursors);
-        if let Some(range) = ahead {
+        let Some(range) = ahead else { return };
+        let end = self.image.map().end().min(range.end);
+        let mut index = range.start;
+        // To wake a thread for what is in memory would cost a reader a twentieth of its time.
+        while index < end && self.image.is_here(index) {
+            index = index.next();
+        }
+        if index < end {
             let image = Arc::clone(&self.image);
             tokio::spawn(async move {
-                let end = image.map().end().min(range.end);
-                let mut index = range.start;
                 while index < end {
                     Arc::clone(&image).prefetch(index).await;
                     index = index.next();

@@ -25,6 +25,9 @@ use crate::store::{
 /// How often a block is listed again for one read.
 const MAX_RENEWALS: u32 = 8;
 
+/// GiB of the largest volume.
+const MAX_VOLUME_GIB: i64 = 65_536;
+
 /// The service gives at least so many blocks a page, whatever is asked for.
 const MIN_PAGE_BLOCKS: usize = 100;
 
@@ -156,7 +159,9 @@ impl Ebs {
             }
             let whole = place.token.is_none() && answer.next_token.is_none();
             in_order(&mut blocks, whole, place.index, |block| block.index)?;
-            let gib = answer.volume_size.and_then(|gib| u64::try_from(gib).ok()).unwrap_or(0);
+            // The service always says it, and EC2 does, too: what says nothing contradicts nobody.
+            let gib = answer.volume_size.unwrap_or(MAX_VOLUME_GIB);
+            let gib = u64::try_from(gib).unwrap_or(0);
             let end = VolumeSize::from_gib(gib).map(VolumeSize::blocks);
             let end = end.map_err(|_| odd(format!("a volume of {gib} GiB")))?;
             if let Some(beyond) = blocks.last().map(|block| block.index).filter(|at| *at >= end) {

@@ -152,6 +152,16 @@ async fn what_is_no_list_is_asked_for_a_few_times(#[case] answer: Answer, #[case
 }
 
 #[tokio::test]
+async fn a_list_need_not_say_how_large_the_volume_is() {
+    let list = r#"{"Blocks":[{"BlockIndex":5,"BlockToken":"a"}]}"#;
+    let (store, _) = answering(vec![text("200 OK", list)]).await;
+    let page = first_page(&store).await.unwrap();
+    assert_eq!((page.blocks[0].index, page.next.is_some()), (BlockIndex(5), false));
+    let (store, _) = answering(vec![text("200 OK", r#"{"Blocks":[],"VolumeSize":-1}"#)]).await;
+    assert!(first_page(&store).await.unwrap_err().to_string().contains("a volume of 0 GiB"));
+}
+
+#[tokio::test]
 async fn what_is_no_block_is_asked_for_a_few_times() {
     let (store, sent) = answering(vec![short_block()]).await;
     let told = first_block(&store).await.unwrap_err().to_string();
