@@ -126,22 +126,34 @@ pub fn map_memory(len: usize, alignment: usize) -> nix::Result<&'static mut [u8]
     // SAFETY: `skipped` is less than `alignment`, and so many bytes were mapped beyond `len`; they are readable,
     // writable and zero, nobody else knows them, and nothing ever unmaps them.
     let memory = unsafe { std::slice::from_raw_parts_mut(start.cast::<u8>().add(skipped), len) };
-    // SAFETY: it is memory of ours, and the advice changes nothing that can be read in it. A system without huge
-    // pages refuses it.
-    unsafe { libc::madvise(memory.as_mut_ptr().cast(), len, libc::MADV_HUGEPAGE) };
+    // A system without huge pages refuses it.
+    advise(memory, libc::MADV_HUGEPAGE);
     Ok(memory)
 }
 
-/// Gives what `memory` takes back to the system, all whole pages of it; its content is unspecified then.
+/// Gives what `memory` takes back to the system, all whole pages of it; its content is unspecified then. Until
+/// [`reuse`] the system makes no huge page of it: the kernel does so by and by of what is beside memory that is in
+/// use, and the program would take the more.
 pub fn discard(memory: &mut [u8]) {
+    advise(memory, libc::MADV_NOHUGEPAGE);
+    advise(memory, libc::MADV_DONTNEED);
+}
+
+/// Takes `memory` that was discarded to use again.
+pub fn reuse(memory: &mut [u8]) {
+    advise(memory, libc::MADV_HUGEPAGE);
+}
+
+/// Tells the kernel what will be of the whole pages of `memory`; what it says against it is without consequence.
+fn advise(memory: &mut [u8], advice: libc::c_int) {
     // SAFETY: sysconf only answers a number.
     let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
     let skipped = memory.as_ptr().align_offset(page).min(memory.len());
     let whole = &mut memory[skipped..];
     let len = whole.len() / page * page;
-    // SAFETY: the memory is borrowed exclusively, and any bytes that it has afterwards are bytes. A failure
-    // leaves them as they are.
-    unsafe { libc::madvise(whole.as_mut_ptr().cast(), len, libc::MADV_DONTNEED) };
+    // SAFETY: the memory is borrowed exclusively, and whatever the advice makes of its bytes, they are bytes. A
+    // failure leaves them as they are.
+    unsafe { libc::madvise(whole.as_mut_ptr().cast(), len, advice) };
 }
 
 /// Gives memory that was freed back to the system: the allocator keeps what lies between other chunks, and uses

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard};
 use bytes::Bytes;
 
 use super::BLOCK_SIZE;
-use crate::sys::{discard, map_memory};
+use crate::sys::{discard, map_memory, reuse};
 
 /// Free buffers whose memory is kept at most; that of those given back beyond goes to the system.
 ///
@@ -40,9 +40,13 @@ struct Pool {
 }
 
 impl Pool {
-    fn take(&mut self) -> Memory {
-        if let Some(memory) = self.free.pop().or_else(|| self.discarded.pop()) {
-            return memory;
+    /// Memory, and whether it was discarded.
+    fn take(&mut self) -> (Memory, bool) {
+        if let Some(memory) = self.free.pop() {
+            return (memory, false);
+        }
+        if let Some(memory) = self.discarded.pop() {
+            return (memory, true);
         }
         if self.fresh.is_empty() {
             self.fresh = map_memory(MAPPED * CAPACITY, HUGE_PAGE)
@@ -50,7 +54,7 @@ impl Pool {
         }
         let (memory, fresh) = std::mem::take(&mut self.fresh).split_at_mut(CAPACITY);
         self.fresh = fresh;
-        memory
+        (memory, false)
     }
 }
 
@@ -78,7 +82,11 @@ impl BlockBuffer {
         if len > CAPACITY {
             return None;
         }
-        let memory = pool().take();
+        // Not under the lock: to advise the kernel takes a while.
+        let (memory, was_discarded) = pool().take();
+        if was_discarded {
+            reuse(memory);
+        }
         Some(Self { memory, len })
     }
 
@@ -121,7 +129,6 @@ impl AsRef<[u8]> for BlockBuffer {
 impl Drop for BlockBuffer {
     fn drop(&mut self) {
         let memory = std::mem::take(&mut self.memory);
-        // Not under the lock: it takes a while.
         let is_full = pool().free.len() >= KEPT;
         if is_full {
             discard(memory);
@@ -146,6 +153,24 @@ mod tests {
     fn resident() -> usize {
         let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
         statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    }
+
+    /// Whether the kernel has this flag for the memory at an address (proc(5), smaps, `VmFlags`).
+    fn has_flag(at: *const u8, flag: &str) -> bool {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        // A block of a buffer may begin a little before the pages that advice is for.
+        let at = at.addr().next_multiple_of(4096);
+        let mut is_here = false;
+        for line in smaps.lines() {
+            let range = line.split(' ').next().and_then(|range| range.split_once('-'));
+            let ends = range.map(|(a, b)| [a, b].map(|end| usize::from_str_radix(end, 16).ok()));
+            if let Some([Some(start), Some(end)]) = ends {
+                is_here = (start..end).contains(&at);
+            } else if is_here && let Some(flags) = line.strip_prefix("VmFlags:") {
+                return flags.split(' ').any(|known| known == flag);
+            }
+        }
+        panic!("nothing is mapped there");
     }
 
     #[test]
@@ -180,7 +205,13 @@ mod tests {
             pool.free.len() + pool.discarded.len()
         };
         let mapped = unused();
-        drop(fill());
+        let again = fill();
+        let advised = |flag| again.iter().filter(|buffer| has_flag(buffer.as_ptr(), flag)).count();
+        assert!(advised("nh") == 0, "{} of {} are no huge pages", advised("nh"), again.len());
+        drop(again);
         assert_eq!(unused(), mapped);
+        // The kernel makes no huge pages of what has no content, beside what has some.
+        let discarded = pool().discarded.iter().map(|memory| memory.as_ptr()).collect::<Vec<_>>();
+        assert!(has_flag(discarded[0], "nh") || !has_flag(pool().free[0].as_ptr(), "hg"));
     }
 }
