@@ -9,6 +9,8 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use fspfs::model::Digest;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use rstest::rstest;
 use support::{BLOCK, GIB, MIB, Sandbox, can_mount, errno, pattern, run, text};
 
@@ -176,6 +178,12 @@ enum Damage {
     FlipLast,
     Delete,
     Swap,
+    /// Something else has its name.
+    Directory,
+    Pipe,
+    LinkToNowhere,
+    /// More than there is memory for.
+    Huge,
 }
 
 impl Damage {
@@ -189,6 +197,22 @@ impl Damage {
             Self::FlipMiddle => bytes[len / 2] ^= 0x10,
             Self::FlipLast => bytes[len - 1] ^= 0x80,
             Self::Delete => return std::fs::remove_file(path).unwrap(),
+            Self::Directory => {
+                std::fs::remove_file(path).unwrap();
+                return std::fs::create_dir(path).unwrap();
+            }
+            Self::Pipe => {
+                std::fs::remove_file(path).unwrap();
+                return mkfifo(path, Mode::S_IRUSR).unwrap();
+            }
+            Self::LinkToNowhere => {
+                std::fs::remove_file(path).unwrap();
+                return std::os::unix::fs::symlink("nowhere/at/all", path).unwrap();
+            }
+            Self::Huge => {
+                let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+                return file.set_len(1 << 40).unwrap();
+            }
             Self::Swap => {
                 std::fs::write(path, std::fs::read(other).unwrap()).unwrap();
                 return std::fs::write(other, bytes).unwrap();
@@ -196,6 +220,16 @@ impl Damage {
         }
         std::fs::write(path, bytes).unwrap();
     }
+}
+
+/// Puts a file back in its place, whatever is there.
+fn mend(path: &Path, good: &[u8]) {
+    match path.symlink_metadata() {
+        Ok(found) if found.is_dir() => std::fs::remove_dir(path).unwrap(),
+        Ok(_) => std::fs::remove_file(path).unwrap(),
+        Err(_) => {}
+    }
+    std::fs::write(path, good).unwrap();
 }
 
 /// What is written once more is not kept as what is lost.
@@ -244,7 +278,11 @@ fn damage_is_named_and_nothing_else_suffers(
         Damage::FlipMiddle,
         Damage::FlipLast,
         Damage::Delete,
-        Damage::Swap
+        Damage::Swap,
+        Damage::Directory,
+        Damage::Pipe,
+        Damage::LinkToNowhere,
+        Damage::Huge
     )]
     damage: Damage,
 ) {
@@ -263,7 +301,7 @@ fn damage_is_named_and_nothing_else_suffers(
     // Of a manifest that is gone nobody knows; what else is gone is missed.
     let unknown = kind == Kind::Manifest && damage == Damage::Delete;
     // The frames of a pack are found without its table, which is at its end.
-    let table_only = kind == Kind::Pack && damage == Damage::FlipLast;
+    let table_only = kind == Kind::Pack && matches!(damage, Damage::FlipLast | Damage::Huge);
     // Of tags that are gone with the length in them it is said that they are.
     let readable = table_only || kind == Kind::Tags;
     let output = damaged.download(one);
@@ -349,6 +387,8 @@ fn damage_is_named_and_nothing_else_suffers(
 #[case(Damage::Half, "fspfs.json")]
 #[case(Damage::FlipFirst, "fspfs.json")]
 #[case(Damage::Delete, "fspfs.json")]
+#[case(Damage::Pipe, "fspfs.json is damaged: it is no file")]
+#[case(Damage::Huge, "fspfs.json is damaged: it has 1099511627776 bytes")]
 fn a_repository_without_its_first_file_is_none(#[case] damage: Damage, #[case] says: &str) {
     let damaged = Damaged::new();
     let info = damaged.path(Kind::Info, &damaged.one);
@@ -362,7 +402,7 @@ fn a_repository_without_its_first_file_is_none(#[case] damage: Damage, #[case] s
     if damage != Damage::Delete {
         damaged.sandbox.fails(&["init", "store"]);
     }
-    std::fs::write(&info, good).unwrap();
+    mend(&info, &good);
     damaged.two_is_intact();
 }
 
@@ -579,6 +619,8 @@ fn old_record(damaged: &Damaged, names: &[String]) {
 #[rstest]
 #[case::manifest(Kind::Manifest, Damage::FlipMiddle)]
 #[case::manifest_cut(Kind::Manifest, Damage::Half)]
+#[case::manifest_hidden(Kind::Manifest, Damage::LinkToNowhere)]
+#[case::manifest_a_directory(Kind::Manifest, Damage::Directory)]
 #[case::page(Kind::FirstPage, Damage::FlipMiddle)]
 #[case::page_gone(Kind::FirstPage, Damage::Delete)]
 #[case::page_list(Kind::PageList, Damage::Half)]
@@ -603,7 +645,7 @@ fn gc_deletes_nothing_while_it_cannot_tell(#[case] kind: Kind, #[case] damage: D
     assert!(message.contains(name) && message.contains("nothing was collected"), "{message}");
     assert_eq!(damaged.files(""), before);
     // Mended, it deletes what `two` had, and only that.
-    std::fs::write(&path, good).unwrap();
+    mend(&path, &good);
     let report: serde_json::Value =
         serde_json::from_str(&sandbox.ok(&["gc", "--grace", "1h", "--json"])).unwrap();
     assert_eq!(report["deleted_objects"], 3, "{report:#}");

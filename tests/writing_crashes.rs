@@ -4,6 +4,7 @@
 mod support;
 
 use std::fs::File;
+use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 
 use nix::sys::signal::{SIGKILL, SIGTERM};
@@ -56,6 +57,32 @@ fn what_was_written_is_back_after_the_daemon_was_killed() {
     sandbox.assert_holds(&second, "x.img");
     mount.unmount();
     assert_eq!(sandbox.snapshots().len(), 5);
+}
+
+/// What was cut short is not taken for whole later on.
+#[test]
+fn an_interruption_is_known_after_the_daemon_was_killed() {
+    if !can_mount(&["cp"]) {
+        return;
+    }
+    let sandbox = Sandbox::with_store();
+    let mount = sandbox.mount(&[]);
+    sandbox.sh("mkfifo pipe");
+    let cp = sandbox.start("exec cp pipe mnt/new/x.img");
+    let mut pipe = File::options().write(true).open(sandbox.join("pipe")).unwrap();
+    pipe.write_all(&support::pattern(0, 3 << 20)).unwrap();
+    let path = mount.new_file("x.img");
+    until("some of it is there", || path.metadata().is_ok_and(|m| m.len() >= 2 * MIB));
+    cp.signal(SIGKILL);
+    assert!(!cp.ends().status.success());
+    mount.becomes("x.img", "interrupted");
+    let why = mount.told("x.img", "error");
+    let mount = killed(&sandbox, mount);
+    assert_eq!(
+        (mount.state("x.img"), mount.told("x.img", "error")),
+        ("interrupted".to_owned(), why)
+    );
+    mount.unmount();
 }
 
 #[test]

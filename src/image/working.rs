@@ -334,6 +334,30 @@ impl WorkingImage {
         blocking(move || image.record(sync)).await
     }
 
+    /// Whether a writer was cut short, and that is not written down durably.
+    fn is_newly_interrupted(&self) -> bool {
+        let state = self.state();
+        state.unsynced && matches!(state.trouble, Some(Trouble::Interrupted(_)))
+    }
+
+    /// Writes down that a writer was cut short, if one was: the next mount is to know it, whatever ends this
+    /// one. A failure is logged: it is known here all the same.
+    pub async fn record_interruption(self: &Arc<Self>) {
+        if self.is_newly_interrupted()
+            && let Err(error) = self.recorded(true).await
+        {
+            tracing::warn!("the next mount may take {} for whole: {error}", self.name());
+        }
+    }
+
+    /// The same, while something else goes on.
+    pub fn record_interruption_in_background(self: &Arc<Self>) {
+        if self.is_newly_interrupted() {
+            let image = Arc::clone(self);
+            tokio::spawn(async move { image.record_interruption().await });
+        }
+    }
+
     /// Makes everything that was written durable on the local disk.
     pub async fn sync(self: &Arc<Self>) -> Result<()> {
         let _writing = self.gate.read().await;

@@ -118,6 +118,15 @@ impl Repository {
         let objects = Arc::new(Directory::new(directory));
         let text = match objects.read(names::INFO).await {
             Ok(text) => text,
+            Err(error)
+                if error.kind() == ErrorKind::NotFound && directory.join("packs").is_dir() =>
+            {
+                let message = format!(
+                    "the store {shown} has packs, and its fspfs.json is lost: restore that one file, or \
+                     copy that of another repository and change its id"
+                );
+                return Err(Error::new(ErrorKind::Corrupt, message));
+            }
             Err(error) if error.kind() == ErrorKind::NotFound || is_no_directory(directory) => {
                 let what = match directory.metadata() {
                     Err(_) => "does not exist",

@@ -303,19 +303,22 @@ impl Tree {
     /// something. Waits for the commit that this may call for.
     pub async fn flush(&self, handle: u64, closer: u32, dying: Option<String>) -> Result<()> {
         let Handle::Working(opened) = self.handle(handle)? else { return Ok(()) };
-        match opened.flush(closer, dying)? {
-            Closed::Commit => {
-                opened.image().commit_closed().await?;
-            }
-            Closed::Nothing => {}
+        let closed = opened.flush(closer, dying);
+        if let Ok(Closed::Commit) = closed {
+            opened.image().commit_closed().await?;
+        } else {
+            opened.image().record_interruption().await;
         }
-        Ok(())
+        closed.map(drop).map_err(Into::into)
     }
 
     pub(super) fn release_working(opened: &Opened) {
         match opened.release() {
             Closed::Commit => opened.image().commit_in_background(),
-            Closed::Nothing => opened.image().tidy(),
+            Closed::Nothing => {
+                opened.image().tidy();
+                opened.image().record_interruption_in_background();
+            }
         }
     }
 

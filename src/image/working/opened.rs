@@ -180,5 +180,6 @@ impl super::Inner {
             return;
         }
         self.trouble = Some(Trouble::Interrupted(why));
+        self.unsynced = true;
     }
 }

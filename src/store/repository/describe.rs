@@ -79,10 +79,21 @@ impl Repository {
         match self.tags(id, attempt).await {
             Ok(tags) => Ok(Snapshot { tags, ..snapshot }),
             // Its blocks can be read all the same.
-            Err(error) if error.kind() == ErrorKind::Corrupt => {
+            Err(error) if self.is_of_an_object(&error).await => {
                 Ok(Snapshot { state_message: Some(error.to_string()), ..snapshot })
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// Whether it is an object that is damaged or cannot be read, and not the repository.
+    pub(super) async fn is_of_an_object(&self, error: &Error) -> bool {
+        match error.kind() {
+            ErrorKind::Corrupt => true,
+            ErrorKind::Denied | ErrorKind::Unavailable => {
+                self.objects.read(names::INFO).await.is_ok()
+            }
+            _ => false,
         }
     }
 
@@ -152,7 +163,7 @@ impl Repository {
             Ok(snapshot) => Ok(Some(snapshot)),
             // Deleted since it was listed.
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) if error.kind() == ErrorKind::Corrupt => Ok(Some(damaged(id, &error))),
+            Err(error) if self.is_of_an_object(&error).await => Ok(Some(damaged(id, &error))),
             Err(error) => Err(error),
         }
     }

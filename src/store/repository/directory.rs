@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::{ErrorKind as Io, Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -12,13 +12,22 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
 use nix::fcntl::{AT_FDCWD, FcntlArg, OFlag, RenameFlags, fcntl, renameat2};
+use nix::unistd::Uid;
 use uuid::Uuid;
 
-use super::names::INFO;
+use super::names::{self, INFO};
 use super::objects::{Decode, Decoded, Objects};
+use super::read::damaged;
 use crate::model::{BlockBuffer, DIRECT_ALIGNMENT};
 use crate::store::{Error, ErrorKind, Result};
 use crate::sys;
+
+/// Bytes of an object that is read whole, at most: pages, records and documents of a snapshot have less than
+/// a tenth of it.
+const MAX_WHOLE: u64 = 16 << 20;
+
+/// The same of those that are about everything: what a collection found, the records of a snapshot that count.
+const MAX_LISTING: u64 = 1 << 30;
 
 /// Where objects are written before they get their name.
 const STAGING: &str = "tmp";
@@ -39,6 +48,9 @@ struct Inner {
     root: PathBuf,
     /// Keeps it, and its file system, from going away.
     _held: Option<File>,
+    /// Whose it is, if that is somebody else than root, who uses it: what is made in it is theirs too, or they
+    /// could not use it any more.
+    owner: Option<(u32, u32)>,
     /// Directories that are known to be there, durably.
     made: Mutex<HashSet<PathBuf>>,
 }
@@ -79,7 +91,9 @@ impl Inner {
         let link =
             held.as_ref().map(|file| PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())));
         let root = link.filter(|link| link.is_dir()).unwrap_or_else(|| path.to_owned());
-        Self { root, _held: held, made: Mutex::default() }
+        let owner = root.metadata().ok().map(|found| (found.uid(), found.gid()));
+        let owner = owner.filter(|(uid, _)| *uid != 0 && Uid::effective().is_root());
+        Self { root, _held: held, owner, made: Mutex::default() }
     }
 
     /// That nothing is left of the repository, if that is so: what is missing then was not just deleted, and
@@ -125,6 +139,10 @@ impl Inner {
             let mut options = std::fs::OpenOptions::new();
             options.write(true).create_new(true).mode(0o600);
             let mut file = options.open(&path)?;
+            if let Some((uid, gid)) = self.owner {
+                // Where that cannot be, as on some network file systems, it stays root's.
+                let _ = std::os::unix::fs::fchown(&file, Some(uid), Some(gid));
+            }
             let written = write_direct(&mut file, data)?;
             file.write_all(&data[written..])?;
             file.sync_all()
@@ -176,7 +194,11 @@ impl Inner {
             self.gone()?;
         }
         match std::fs::DirBuilder::new().mode(0o700).create(directory) {
-            Ok(()) => {}
+            Ok(()) => {
+                if let Some((uid, gid)) = self.owner {
+                    let _ = std::os::unix::fs::lchown(directory, Some(uid), Some(gid));
+                }
+            }
             Err(error) if error.kind() == Io::AlreadyExists => {}
             Err(error) => return Err(error),
         }
@@ -185,23 +207,56 @@ impl Inner {
         Ok(())
     }
 
-    fn read(&self, name: &str) -> Result<Bytes> {
+    /// Opens an object for reading, and tells its length.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt` if something else than a file has its name.
+    fn open(&self, name: &str) -> Result<(File, u64)> {
         let path = self.root.join(name);
-        let read = || {
-            let mut data = Vec::new();
-            File::open(&path)?.read_to_end(&mut data)?;
-            Ok(data.into())
+        let mut options = std::fs::OpenOptions::new();
+        // A pipe would be waited for.
+        let opened = options.read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&path);
+        let file = match opened {
+            Err(error) if error.kind() == Io::NotFound && path.symlink_metadata().is_ok() => {
+                return Err(damaged(name, "it is a link that leads nowhere"));
+            }
+            opened => opened.map_err(|e| self.unread(name, e))?,
         };
-        let missing = |error| if name == INFO { error } else { self.missing(error) };
-        read().map_err(|e| Error::from_io(format!("cannot read {name}"), missing(e)))
+        let found = file.metadata().map_err(|e| self.unread(name, e))?;
+        if found.is_file() { Ok((file, found.len())) } else { Err(damaged(name, "it is no file")) }
+    }
+
+    /// The error of an object that cannot be read.
+    fn unread(&self, name: &str, error: std::io::Error) -> Error {
+        let error = if name == INFO { error } else { self.missing(error) };
+        let whose = match error.kind() {
+            Io::PermissionDenied => {
+                ", which is another user's: chown -R gives the repository to one user"
+            }
+            _ => "",
+        };
+        Error::from_io(format!("cannot read {name}{whose}"), error)
+    }
+
+    fn read(&self, name: &str) -> Result<Bytes> {
+        let (file, len) = self.open(name)?;
+        let is_listing = name.starts_with(names::GC) || name.ends_with("/sealed");
+        let most = if is_listing { MAX_LISTING } else { MAX_WHOLE };
+        if len > most {
+            return Err(damaged(name, &format!("it has {len} bytes, more than any such object")));
+        }
+        let mut data = Vec::with_capacity(usize::try_from(len).expect("it is not too long"));
+        file.take(most).read_to_end(&mut data).map_err(|e| self.unread(name, e))?;
+        Ok(data.into())
     }
 
     fn read_range(&self, name: &str, offset: u64, len: usize) -> Result<Bytes> {
         let failed = |e| match std::io::Error::kind(&e) {
             Io::UnexpectedEof => Error::new(ErrorKind::Corrupt, format!("{name} is truncated")),
-            _ => Error::from_io(format!("cannot read {name}"), self.missing(e)),
+            _ => self.unread(name, e),
         };
-        let file = File::open(self.root.join(name)).map_err(failed)?;
+        let (file, _) = self.open(name)?;
         let too_long = || {
             Error::new(ErrorKind::Corrupt, format!("{len} bytes of {name} are more than a block"))
         };
@@ -219,15 +274,12 @@ impl Inner {
     }
 
     fn read_tail(&self, name: &str, len: usize) -> Result<Bytes> {
-        let read = || {
-            let file = File::open(self.root.join(name))?;
-            let size = file.metadata()?.len();
-            let len = usize::try_from(size).unwrap_or(usize::MAX).min(len);
-            let mut data = vec![0; len];
-            file.read_exact_at(&mut data, size - len as u64)?;
-            Ok(data.into())
-        };
-        read().map_err(|e| Error::from_io(format!("cannot read {name}"), self.missing(e)))
+        let (file, size) = self.open(name)?;
+        let len = usize::try_from(size).unwrap_or(usize::MAX).min(len);
+        let mut data = vec![0; len];
+        let read = file.read_exact_at(&mut data, size - len as u64);
+        read.map_err(|e| self.unread(name, e))?;
+        Ok(data.into())
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<String>> {
@@ -235,10 +287,14 @@ impl Inner {
         let mut directories = vec![prefix.trim_end_matches('/').to_owned()];
         while let Some(directory) = directories.pop() {
             let failed = |e| Error::from_io(format!("cannot list {directory}"), e);
-            let entries = match std::fs::read_dir(self.root.join(&directory)) {
+            let path = self.root.join(&directory);
+            let entries = match std::fs::read_dir(&path) {
                 Ok(entries) => entries,
                 Err(error) if error.kind() == Io::NotFound => {
                     self.gone().map_err(failed)?;
+                    if path.symlink_metadata().is_ok() {
+                        return Err(failed(error));
+                    }
                     continue;
                 }
                 Err(error) => return Err(failed(error)),
@@ -249,7 +305,8 @@ impl Inner {
                 let Ok(name) = entry.file_name().into_string() else { continue };
                 let name = format!("{directory}/{name}");
                 match entry.file_type() {
-                    Ok(kind) if kind.is_dir() => directories.push(name),
+                    // What has the name of a document is one, or was.
+                    Ok(kind) if kind.is_dir() && !name.ends_with(".json") => directories.push(name),
                     Ok(_) => names.push(name),
                     // Deleted meanwhile, on a file system that has to be asked for the kind.
                     Err(error) if error.kind() == Io::NotFound => {}
@@ -538,6 +595,48 @@ mod tests {
             assert!(crate::store::causes(&error).contains("the repository is gone"), "{error:?}");
         }
         assert!(!away.join("a").exists());
+    }
+
+    #[test]
+    fn what_root_makes_in_the_repository_of_a_user_is_the_users() {
+        if !Uid::effective().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::chown(dir.path(), Some(1234), Some(567)).unwrap();
+        let inner = Inner::new(dir.path());
+        assert!(inner.create(INFO, b"{}").unwrap() && inner.create("a/b", b"x").unwrap());
+        for name in [INFO, "a", "a/b"] {
+            let found = dir.path().join(name).metadata().unwrap();
+            assert_eq!((found.uid(), found.gid()), (1234, 567), "{name}");
+        }
+    }
+
+    #[test]
+    fn names_that_lead_nowhere_or_to_no_file_are_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let inner = Inner::new(dir.path());
+        assert!(inner.create(INFO, b"{}").unwrap() && inner.create("a/b.json", b"x").unwrap());
+        std::fs::create_dir(dir.path().join("a/c.json")).unwrap();
+        std::os::unix::fs::symlink("/no/such", dir.path().join("a/d.json")).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", dir.path().join("a/e.json")).unwrap();
+        let mut names = inner.list("a/").unwrap();
+        names.sort();
+        assert_eq!(names, ["a/b.json", "a/c.json", "a/d.json", "a/e.json"]);
+        for name in &names[1..] {
+            for error in [
+                inner.read(name).unwrap_err(),
+                inner.read_range(name, 0, 1).unwrap_err(),
+                inner.read_tail(name, 1).unwrap_err(),
+            ] {
+                assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+                assert!(error.to_string().contains(name), "{error}");
+            }
+        }
+        // A directory that is somewhere else, and not there now, is not an empty one.
+        std::os::unix::fs::symlink("/no/such", dir.path().join("f")).unwrap();
+        assert!(inner.list("f/").unwrap_err().to_string().contains("cannot list f"));
+        assert!(inner.list("g/").unwrap().is_empty());
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod model;
 mod property;
 mod races;
 mod timeout;
+mod unreadable;
 mod writing;
 
 use std::sync::{Arc, OnceLock};

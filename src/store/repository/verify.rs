@@ -7,8 +7,9 @@ use futures::{StreamExt as _, stream};
 use serde::Serialize;
 
 use super::Repository;
-use super::manifest::Manifest;
-use super::names::{self, ObjectId};
+use super::complete::Sealed;
+use super::manifest::{Manifest, Metadata, Start};
+use super::names::{self, ObjectId, RecordId};
 use super::pack::FrameEntry;
 use super::page_list::{PageRef, content_digest};
 use super::read::damaged;
@@ -21,7 +22,7 @@ fn concurrency() -> usize {
     std::thread::available_parallelism().map_or(2, usize::from) * 2
 }
 
-/// An object that is not what it was when it was written.
+/// An object that is not what it was when it was written, or cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Damage {
     /// The name of the object in the repository.
@@ -116,6 +117,17 @@ impl Repository {
         }
         report.bytes = report.blocks * BLOCK_SIZE_U64;
         self.report_packs(&wanted, bad, &mut report).await?;
+        if !report.damage.is_empty() {
+            // Or it is not the objects that cannot be read.
+            self.objects.read(names::INFO).await?;
+        }
+        if report.snapshots == 0 && !self.objects.list(names::PACKS).await?.is_empty() {
+            tracing::warn!(
+                "there is no snapshot, and there are packs: if there should be some, look where \
+                 {} went before `fspfs gc` deletes the rest",
+                names::SNAPSHOTS
+            );
+        }
         report.damage.sort_by(|a, b| a.object.cmp(&b.object));
         Ok(report)
     }
@@ -183,10 +195,31 @@ impl Repository {
 
     async fn verify_pending(&self, id: &SnapshotId, report: &mut VerifyReport) -> Result<()> {
         match self.start_of(id).await {
-            Ok(Some(_)) => Ok(()),
+            Ok(Some(start)) => self.verify_records(&start, report).await,
             Ok(None) => Err(super::describe::not_found(id)),
             Err(error) => report.add(names::start(id), id, None, error),
         }
+    }
+
+    /// Reads what says which blocks were put for a pending snapshot: `gc` needs it, and a completion.
+    async fn verify_records(&self, start: &Start, report: &mut VerifyReport) -> Result<()> {
+        let Metadata { id, attempt, .. } = &start.metadata;
+        for name in self.objects.list(&names::attempt(id, *attempt)).await? {
+            let read = match RecordId::from_name(id, *attempt, &name) {
+                Some(record) => self.record(start, record).await.map(drop),
+                None if name == names::sealed(id, *attempt) => {
+                    self.read_document::<Sealed>(&name).await.map(drop)
+                }
+                None => Ok(()),
+            };
+            match read {
+                // It was completed or deleted meanwhile.
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+                Err(error) => report.add(name, id, None, error)?,
+                Ok(()) => {}
+            }
+        }
+        Ok(())
     }
 
     async fn verify_snapshot(
@@ -249,7 +282,14 @@ impl Repository {
         }
         for (id, pages) in &wanted.pages {
             for page in pages {
-                let table = self.page(page).await?;
+                let table = match self.page(page).await {
+                    Ok(table) => table,
+                    Err(error) => {
+                        let blocks = Some(u64::from(page.data_blocks));
+                        report.add(page.page.page_name(), id, blocks, error)?;
+                        continue;
+                    }
+                };
                 for at in table.entries().filter_map(|entry| entry.location) {
                     let Some(damage) = damages.get_mut(&at.pack) else { continue };
                     let lost = bad[&at.pack].lost.contains(&at.offset);
@@ -264,7 +304,7 @@ impl Repository {
 }
 
 impl VerifyReport {
-    /// Adds a damaged object; an error that is no damage goes up.
+    /// Adds an object that is damaged, or cannot be read; what is not there any more goes up.
     fn add(
         &mut self,
         object: String,
@@ -272,7 +312,7 @@ impl VerifyReport {
         lost: Option<u64>,
         error: Error,
     ) -> Result<()> {
-        if error.kind() != ErrorKind::Corrupt {
+        if error.kind() == ErrorKind::NotFound {
             return Err(error);
         }
         let problem = error.to_string();

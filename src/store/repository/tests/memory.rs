@@ -79,6 +79,15 @@ impl Space {
         self.inner().objects.remove(name).unwrap();
     }
 
+    /// Changes an object behind everyone's back.
+    pub(super) fn spoil(&self, name: &str) {
+        let mut inner = self.inner();
+        let object = inner.objects.get_mut(name).unwrap();
+        let mut bytes = object.to_vec();
+        bytes[0] ^= 1;
+        *object = bytes.into();
+    }
+
     /// A number below `bound`, by the seed.
     pub(super) fn random(&self, bound: usize) -> usize {
         let mut inner = self.inner();
@@ -192,6 +201,11 @@ impl Process {
         self.handle.fate().full = prefix.map(str::to_owned);
     }
 
+    /// Whatever is there below `prefix` cannot be read; `None` ends that.
+    pub(super) fn bad_disk(&self, prefix: Option<&str>) {
+        self.handle.fate().unreadable = prefix.map(str::to_owned);
+    }
+
     /// Runs `what` just before the next such call with a name that begins with `prefix`.
     pub(super) fn before(
         &self,
@@ -220,6 +234,7 @@ struct Fate {
     calls_left: Option<usize>,
     dead: bool,
     full: Option<String>,
+    unreadable: Option<String>,
     hook: Option<(Call, String, BoxFuture<'static, ()>)>,
 }
 
@@ -263,6 +278,12 @@ impl Handle {
     }
 
     fn get(&self, name: &str) -> Result<Bytes> {
+        if self.fate().unreadable.as_ref().is_some_and(|prefix| name.starts_with(prefix)) {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("cannot read {name}: bad disk"),
+            ));
+        }
         let found = self.space.inner().objects.get(name).cloned();
         found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no {name}")))
     }
@@ -346,7 +367,7 @@ impl Objects for Handle {
 
     async fn exists(&self, name: &str) -> Result<bool> {
         self.begin_read(Call::Exists, name).await?;
-        Ok(self.get(name).is_ok())
+        Ok(self.space.inner().objects.contains_key(name))
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<String>> {
