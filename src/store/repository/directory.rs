@@ -306,7 +306,9 @@ impl Inner {
                 let name = format!("{directory}/{name}");
                 match entry.file_type() {
                     // What has the name of a document is one, or was.
-                    Ok(kind) if kind.is_dir() && !name.ends_with(".json") => directories.push(name),
+                    Ok(kind) if kind.is_dir() && !names::is_document(&name) => {
+                        directories.push(name);
+                    }
                     Ok(_) => names.push(name),
                     // Deleted meanwhile, on a file system that has to be asked for the kind.
                     Err(error) if error.kind() == Io::NotFound => {}

@@ -106,6 +106,11 @@ fn parse_simple(text: &str) -> Option<Uuid> {
     Uuid::try_parse(text).ok().filter(|uuid| uuid.simple().to_string() == text)
 }
 
+/// Whether this is the name of a document, be it one of ours or not.
+pub(super) fn is_document(name: &str) -> bool {
+    name.strip_suffix(".json").is_some()
+}
+
 /// The manifest of a snapshot.
 pub(super) fn manifest(id: &SnapshotId) -> String {
     format!("{SNAPSHOTS}{id}.json")
