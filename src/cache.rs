@@ -84,12 +84,13 @@ impl Value {
     fn weight(&self) -> usize {
         /// What a key, a node and a list entry take.
         const ENTRY: usize = 256;
-        /// A listed block and its token, which is at most 256 bytes and mostly less.
-        const LISTED: usize = size_of::<ListedBlock>() + 128;
         match self {
             Self::Block(Block::Zero) => ENTRY,
             Self::Block(Block::Data { .. }) => ENTRY + BLOCK_SIZE,
-            Self::Listing(blocks) => ENTRY + blocks.len() * LISTED,
+            Self::Listing(blocks) => {
+                let tokens: usize = blocks.iter().map(|block| block.token.0.len()).sum();
+                ENTRY + blocks.capacity() * size_of::<ListedBlock>() + tokens
+            }
         }
     }
 }

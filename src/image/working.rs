@@ -314,19 +314,22 @@ impl WorkingImage {
     fn record(&self, sync: bool) -> Result<()> {
         let _alone = self.recording.lock().unwrap_or_else(PoisonError::into_inner);
         let record = {
-            let state = self.state();
+            let mut state = self.state();
             if state.removed {
                 return Ok(());
             }
+            // What changes from now on is not in it.
+            state.unsynced = !sync;
             state.record(&self.directory)
         };
-        let failed = |e| Error::io("stage in", &self.directory, e);
-        record.write(&self.directory, sync).map_err(failed)?;
-        if sync {
-            self.shop.staging.sync_image(&self.directory).map_err(failed)?;
-        }
-        self.state().unsynced = !sync;
-        Ok(())
+        let write = || {
+            record.write(&self.directory, sync)?;
+            if sync { self.shop.staging.sync_image(&self.directory) } else { Ok(()) }
+        };
+        write().map_err(|e| {
+            self.state().unsynced = true;
+            Error::io("stage in", &self.directory, e)
+        })
     }
 
     async fn recorded(self: &Arc<Self>, sync: bool) -> Result<()> {

@@ -18,6 +18,9 @@ use crate::transfer::holes::too_many;
 use crate::transfer::source::Source;
 use crate::transfer::{SharedProgress, blocking, concurrent_runs, run_len, spawned};
 
+/// How long it may take to learn whether a snapshot is completed that was to be given up.
+const LOOK: Duration = Duration::from_secs(5);
+
 /// How long it is tried to remove a snapshot that will not be completed: somebody waits to be let go.
 const ABORT: Duration = Duration::from_secs(15);
 
@@ -293,8 +296,15 @@ async fn is_needed(
     Ok((index, block, needed))
 }
 
-/// Removes a snapshot that will not be completed. A failure is logged: then it stays pending.
+/// Removes a snapshot that will not be completed, unless it is all the same. A failure is logged: then it
+/// stays pending.
 pub async fn abort(store: &SharedStore, id: &SnapshotId) {
+    if let Ok(Ok(found)) = tokio::time::timeout(LOOK, store.describe(id)).await
+        && found.state == SnapshotState::Completed
+    {
+        tracing::warn!("{id} is completed, and stays");
+        return;
+    }
     let why = match tokio::time::timeout(ABORT, store.delete(id)).await {
         Ok(Ok(())) => return,
         Ok(Err(error)) => error.to_string(),

@@ -66,10 +66,10 @@ pub(super) async fn describe(
             // A page that is empty is not the last one.
             token = answer.next_token.filter(|token| !token.is_empty());
             if token.is_none() {
-                break;
+                return Err(Failure::new(Class::NotFound, "there is no such snapshot"));
             }
         }
-        Err(Failure::new(Class::NotFound, "there is no such snapshot"))
+        Err(Failure::new(Class::Odd, "the service gave pages without an end"))
     });
     snapshot(answer.await?).map_err(|e| e.context(doing))
 }
@@ -109,16 +109,22 @@ pub(super) async fn list(
 
 pub(super) async fn delete(service: &Service, id: &SnapshotId, patience: Patience) -> Result<()> {
     let doing = format!("delete {id}");
-    let tried = AtomicBool::new(false);
-    let tried = &tried;
+    // Whether an attempt, the answer to which was lost, may have done it.
+    let lost = &AtomicBool::new(false);
     let asked = request(Kind::DeleteSnapshot, id, &doing, patience);
     let deleted = service.call(asked, |clients| async move {
-        let again = tried.swap(true, Ordering::Relaxed);
+        let before = lost.swap(true, Ordering::Relaxed);
         let request = clients.ec2.delete_snapshot().snapshot_id(id.as_str());
         match request.send().await.map_err(failed!()) {
             // An attempt whose answer was lost has done it.
-            Err(failure) if again && failure.class == Class::NotFound => Ok(()),
-            done => done.map(|_| ()),
+            Err(failure) if before && failure.class == Class::NotFound => Ok(()),
+            Err(failure) => {
+                if failure.is_verdict() {
+                    lost.store(before, Ordering::Relaxed);
+                }
+                Err(failure)
+            }
+            Ok(_) => Ok(()),
         }
     });
     deleted.await

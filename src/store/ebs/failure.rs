@@ -50,6 +50,8 @@ pub(super) struct Failure {
     pub(super) answered: bool,
     /// Whether nothing came for as long as one waits.
     pub(super) silent: bool,
+    /// Whether something else than the service seems to have refused.
+    strange: bool,
     text: String,
     request_id: Option<String>,
 }
@@ -57,7 +59,8 @@ pub(super) struct Failure {
 impl Failure {
     /// What is wrong with an answer.
     pub(super) fn new(class: Class, text: impl Into<String>) -> Self {
-        Self { class, answered: true, silent: false, text: text.into(), request_id: None }
+        let text = text.into();
+        Self { class, answered: true, silent: false, strange: false, text, request_id: None }
     }
 
     /// No answer within the time of one attempt.
@@ -69,6 +72,11 @@ impl Failure {
     /// Whether the service says this, in lower case.
     pub(super) fn mentions(&self, what: &str) -> bool {
         self.text.to_ascii_lowercase().contains(what)
+    }
+
+    /// Whether the service itself has refused: else what was asked for may be done all the same.
+    pub(super) fn is_verdict(&self) -> bool {
+        self.answered && !self.strange && !matches!(self.class, Class::Transient | Class::Odd)
     }
 
     /// What the limiter learns from it.
@@ -116,7 +124,7 @@ impl Failure {
                 _ => Class::Transient,
             };
             let answered = matches!(error, SdkError::ResponseError(_));
-            return Self { class, answered, silent: false, text, request_id };
+            return Self { answered, request_id, ..Self::new(class, text) };
         };
         if unread {
             return Self::unreadable(error, request_id);
@@ -130,7 +138,7 @@ impl Failure {
         let message = message.filter(|message| !message.is_empty());
         let message = message.map_or(String::new(), |message| format!(": {message}"));
         let text = format!("{code}{reason}{message}");
-        Self { class, answered: true, silent: false, text, request_id }
+        Self { request_id, ..Self::new(class, text) }
     }
 
     /// An answer that the service says is a success, and that is not in its form.
@@ -159,7 +167,9 @@ impl Failure {
             let shown: String = said.trim().chars().take(MAX_SHOWN).collect();
             text.push_str(&format!(": {shown}"));
         }
-        Self::new(class, text)
+        // What makes no sense to somebody else may be fine with the service.
+        let class = if class == Class::Final(ErrorKind::Invalid) { Class::Odd } else { class };
+        Self { strange: true, ..Self::new(class, text) }
     }
 
     /// The kind of error that it is for whoever called.

@@ -81,8 +81,13 @@ fn results(max: usize) -> i32 {
     i32::try_from(max).expect("at most 10,000")
 }
 
-fn listed(index: BlockIndex, token: String, expiry: Option<&DateTime>) -> ListedBlock {
-    ListedBlock { index, token: Token::listed(token, expiry).encode(), digest: None }
+/// Listed blocks of these indexes, with these tokens of the service.
+fn listed(blocks: Vec<(BlockIndex, String)>, expiry: Option<&DateTime>) -> Vec<ListedBlock> {
+    let (indexes, tokens): (Vec<_>, Vec<_>) =
+        blocks.into_iter().map(|(index, text)| (index, Token::listed(text, expiry))).unzip();
+    let tokens = Token::encode_all(&tokens);
+    let block = |(index, token)| ListedBlock { index, token, digest: None };
+    indexes.into_iter().zip(tokens).map(block).collect()
 }
 
 fn index(value: Option<i32>) -> Result<BlockIndex, Failure> {
@@ -90,7 +95,7 @@ fn index(value: Option<i32>) -> Result<BlockIndex, Failure> {
     index.ok_or_else(|| odd(format!("the block index {value:?}")))
 }
 
-fn odd(what: impl std::fmt::Display) -> Failure {
+pub(super) fn odd(what: impl std::fmt::Display) -> Failure {
     Failure::new(Class::Odd, format!("the service gave {what}"))
 }
 
@@ -152,11 +157,13 @@ impl Ebs {
             })?;
             check_block_size(answer.block_size);
             let expiry = answer.expiry_time.as_ref();
-            let mut blocks = Vec::new();
-            for block in answer.blocks.unwrap_or_default() {
+            let found = answer.blocks.ok_or_else(|| odd("no list of blocks"))?;
+            let mut blocks = Vec::with_capacity(found.len());
+            for block in found {
                 let token = block.block_token.ok_or_else(|| odd("a block without a token"))?;
-                blocks.push(listed(index(block.block_index)?, token, expiry));
+                blocks.push((index(block.block_index)?, token));
             }
+            let mut blocks = listed(blocks, expiry);
             let whole = place.token.is_none() && answer.next_token.is_none();
             in_order(&mut blocks, whole, place.index, |block| block.index)?;
             // The service always says it, and EC2 does, too: what says nothing contradicts nobody.
@@ -203,12 +210,13 @@ impl Ebs {
             check_block_size(answer.block_size);
             let expiry = answer.expiry_time.as_ref();
             let mut blocks = Vec::new();
-            for block in answer.changed_blocks.unwrap_or_default() {
+            for block in answer.changed_blocks.ok_or_else(|| odd("no list of changed blocks"))? {
                 let index = index(block.block_index)?;
+                let one = |token| listed(vec![(index, token)], expiry).pop();
                 blocks.push(ChangedBlock {
                     index,
-                    first: block.first_block_token.map(|token| listed(index, token, expiry)),
-                    second: block.second_block_token.map(|token| listed(index, token, expiry)),
+                    first: block.first_block_token.and_then(one),
+                    second: block.second_block_token.and_then(one),
                 });
             }
             let whole = place.token.is_none() && answer.next_token.is_none();

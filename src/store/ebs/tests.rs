@@ -128,6 +128,9 @@ const LOGIN: &str = "<html><body>Please log in</body></html>";
 
 #[rstest]
 #[case(text("200 OK", LOGIN), "the answer cannot be read")]
+#[case(text("200 OK", ""), "no list of blocks")]
+#[case(text("200 OK", "{}"), "no list of blocks")]
+#[case(text("200 OK", r#"{"status":"ok"}"#), "no list of blocks")]
 #[case(
     text(
         "200 OK",
@@ -190,10 +193,10 @@ async fn what_is_no_list_of_snapshots_is_asked_for_a_few_times() {
 #[case(text("403 Forbidden", LOGIN), ErrorKind::Denied, "Please log in")]
 #[case(
     Answer::Text("HTTP/1.1 307 Temporary Redirect\r\nLocation: http://elsewhere/\r\nContent-Length: 0\r\n\r\n".to_owned()),
-    ErrorKind::Invalid,
+    ErrorKind::Unavailable,
     "(it leads to http://elsewhere/)"
 )]
-#[case(Answer::Endless("HTTP/1.1 400 Bad Request\r\n\r\n"), ErrorKind::Invalid, "status 400")]
+#[case(Answer::Endless("HTTP/1.1 400 Bad Request\r\n\r\n"), ErrorKind::Unavailable, "status 400")]
 #[tokio::test]
 async fn a_refusal_by_something_else_is_told(
     #[case] answer: Answer,
@@ -205,7 +208,9 @@ async fn a_refusal_by_something_else_is_told(
     assert_eq!(error.kind(), kind, "{error}");
     assert!(error.to_string().contains(says), "{error}");
     let sent = sent.lock().unwrap();
-    assert!(sent.len() == 1 && sent[0] < 32 << 20, "{sent:?}");
+    let once = kind == ErrorKind::Denied;
+    assert_eq!(sent.len(), if once { 1 } else { 6 });
+    assert!(sent.iter().all(|bytes| *bytes < 32 << 20), "{sent:?}");
 }
 
 fn page(inner: &str) -> Answer {
@@ -233,8 +238,8 @@ async fn a_snapshot_may_be_on_a_later_page() {
     assert_eq!(store.describe(&id()).await.unwrap_err().kind(), ErrorKind::NotFound);
     // One that never ends is given up.
     let (store, sent) = answering(vec![page(empty)]).await;
-    assert_eq!(store.describe(&id()).await.unwrap_err().kind(), ErrorKind::NotFound);
-    assert_eq!(sent.lock().unwrap().len(), 100);
+    assert_eq!(store.describe(&id()).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(sent.lock().unwrap().len(), 600);
 }
 
 #[tokio::test]
@@ -264,6 +269,59 @@ async fn a_completion_whose_answer_is_none_may_have_been_accepted() {
     let done = store.complete(&id(), request).await.unwrap();
     assert_eq!(done.state, SnapshotState::Completed);
     assert_eq!(sent.lock().unwrap().len(), 3);
+}
+
+/// Whatever was refused in the end: a program would delete it.
+#[rstest]
+#[case("403 Forbidden", "<html>Not from here</html>")]
+#[case("404 Not Found", "<html>No such page</html>")]
+#[case("403 Forbidden", r#"{"__type":"AccessDeniedException","Message":"not any more"}"#)]
+#[tokio::test]
+async fn a_completion_that_was_lost_and_then_refused_is_looked_for(
+    #[case] status: &str,
+    #[case] body: &str,
+) {
+    let strange = body.starts_with('<');
+    let lost = if strange { None } else { Some(Answer::Nothing) };
+    let refused = text(status, body);
+    let tries = if strange && status.starts_with("404") { 6 } else { 1 };
+    let answers = lost.into_iter().chain(vec![refused; tries]).chain([page(&completed())]);
+    let (store, _) = answering(answers.collect()).await;
+    let request = CompleteRequest { changed_blocks: 1, checksum: None };
+    match store.complete(&id(), request).await {
+        Ok(done) => assert_eq!(done.state, SnapshotState::Completed),
+        // Nobody deletes for this.
+        Err(error) => assert_eq!((error.kind(), tries), (ErrorKind::Unavailable, 6), "{error}"),
+    }
+}
+
+#[tokio::test]
+async fn a_snapshot_that_is_not_known_yet_is_not_deleted_already() {
+    let unknown = || {
+        let inner = "<Errors><Error><Code>InvalidSnapshot.NotFound</Code><Message>none</Message></Error></Errors>";
+        text("400 Bad Request", &format!("<Response>{inner}<RequestID>r</RequestID></Response>"))
+    };
+    let done = || {
+        let name = "DeleteSnapshotResponse";
+        text("200 OK", &format!("<{name}><return>true</return></{name}>"))
+    };
+    let (store, sent) = answering(vec![unknown(), unknown(), unknown(), done()]).await;
+    let later = Patience::until_known(Instant::now() + Duration::from_mins(1));
+    catalog::delete(&store.service, &id(), later).await.unwrap();
+    assert_eq!(sent.lock().unwrap().len(), 4);
+    // After an answer that was lost it is gone.
+    let (store, sent) = answering(vec![Answer::Nothing, unknown()]).await;
+    store.delete(&id()).await.unwrap();
+    assert_eq!(sent.lock().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_put_that_something_else_has_answered_is_none() {
+    let (store, sent) = answering(vec![text("200 OK", LOGIN)]).await;
+    let block = Block::new(vec![7; BLOCK_SIZE].into());
+    let error = store.put_block(&id(), BlockIndex::ZERO, block).await.unwrap_err();
+    assert!(error.to_string().contains("neither a checksum nor the id"), "{error}");
+    assert_eq!(sent.lock().unwrap().len(), 6);
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
+use aws_sdk_ebs::operation::RequestId as _;
 use aws_sdk_ebs::operation::complete_snapshot::CompleteSnapshotError;
 use aws_sdk_ebs::operation::put_snapshot_block::PutSnapshotBlockError;
 use aws_sdk_ebs::operation::start_snapshot::{StartSnapshotError, StartSnapshotOutput};
@@ -13,7 +14,7 @@ use jiff::Timestamp;
 
 use super::catalog::{PARENT_TAG, VOLUME_TAG};
 use super::failure::{Class, Failure};
-use super::read::check_block_size;
+use super::read::{check_block_size, odd};
 use super::request::Kind;
 use super::service::{Patience, Request};
 use super::{Ebs, Instant, SnapshotState, Started, catalog};
@@ -144,8 +145,10 @@ impl Ebs {
             patience: Patience::usual(),
         };
         let attempts = &AtomicU32::new(0);
+        let lost = &AtomicBool::new(false);
         let start = self.service.call(asked, |clients| async move {
             let attempt = attempts.fetch_add(1, Ordering::Relaxed);
+            let before = lost.swap(true, Ordering::Relaxed);
             let call = clients.ebs.start_snapshot().volume_size(gib).client_token(token);
             let description = Some(request.description.clone()).filter(|text| !text.is_empty());
             let call = call
@@ -162,11 +165,16 @@ impl Ebs {
                 if attempt > 0 && failure.class == Class::Final(ErrorKind::Conflict) {
                     failure.class = Class::Transient;
                 }
+                if failure.is_verdict() {
+                    lost.store(before, Ordering::Relaxed);
+                }
                 failure
             })
         });
         start.await.map_err(|error| match error.kind() {
-            ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Conflict => {
+            kind if lost.load(Ordering::Relaxed)
+                || matches!(kind, ErrorKind::Timeout | ErrorKind::Conflict) =>
+            {
                 let hint =
                     "it may have been started all the same; then `fspfs list` shows it as pending";
                 Error::new(error.kind(), format!("{error}; {hint}"))
@@ -243,6 +251,9 @@ impl Ebs {
                 }
                 failure
             })?;
+            if answer.checksum.is_none() && answer.request_id().is_none() {
+                return Err(odd("neither a checksum nor the id of a request"));
+            }
             match answer.checksum {
                 Some(given) if given != *checksum => {
                     let text = "the service acknowledged another checksum";
@@ -288,7 +299,7 @@ impl Ebs {
             call.send().await.map(|_| ()).map_err(|e| {
                 let reason = reason_of!(CompleteSnapshotError, e);
                 let failure = Failure::of_sdk(&e, reason.as_deref());
-                if failure.answered && !matches!(failure.class, Class::Transient | Class::Odd) {
+                if failure.is_verdict() {
                     lost.store(before, Ordering::Relaxed);
                 }
                 failure
@@ -296,11 +307,9 @@ impl Ebs {
         });
         if let Err(error) = completed.await {
             return match error.kind() {
-                ErrorKind::NotReady | ErrorKind::Invalid | ErrorKind::Conflict
-                    if lost.load(Ordering::Relaxed) =>
-                {
-                    self.processed(id, error).await
-                }
+                // Whoever hears of it deletes nothing.
+                ErrorKind::Unavailable | ErrorKind::Timeout => Err(error),
+                _ if lost.load(Ordering::Relaxed) => self.processed(id, error).await,
                 ErrorKind::NotReady | ErrorKind::Invalid => Err(error.of_kind(ErrorKind::Conflict)),
                 _ => Err(error),
             };

@@ -79,7 +79,7 @@ impl Repository {
         match self.tags(id, attempt).await {
             Ok(tags) => Ok(Snapshot { tags, ..snapshot }),
             // Its blocks can be read all the same.
-            Err(error) if self.is_of_an_object(&error).await => {
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
                 Ok(Snapshot { state_message: Some(error.to_string()), ..snapshot })
             }
             Err(error) => Err(error),
@@ -163,7 +163,14 @@ impl Repository {
             Ok(snapshot) => Ok(Some(snapshot)),
             // Deleted since it was listed.
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) if self.is_of_an_object(&error).await => Ok(Some(damaged(id, &error))),
+            Err(error) if self.is_of_an_object(&error).await => {
+                // If it is the tags only, that costs nothing else.
+                let rest = self.describe_as(&id, false).await.ok();
+                Ok(Some(match rest {
+                    Some(rest) => Snapshot { state_message: Some(error.to_string()), ..rest },
+                    None => damaged(id, &error),
+                }))
+            }
             Err(error) => Err(error),
         }
     }

@@ -141,7 +141,13 @@ impl Repository {
     ) -> Result<()> {
         let manifest = match self.manifest(id).await {
             Ok(Some(manifest)) => manifest,
-            Ok(None) => return self.verify_pending(id, report).await,
+            Ok(None) => match self.verify_pending(id, report).await {
+                // It may have been completed meanwhile.
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    self.manifest(id).await?.ok_or(error)?
+                }
+                looked => return looked,
+            },
             Err(error) => return report.add(names::manifest(id), id, None, error),
         };
         let list = match manifest.pages {
@@ -213,8 +219,7 @@ impl Repository {
                 None => Ok(()),
             };
             match read {
-                // It was completed or deleted meanwhile.
-                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+                // If it was completed or deleted meanwhile, that goes up.
                 Err(error) => report.add(name, id, None, error)?,
                 Ok(()) => {}
             }
