@@ -218,10 +218,9 @@ impl Repository {
                 }
                 None => Ok(()),
             };
-            match read {
+            if let Err(error) = read {
                 // If it was completed or deleted meanwhile, that goes up.
-                Err(error) => report.add(name, id, None, error)?,
-                Ok(()) => {}
+                report.add(name, id, None, error)?;
             }
         }
         Ok(())
