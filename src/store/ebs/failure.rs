@@ -14,6 +14,14 @@ use aws_smithy_runtime_api::client::result::DispatchFailure;
 use super::limiter::Outcome;
 use crate::store::{Error, ErrorKind, causes};
 
+/// Reasons that lie with the key of an encrypted snapshot: it is gone, disabled, or not for us.
+const OF_THE_KEY: [&str; 4] = [
+    "INVALID_CUSTOMER_KEY",
+    "DEPENDENCY_RESOURCE_NOT_FOUND",
+    "DEPENDENCY_ACCESS_DENIED",
+    "GRANT_NOT_FOUND",
+];
+
 /// Characters of an answer of something else that are shown.
 const MAX_SHOWN: usize = 120;
 
@@ -193,6 +201,9 @@ impl Failure {
             n => format!(" after {n} attempts in {:.1} s", time.as_secs_f64()),
         };
         let cure = match self.class {
+            Class::Final(ErrorKind::Denied) if OF_THE_KEY.iter().any(|r| self.text.contains(r)) => {
+                "; it is about the KMS key of the snapshot, which has to be enabled, with the rights that docs/iam.md names"
+            }
             Class::Credentials | Class::Final(ErrorKind::Denied) => {
                 "; `fspfs doctor` shows which credentials are used and what they are allowed"
             }
@@ -280,6 +291,7 @@ fn classify(status: u16, code: &str, reason: Option<&str>, message: &str) -> Cla
             | "AuthFailure",
             _,
         ) => Class::Credentials,
+        (_, Some(reason)) if OF_THE_KEY.contains(&reason) => Class::Final(Kind::Denied),
         ("ResourceNotFoundException" | "InvalidSnapshot.NotFound", _) => Class::NotFound,
         // A 400 that is none: documented as worth repeating.
         ("ValidationException", _) if message.contains("Failed to read block data") => {
@@ -341,6 +353,20 @@ mod tests {
                 Class::Final(Kind::ExpiredToken),
             ),
             (404, "ResourceNotFoundException", Some("SNAPSHOT_NOT_FOUND"), "", Class::NotFound),
+            (
+                404,
+                "ResourceNotFoundException",
+                Some("DEPENDENCY_RESOURCE_NOT_FOUND"),
+                "",
+                Class::Final(Kind::Denied),
+            ),
+            (
+                400,
+                "ValidationException",
+                Some("INVALID_CUSTOMER_KEY"),
+                "",
+                Class::Final(Kind::Denied),
+            ),
             (400, "InvalidSnapshot.NotFound", None, "", Class::NotFound),
             (403, "AccessDeniedException", None, "", Class::Final(Kind::Denied)),
             (401, "AuthFailure", None, "", Class::Credentials),

@@ -52,6 +52,9 @@ const TIMEOUT_MINUTES: std::ops::RangeInclusive<i32> = 60..=4320;
 /// How long it is watched whether a completion, the answer to which was lost, was accepted.
 const PROCESSING: Duration = Duration::from_mins(2);
 
+/// How long it may take to learn what became of a completion that was never answered.
+const LOOK: Duration = Duration::from_secs(5);
+
 /// Blocks that even a slow line moves in a minute (about 0.9 MB/s), so that a writer has the time
 /// that its volume may need.
 const SLOW_BLOCKS_A_MINUTE: u64 = 100;
@@ -307,8 +310,9 @@ impl Ebs {
         });
         if let Err(error) = completed.await {
             return match error.kind() {
-                // Whoever hears of it deletes nothing.
-                ErrorKind::Unavailable | ErrorKind::Timeout => Err(error),
+                ErrorKind::Unavailable | ErrorKind::Timeout => {
+                    self.completed_after(id, error).await
+                }
                 _ if lost.load(Ordering::Relaxed) => self.processed(id, error).await,
                 ErrorKind::NotReady | ErrorKind::Invalid => Err(error.of_kind(ErrorKind::Conflict)),
                 _ => Err(error),
@@ -322,6 +326,16 @@ impl Ebs {
                 let started = self.started().get(id).map(|started| started.snapshot.clone());
                 started.ok_or_else(|| error.of_kind(ErrorKind::Unavailable))
             }
+        }
+    }
+
+    /// A snapshot whose completion was not answered, if it shows that it was accepted; else the error, for
+    /// which nobody deletes anything.
+    async fn completed_after(&self, id: &SnapshotId, error: Error) -> Result<Snapshot> {
+        let found = catalog::describe(&self.service, id, self.patience(id));
+        match tokio::time::timeout(LOOK, found).await {
+            Ok(Ok(found)) if found.state == SnapshotState::Completed => Ok(found),
+            _ => Err(error),
         }
     }
 
