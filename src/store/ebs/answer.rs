@@ -10,8 +10,9 @@ use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::config_bag::ConfigBag;
 use http_body_util::Limited;
 
-/// Bytes of an answer at most: a page of a thousand snapshots, each with fifty of the longest tags, has less.
-const MAX_ANSWER: usize = 64 << 20;
+/// Bytes of an answer at most: a page of a thousand snapshots, each with fifty tags of 384 characters that all
+/// have to be escaped, has 100 MB.
+const MAX_ANSWER: usize = 128 << 20;
 
 /// Bytes of a refusal at most.
 const MAX_REFUSAL: usize = 1 << 20;

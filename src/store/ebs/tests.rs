@@ -151,7 +151,7 @@ async fn what_is_no_list_is_asked_for_a_few_times(#[case] answer: Answer, #[case
     let sent = sent.lock().unwrap();
     assert_eq!(sent.len(), 6);
     // The rest is in the buffers of sockets.
-    assert!(sent.iter().all(|bytes| *bytes < 100 << 20), "{sent:?}");
+    assert!(sent.iter().all(|bytes| *bytes < 160 << 20), "{sent:?}");
 }
 
 #[tokio::test]

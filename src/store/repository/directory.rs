@@ -218,7 +218,7 @@ impl Inner {
         // A pipe would be waited for.
         let opened = options.read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&path);
         let file = match opened {
-            Err(error) if error.kind() == Io::NotFound && path.symlink_metadata().is_ok() => {
+            Err(error) if error.kind() == Io::NotFound && path.is_symlink() => {
                 return Err(damaged(name, "it is a link that leads nowhere"));
             }
             opened => opened.map_err(|e| self.unread(name, e))?,
@@ -292,7 +292,8 @@ impl Inner {
                 Ok(entries) => entries,
                 Err(error) if error.kind() == Io::NotFound => {
                     self.gone().map_err(failed)?;
-                    if path.symlink_metadata().is_ok() {
+                    // What somebody makes just now is no link.
+                    if path.is_symlink() {
                         return Err(failed(error));
                     }
                     continue;
