@@ -4,7 +4,7 @@
 //! than the grace period already named, and that this run still does not reach. A writer makes an
 //! object first and refers to it later, but within the grace period, or it checks the records.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -70,8 +70,9 @@ struct Reachable {
     /// Pages and page lists that were followed already.
     followed: HashSet<ObjectId>,
     packs: HashSet<ObjectId>,
-    /// The offsets of the frames that pages refer to, by pack: four bytes a block.
-    frames: HashMap<ObjectId, BTreeSet<u32>>,
+    /// The offsets of the frames that pages refer to, each once, by pack: they are at most
+    /// [`PACK_BLOCKS`](super::pack::PACK_BLOCKS).
+    frames: HashMap<ObjectId, Vec<u32>>,
 }
 
 impl Repository {
@@ -112,7 +113,7 @@ impl Repository {
             packed_blocks: self.packed_blocks(&reachable).await,
             ..GcReport::default()
         };
-        let used: usize = reachable.frames.values().map(BTreeSet::len).sum();
+        let used: usize = reachable.frames.values().map(Vec::len).sum();
         report.wasted_blocks = report.packed_blocks.saturating_sub(used as u64);
         if dry_run {
             return Ok(report);
@@ -240,7 +241,10 @@ impl Repository {
                 let locations = table.entries().filter_map(|entry| entry.location);
                 for location in locations {
                     reachable.packs.insert(location.pack);
-                    reachable.frames.entry(location.pack).or_default().insert(location.offset);
+                    let frames = reachable.frames.entry(location.pack).or_default();
+                    if !frames.contains(&location.offset) {
+                        frames.push(location.offset);
+                    }
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! Verifying: every object that a snapshot needs is read and hashed again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use futures::{StreamExt as _, stream};
@@ -21,6 +22,13 @@ use crate::store::{Error, ErrorKind, Result};
 fn concurrency() -> usize {
     std::thread::available_parallelism().map_or(2, usize::from) * 2
 }
+
+/// Frames that are looked for at the same time, unless those of one shard are more: 140 bytes of memory
+/// each. The others come in further rounds, for which the pages are read again.
+const MAX_WANTED: u64 = if cfg!(test) { 8 } else { 1 << 19 };
+
+/// Packs belong to the shard that the first byte of their digest names.
+const SHARDS: usize = 256;
 
 /// An object that is not what it was when it was written, or cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -52,14 +60,17 @@ pub struct VerifyReport {
 /// Receives the number of blocks that were verified since the last call.
 pub type Progress = Arc<dyn Fn(u64) + Send + Sync>;
 
-#[derive(Debug, Default)]
+/// The frames that pages refer to, by pack.
+type Frames = BTreeMap<ObjectId, BTreeSet<FrameEntry>>;
+
+#[derive(Debug)]
 struct Wanted {
-    /// The frames that pages refer to, by pack.
-    packs: BTreeMap<ObjectId, BTreeSet<FrameEntry>>,
-    /// The pages of each snapshot.
-    pages: HashMap<SnapshotId, Vec<PageRef>>,
-    /// Pages that were read already, and whether they could be.
-    read: HashMap<PageRef, bool>,
+    /// The pages of each snapshot that could be read.
+    pages: BTreeMap<SnapshotId, Vec<PageRef>>,
+    /// All of them.
+    read: HashSet<PageRef>,
+    /// How often these pages refer to the packs of each shard.
+    shards: [u64; SHARDS],
 }
 
 /// What is wrong with one pack.
@@ -79,7 +90,7 @@ impl Repository {
     /// there, or whatever keeps the store from being read at all.
     pub async fn verify(&self, ids: &[SnapshotId], progress: Progress) -> Result<VerifyReport> {
         let mut report = VerifyReport::default();
-        let mut wanted = Wanted::default();
+        let mut wanted = Wanted::new();
         let asked = !ids.is_empty();
         let all = if asked { ids.to_vec() } else { self.snapshot_ids().await? };
         let ids = &all;
@@ -92,10 +103,10 @@ impl Repository {
             }
             report.snapshots += 1;
         }
-        let packs = std::mem::take(&mut wanted.packs);
-        report.packs = packs.len() as u64;
         let mut bad: HashMap<ObjectId, PackDamage> = HashMap::new();
-        {
+        for shards in rounds(&wanted.shards) {
+            let packs = self.frames_of(&shards, &wanted, &mut report).await?;
+            report.packs += packs.len() as u64;
             let mut results = stream::iter(&packs)
                 .map(|(pack, frames)| {
                     let progress = &progress;
@@ -132,7 +143,7 @@ impl Repository {
         Ok(report)
     }
 
-    /// Follows a snapshot to its packs.
+    /// Follows a snapshot to its pages.
     async fn verify_pages(
         &self,
         id: &SnapshotId,
@@ -163,28 +174,61 @@ impl Repository {
         check_manifest(&manifest, &list)
             .or_else(|error| report.add(names::manifest(id), id, Some(0), error))?;
         for page in list.iter() {
-            if wanted.read.get(page) == Some(&true) {
-                wanted.pages.entry(id.clone()).or_default().push(*page);
-                continue;
-            }
-            match self.checked_page(page).await {
-                Ok(table) => {
-                    wanted.read.insert(*page, true);
-                    wanted.pages.entry(id.clone()).or_default().push(*page);
-                    for entry in table.entries() {
-                        if let Some(at) = entry.location {
-                            let frame = (at.offset, at.length, entry.digest);
-                            wanted.packs.entry(at.pack).or_default().insert(frame);
-                        }
+            if !wanted.read.contains(page) {
+                match self.checked_page(page).await {
+                    Ok(table) => wanted.add(*page, &table),
+                    Err(error) => {
+                        let blocks = u64::from(page.data_blocks);
+                        report.add(page.page.page_name(), id, Some(blocks), error)?;
+                        continue;
                     }
                 }
-                Err(error) => {
-                    let blocks = u64::from(page.data_blocks);
-                    report.add(page.page.page_name(), id, Some(blocks), error)?;
+            }
+            wanted.pages.entry(id.clone()).or_default().push(*page);
+        }
+        Ok(())
+    }
+
+    /// The frames that pages refer to in the packs of these shards.
+    async fn frames_of(
+        &self,
+        shards: &Range<usize>,
+        wanted: &Wanted,
+        report: &mut VerifyReport,
+    ) -> Result<Frames> {
+        let mut frames = Frames::new();
+        let mut seen = HashSet::new();
+        for (id, pages) in &wanted.pages {
+            for page in pages.iter().filter(|page| seen.insert(**page)) {
+                let Some(table) = self.page_again(page, id, report).await? else { continue };
+                for entry in table.entries() {
+                    if let Some(at) = entry.location
+                        && shards.contains(&shard(at.pack))
+                    {
+                        let frame = (at.offset, at.length, entry.digest);
+                        frames.entry(at.pack).or_default().insert(frame);
+                    }
                 }
             }
         }
-        Ok(())
+        Ok(frames)
+    }
+
+    /// Reads a page that could be read before; `None` if it has been damaged since, which is reported.
+    async fn page_again(
+        &self,
+        page: &PageRef,
+        id: &SnapshotId,
+        report: &mut VerifyReport,
+    ) -> Result<Option<Table>> {
+        match self.page(page).await {
+            Ok(table) => Ok(Some(table)),
+            Err(error) => {
+                let blocks = Some(u64::from(page.data_blocks));
+                report.add(page.page.page_name(), id, blocks, error)?;
+                Ok(None)
+            }
+        }
     }
 
     /// A page that says what its list says of it.
@@ -286,14 +330,7 @@ impl Repository {
         }
         for (id, pages) in &wanted.pages {
             for page in pages {
-                let table = match self.page(page).await {
-                    Ok(table) => table,
-                    Err(error) => {
-                        let blocks = Some(u64::from(page.data_blocks));
-                        report.add(page.page.page_name(), id, blocks, error)?;
-                        continue;
-                    }
-                };
+                let Some(table) = self.page_again(page, id, report).await? else { continue };
                 for at in table.entries().filter_map(|entry| entry.location) {
                     let Some(damage) = damages.get_mut(&at.pack) else { continue };
                     let lost = bad[&at.pack].lost.contains(&at.offset);
@@ -305,6 +342,41 @@ impl Repository {
         report.damage.extend(damages.into_values());
         Ok(())
     }
+}
+
+impl Wanted {
+    fn new() -> Self {
+        Self { pages: BTreeMap::new(), read: HashSet::new(), shards: [0; SHARDS] }
+    }
+
+    fn add(&mut self, page: PageRef, table: &Table) {
+        if self.read.insert(page) {
+            for at in table.entries().filter_map(|entry| entry.location) {
+                self.shards[shard(at.pack)] += 1;
+            }
+        }
+    }
+}
+
+fn shard(pack: ObjectId) -> usize {
+    pack.digest.0[0].into()
+}
+
+/// The shards that are looked at together, given how many frames each of them has.
+fn rounds(shards: &[u64; SHARDS]) -> Vec<Range<usize>> {
+    let mut rounds: Vec<Range<usize>> = Vec::new();
+    let mut frames = 0;
+    for (shard, more) in shards.iter().enumerate() {
+        frames += more;
+        match rounds.last_mut() {
+            Some(round) if frames <= MAX_WANTED => round.end = shard + 1,
+            _ => {
+                rounds.push(shard..shard + 1);
+                frames = *more;
+            }
+        }
+    }
+    rounds
 }
 
 impl VerifyReport {
@@ -343,4 +415,19 @@ fn check_manifest(manifest: &Manifest, list: &[PageRef]) -> Result<()> {
     }
     let name = names::manifest(&manifest.metadata.id);
     Err(damaged(&name, "its content digest or its counts are not those of its pages"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_have_all_shards_once_and_no_more_frames_than_are_remembered() {
+        let mut shards = [0; SHARDS];
+        shards[3] = MAX_WANTED;
+        shards[4] = 1;
+        shards[200] = MAX_WANTED + 5;
+        shards[255] = 2;
+        assert_eq!(rounds(&shards), [0..4, 4..200, 200..201, 201..SHARDS]);
+    }
 }
