@@ -1,7 +1,9 @@
 //! A file or a device that is written.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::AsFd as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +16,9 @@ use crate::sys;
 
 /// Bytes of a device that are made zero with one call.
 const ZERO_STEP: u64 = 64 << 20;
+
+/// Bytes of a name that the file beside it has in its own, which is longer and may have 255.
+const MAX_PREFIX: usize = 200;
 
 /// A file or block device that becomes the image of a snapshot.
 ///
@@ -67,8 +72,9 @@ impl Target {
         let directory = directory_of(path);
         let name =
             path.file_name().ok_or_else(|| Error::unsuitable(path, "it is not a file name"))?;
+        let name = OsStr::from_bytes(&name.as_bytes()[..name.len().min(MAX_PREFIX)]);
         let staged = tempfile::Builder::new()
-            .prefix(&[std::ffi::OsStr::new("."), name].into_iter().collect::<std::ffi::OsString>())
+            .prefix(&[OsStr::new("."), name].into_iter().collect::<OsString>())
             .suffix(".part")
             .permissions(std::fs::Permissions::from_mode(mode))
             .tempfile_in(directory)
@@ -223,6 +229,15 @@ mod tests {
             written[..524_288].iter().all(|&b| b == 0)
                 && written[524_288..].iter().all(|&b| b == 5)
         );
+    }
+
+    #[test]
+    fn a_name_may_be_as_long_as_any() {
+        let dir = tempfile::tempdir().unwrap();
+        // 255 bytes, of which the last character has two.
+        let path = dir.path().join(format!("a{}", "é".repeat(127)));
+        Target::open(&path, 10).unwrap().finish().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), [0; 10]);
     }
 
     #[test]
