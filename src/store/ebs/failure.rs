@@ -200,7 +200,14 @@ impl Failure {
             0 | 1 => String::new(),
             n => format!(" after {n} attempts in {:.1} s", time.as_secs_f64()),
         };
-        let cure = match self.class {
+        Error::new(self.kind(), format!("cannot {doing}{tries}: {self}{}", self.cure()))
+    }
+}
+
+impl Failure {
+    /// What one may do about it, as the end of a message.
+    fn cure(&self) -> &'static str {
+        match self.class {
             Class::Final(ErrorKind::Denied) if OF_THE_KEY.iter().any(|r| self.text.contains(r)) => {
                 "; it is about the KMS key of the snapshot, which has to be enabled, with the rights that docs/iam.md names"
             }
@@ -210,9 +217,19 @@ impl Failure {
             Class::Odd => {
                 "; does something else answer in the place of the service? `fspfs doctor` shows where it is"
             }
-            _ => "",
-        };
-        Error::new(self.kind(), format!("cannot {doing}{tries}: {self}{cure}"))
+            Class::AccountThrottled | Class::SnapshotThrottled | Class::Overloaded => {
+                "; something else may use up what the account may send: try again when it is done"
+            }
+            Class::Transient if !self.answered => {
+                "; `fspfs doctor` shows whether the service can be reached"
+            }
+            Class::Transient => "; the service has trouble: try again later",
+            Class::NotFound => "; `fspfs list` shows what there is in this region and account",
+            Class::Final(ErrorKind::Quota) => {
+                "; delete what is not needed any more, or ask AWS for a higher quota"
+            }
+            Class::Corrupt | Class::Final(_) => "",
+        }
     }
 }
 

@@ -78,6 +78,8 @@ struct State {
     /// All requests together, if that was asked for.
     total: Option<Pace>,
     kinds: HashMap<Kind, Pace>,
+    /// Kinds of which nothing has been taken since then: all were refused as too many.
+    refused_since: HashMap<Kind, Instant>,
     snapshots: LruCache<(SnapshotId, Kind), Pace>,
     quotas: Quotas,
     waiting: VecDeque<Waiter>,
@@ -125,6 +127,7 @@ impl Limiter {
                 ec2: Heard::default(),
                 total,
                 kinds: HashMap::new(),
+                refused_since: HashMap::new(),
                 snapshots: LruCache::new(MAX_SNAPSHOTS),
                 quotas,
                 waiting: VecDeque::new(),
@@ -148,6 +151,12 @@ impl Limiter {
     /// that is not so.
     pub(super) fn silent_since(&self, kind: Kind) -> Option<Instant> {
         self.state().heard(kind).silent_since
+    }
+
+    /// Since when all requests of this kind were refused, as there were too many; `None` if the last one
+    /// was not.
+    pub(super) fn refused_since(&self, kind: Kind) -> Option<Instant> {
+        self.state().refused_since.get(&kind).copied()
     }
 
     /// Waits until a request may be sent.
@@ -291,6 +300,15 @@ impl State {
             heard.silent_since = (heard.under_way > 0).then_some(now);
         }
         match outcome {
+            Outcome::AccountThrottled | Outcome::SnapshotThrottled | Outcome::Overloaded => {
+                self.refused_since.entry(*kind).or_insert(now);
+            }
+            Outcome::Answered | Outcome::Failed => {
+                self.refused_since.remove(kind);
+            }
+            Outcome::Unanswered | Outcome::Silence => {}
+        }
+        match outcome {
             Outcome::AccountThrottled => self.kind(*kind).refused(*began, now),
             Outcome::Answered => self.kind(*kind).taken(*began, now),
             _ => {}
@@ -427,6 +445,24 @@ mod tests {
         third.ended(Outcome::AccountThrottled);
         assert!(since(&limiter).unwrap() > begin, "the fourth still waits");
         fourth.ended(Outcome::Answered);
+        assert_eq!(since(&limiter), None);
+    }
+
+    #[tokio::test]
+    async fn what_is_refused_each_time_is_known_until_one_is_taken() {
+        let limiter = limiter(8, 0);
+        let since = |limiter: &Limiter| limiter.refused_since(Kind::GetSnapshotBlock);
+        let of = async |outcome| get(&limiter, Priority::urgent()).await.ended(outcome);
+        of(Outcome::Answered).await;
+        assert_eq!(since(&limiter), None);
+        of(Outcome::AccountThrottled).await;
+        let begin = since(&limiter).unwrap();
+        of(Outcome::SnapshotThrottled).await;
+        of(Outcome::Silence).await;
+        let other = limiter.admit(Kind::ListSnapshotBlocks, None, Priority::urgent()).await;
+        other.ended(Outcome::Answered);
+        assert_eq!(since(&limiter), Some(begin));
+        of(Outcome::Answered).await;
         assert_eq!(since(&limiter), None);
     }
 

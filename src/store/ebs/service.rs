@@ -26,7 +26,7 @@ const BASE: Duration = Duration::from_millis(50);
 const CAP: Duration = Duration::from_secs(5);
 
 /// How long a request is tried in all. Waiting for its turn is not trying, unless nothing that was
-/// sent is answered.
+/// sent is answered, or all of it is refused.
 const DEADLINE: Duration = Duration::from_mins(1);
 
 /// It is not worth trying for less than this.
@@ -36,9 +36,10 @@ const LEAST: Duration = Duration::from_secs(1);
 /// says, an answer that is none.
 const MAX_WRONG: u32 = 6;
 
-/// From this attempt on a request that is sent again is a warning, though not one for each of the
-/// many that fail for the same reason.
+/// From this attempt on, or after this time, a request that is sent again is a warning, though not
+/// one for each of the many that fail for the same reason.
 const MANY: u32 = 5;
+const LONG: Duration = Duration::from_secs(10);
 const BETWEEN_WARNINGS: Duration = Duration::from_secs(10);
 
 /// How long a request waits for its turn at most.
@@ -51,6 +52,8 @@ const BETWEEN_RENEWALS: Duration = Duration::from_secs(2);
 enum NoTurn {
     /// For so long nothing was answered.
     Silent(Duration),
+    /// For so long nothing was taken: there were too many for the service.
+    Refused(Duration),
     /// It was not its turn.
     Late,
 }
@@ -63,6 +66,11 @@ impl NoTurn {
                 let seconds = silent.as_secs();
                 let why = format!("the service has answered nothing for {seconds} s");
                 (ErrorKind::Timeout, why)
+            }
+            Self::Refused(refused) => {
+                let seconds = refused.as_secs();
+                let why = format!("the service has refused all that came for {seconds} s");
+                (ErrorKind::Throttled, why)
             }
             Self::Late => {
                 let why = format!("it was not its turn within {} s", TURN.as_secs());
@@ -258,9 +266,10 @@ impl Service {
                 "{doing}: attempt {attempts} failed after {:.1} s: {failure}",
                 tried.as_secs_f64()
             );
+            let is_news = attempts >= MANY || tried >= LONG;
             match attempts {
+                _ if is_news && self.may_warn() => tracing::warn!("{told}"),
                 1 => tracing::debug!("{told}"),
-                MANY.. if self.may_warn() => tracing::warn!("{told}"),
                 _ => tracing::info!("{told}"),
             }
             last = Some(failure);
@@ -282,7 +291,7 @@ impl Service {
     }
 
     /// Waits until a request may be sent that was `tried` for so long, to which is added for how long
-    /// the service was silent meanwhile.
+    /// the service answered nothing, or refused everything, meanwhile.
     async fn turn(
         &self,
         request: &Request<'_>,
@@ -291,25 +300,30 @@ impl Service {
     ) -> Result<Permit, NoTurn> {
         let Request { kind, snapshot, patience, .. } = *request;
         let asked = Instant::now();
-        let silence = || {
-            let since = self.limiter.silent_since(kind)?.max(asked);
-            Some(since.elapsed())
+        let lasts = |since: Option<Instant>| {
+            since.map_or(Duration::ZERO, |since| since.max(asked).elapsed())
         };
+        let silent = || lasts(self.limiter.silent_since(kind));
+        let refused = || lasts(self.limiter.refused_since(kind));
         let mut admitted = pin!(self.limiter.admit(kind, snapshot, priority));
         loop {
-            let silent = silence().unwrap_or_default();
+            let (silent_for, refused_for) = (silent(), refused());
+            let in_vain = silent_for.max(refused_for);
             // In less there is no answer.
-            let left = patience.deadline.saturating_sub(*tried + silent + LEAST);
+            let left = patience.deadline.saturating_sub(*tried + in_vain + LEAST);
             let turn = TURN.saturating_sub(asked.elapsed());
             if left.is_zero() {
-                *tried += silent;
-                return Err(NoTurn::Silent(silent));
+                *tried += in_vain;
+                return Err(match silent_for >= refused_for {
+                    true => NoTurn::Silent(silent_for),
+                    false => NoTurn::Refused(refused_for),
+                });
             }
             if turn.is_zero() {
                 return Err(NoTurn::Late);
             }
             if let Ok(permit) = tokio::time::timeout(left.min(turn), &mut admitted).await {
-                *tried += silence().unwrap_or_default();
+                *tried += silent().max(refused());
                 return Ok(permit);
             }
         }
