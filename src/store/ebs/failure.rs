@@ -196,17 +196,21 @@ impl Failure {
 
     /// The error of an operation that tried so often for so long.
     pub(super) fn after(&self, doing: impl fmt::Display, attempts: u32, time: Duration) -> Error {
+        let told = self.told(doing, attempts, time);
+        Error::new(self.kind(), format!("{told}{}", self.cure()))
+    }
+
+    /// What failed like this, without what to do about it.
+    pub(super) fn told(&self, doing: impl fmt::Display, attempts: u32, time: Duration) -> String {
         let tries = match attempts {
             0 | 1 => String::new(),
             n => format!(" after {n} attempts in {:.1} s", time.as_secs_f64()),
         };
-        Error::new(self.kind(), format!("cannot {doing}{tries}: {self}{}", self.cure()))
+        format!("cannot {doing}{tries}: {self}")
     }
-}
 
-impl Failure {
     /// What one may do about it, as the end of a message.
-    fn cure(&self) -> &'static str {
+    pub(super) fn cure(&self) -> &'static str {
         match self.class {
             Class::Final(ErrorKind::Denied) if OF_THE_KEY.iter().any(|r| self.text.contains(r)) => {
                 "; it is about the KMS key of the snapshot, which has to be enabled, with the rights that docs/iam.md names"

@@ -79,7 +79,8 @@ impl NoTurn {
         };
         match last {
             Some(failure) => {
-                Error::new(kind, format!("{}; then {why}", failure.after(doing, attempts, tried)))
+                let (told, cure) = (failure.told(doing, attempts, tried), failure.cure());
+                Error::new(kind, format!("{told}; then {why}{cure}"))
             }
             None => Error::new(kind, format!("cannot {doing}: {why}")),
         }
@@ -359,6 +360,37 @@ mod tests {
         assert_eq!(longest_wait(3), Duration::from_millis(400));
         assert_eq!(longest_wait(7), CAP);
         assert_eq!(longest_wait(u32::MAX), CAP);
+    }
+
+    /// One that has nothing to send to.
+    fn service() -> Service {
+        let ebs = aws_sdk_ebs::Config::builder()
+            .behavior_version(aws_sdk_ebs::config::BehaviorVersion::latest())
+            .build();
+        let ec2 = aws_sdk_ec2::Config::builder()
+            .behavior_version(aws_sdk_ec2::config::BehaviorVersion::latest())
+            .build();
+        let (ebs, ec2) = (aws_sdk_ebs::Client::from_conf(ebs), aws_sdk_ec2::Client::from_conf(ec2));
+        Service::new(None, Clients::given(&ebs, &ec2), &StoreOptions::default())
+    }
+
+    #[tokio::test]
+    async fn what_waits_while_all_is_refused_waits_no_longer_than_what_is_tried() {
+        let service = service();
+        let patience = Patience { deadline: Duration::from_secs(3), not_found_until: None };
+        let request =
+            Request { kind: Kind::GetSnapshotBlock, snapshot: None, doing: "read it", patience };
+        let refuse = |_| {
+            let refusal = Failure::new(Class::AccountThrottled, "too many");
+            std::future::ready(Err::<(), _>(refusal))
+        };
+        let began = Instant::now();
+        let all = futures::future::join_all((0..200).map(|_| service.call(request, refuse))).await;
+        // Some were tried to the end, and most did not come to it.
+        assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+        for error in all.into_iter().map(Result::unwrap_err) {
+            assert_eq!(error.kind(), ErrorKind::Throttled, "{error}");
+        }
     }
 
     #[test]
