@@ -72,7 +72,7 @@ impl Target {
         let directory = directory_of(path);
         let name =
             path.file_name().ok_or_else(|| Error::unsuitable(path, "it is not a file name"))?;
-        let name = OsStr::from_bytes(&name.as_bytes()[..name.len().min(MAX_PREFIX)]);
+        let name = OsStr::from_bytes(beginning(name.as_bytes()));
         let staged = tempfile::Builder::new()
             .prefix(&[OsStr::new("."), name].into_iter().collect::<OsString>())
             .suffix(".part")
@@ -195,6 +195,15 @@ impl Writer {
     }
 }
 
+/// As much of a name as its copy has, without a part of a character.
+fn beginning(name: &[u8]) -> &[u8] {
+    let len = name.len().min(MAX_PREFIX);
+    // A character of UTF-8 has up to four bytes, which begin with the bits 10 but for the first.
+    let begins = |at: usize| name.get(at).is_none_or(|byte| byte & 0xc0 != 0x80);
+    let back = (0..4).find(|back| begins(len.saturating_sub(*back))).unwrap_or(0);
+    &name[..len - back]
+}
+
 fn directory_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -235,7 +244,12 @@ mod tests {
     fn a_name_may_be_as_long_as_any() {
         let dir = tempfile::tempdir().unwrap();
         // 255 bytes, of which the last character has two.
-        let path = dir.path().join(format!("a{}", "é".repeat(127)));
+        let name = format!("a{}", "é".repeat(127));
+        assert_eq!(beginning(name.as_bytes()), name.as_bytes()[..199].as_ref());
+        assert_eq!(beginning(b"short"), b"short");
+        // It need not be UTF-8.
+        assert_eq!(beginning(&[0x80; 255]), [0x80; MAX_PREFIX]);
+        let path = dir.path().join(name);
         Target::open(&path, 10).unwrap().finish().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), [0; 10]);
     }

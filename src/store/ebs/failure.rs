@@ -25,6 +25,11 @@ const OF_THE_KEY: [&str; 4] = [
 /// Characters of an answer of something else that are shown.
 const MAX_SHOWN: usize = 120;
 
+/// What to do where nothing is answered, and where too much is asked, as the end of a message.
+pub(super) const SILENT: &str = "; `fspfs doctor` shows whether the service can be reached";
+pub(super) const TOO_MUCH: &str =
+    "; something else may use up what the account may send: try again when it is done";
+
 /// What can be done about a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
@@ -221,12 +226,11 @@ impl Failure {
             Class::Odd => {
                 "; does something else answer in the place of the service? `fspfs doctor` shows where it is"
             }
-            Class::AccountThrottled | Class::SnapshotThrottled | Class::Overloaded => {
-                "; something else may use up what the account may send: try again when it is done"
+            Class::SnapshotThrottled => {
+                "; something else may read or write this snapshot: try again when it is done"
             }
-            Class::Transient if !self.answered => {
-                "; `fspfs doctor` shows whether the service can be reached"
-            }
+            Class::AccountThrottled | Class::Overloaded => TOO_MUCH,
+            Class::Transient if !self.answered => SILENT,
             Class::Transient => "; the service has trouble: try again later",
             Class::NotFound => "; `fspfs list` shows what there is in this region and account",
             Class::Final(ErrorKind::Quota) => {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::EbsUrl;
 use super::clients::Clients;
-use super::failure::{Class, Failure};
+use super::failure::{Class, Failure, SILENT, TOO_MUCH};
 use super::limiter::{Limiter, Outcome, Permit, Quotas};
 use super::request::{Kind, Sent};
 use crate::model::SnapshotId;
@@ -36,8 +36,8 @@ const LEAST: Duration = Duration::from_secs(1);
 /// says, an answer that is none.
 const MAX_WRONG: u32 = 6;
 
-/// From this attempt on, or after this time, a request that is sent again is a warning, though not
-/// one for each of the many that fail for the same reason.
+/// From this attempt on, or after this time, or if all was refused for so long, a request that is sent
+/// again is a warning, though not one for each of the many that fail for the same reason.
 const MANY: u32 = 5;
 const LONG: Duration = Duration::from_secs(10);
 const BETWEEN_WARNINGS: Duration = Duration::from_secs(10);
@@ -77,13 +77,12 @@ impl NoTurn {
                 (ErrorKind::Throttled, why)
             }
         };
-        match last {
-            Some(failure) => {
-                let (told, cure) = (failure.told(doing, attempts, tried), failure.cure());
-                Error::new(kind, format!("{told}; then {why}{cure}"))
-            }
-            None => Error::new(kind, format!("cannot {doing}: {why}")),
-        }
+        let told = match last {
+            Some(failure) => format!("{}; then", failure.told(doing, attempts, tried)),
+            None => format!("cannot {doing}:"),
+        };
+        let cure = if kind == ErrorKind::Timeout { SILENT } else { TOO_MUCH };
+        Error::new(kind, format!("{told} {why}{cure}"))
     }
 }
 
@@ -213,10 +212,11 @@ impl Service {
         let Request { kind, doing, patience, .. } = request;
         // Listings are few, and a page of one is what many blocks wait for.
         let priority = if kind.is_bulk() { Priority::of_task() } else { Priority::urgent() };
+        let begin = Instant::now();
         let (mut tried, mut renewed, mut wrong) = (Duration::ZERO, false, 0);
         let mut last: Option<Failure> = None;
         for attempts in 1.. {
-            let permit = match self.turn(&request, priority.clone(), &mut tried).await {
+            let permit = match self.turn(&request, priority.clone(), begin, &mut tried).await {
                 Ok(permit) => permit,
                 Err(why) => return Err(why.after(doing, attempts - 1, tried, last.as_ref())),
             };
@@ -267,7 +267,8 @@ impl Service {
                 "{doing}: attempt {attempts} failed after {:.1} s: {failure}",
                 tried.as_secs_f64()
             );
-            let is_news = attempts >= MANY || tried >= LONG;
+            let refused = self.limiter.refused_since(kind).is_some_and(|s| s.elapsed() >= LONG);
+            let is_news = attempts >= MANY || tried >= LONG || refused;
             match attempts {
                 _ if is_news && self.may_warn() => tracing::warn!("{told}"),
                 1 => tracing::debug!("{told}"),
@@ -291,40 +292,42 @@ impl Service {
         is_time
     }
 
-    /// Waits until a request may be sent that was `tried` for so long, to which is added for how long
-    /// the service answered nothing, or refused everything, meanwhile.
+    /// Waits until a request may be sent, of which it was known since `begin` and that was `tried` for
+    /// so long, to which is added for how long the service was silent meanwhile.
     async fn turn(
         &self,
         request: &Request<'_>,
         priority: Priority,
+        begin: Instant,
         tried: &mut Duration,
     ) -> Result<Permit, NoTurn> {
         let Request { kind, snapshot, patience, .. } = *request;
         let asked = Instant::now();
-        let lasts = |since: Option<Instant>| {
-            since.map_or(Duration::ZERO, |since| since.max(asked).elapsed())
+        let lasts = |since: Option<Instant>, from: Instant| {
+            since.map_or(Duration::ZERO, |since| since.max(from).elapsed())
         };
-        let silent = || lasts(self.limiter.silent_since(kind));
-        let refused = || lasts(self.limiter.refused_since(kind));
+        let silent = || lasts(self.limiter.silent_since(kind), asked);
         let mut admitted = pin!(self.limiter.admit(kind, snapshot, priority));
         loop {
-            let (silent_for, refused_for) = (silent(), refused());
-            let in_vain = silent_for.max(refused_for);
+            let silent_for = silent();
+            let refused_for = lasts(self.limiter.refused_since(kind), begin);
             // In less there is no answer.
-            let left = patience.deadline.saturating_sub(*tried + in_vain + LEAST);
+            let left = |spent: Duration| patience.deadline.saturating_sub(spent + LEAST);
+            let (left, hope) = (left(*tried + silent_for), left(refused_for));
             let turn = TURN.saturating_sub(asked.elapsed());
             if left.is_zero() {
-                *tried += in_vain;
-                return Err(match silent_for >= refused_for {
-                    true => NoTurn::Silent(silent_for),
-                    false => NoTurn::Refused(refused_for),
-                });
+                *tried += silent_for;
+                return Err(NoTurn::Silent(silent_for));
+            }
+            if hope.is_zero() {
+                return Err(NoTurn::Refused(refused_for));
             }
             if turn.is_zero() {
                 return Err(NoTurn::Late);
             }
-            if let Ok(permit) = tokio::time::timeout(left.min(turn), &mut admitted).await {
-                *tried += silent().max(refused());
+            let wait = left.min(hope).min(turn);
+            if let Ok(permit) = tokio::time::timeout(wait, &mut admitted).await {
+                *tried += silent();
                 return Ok(permit);
             }
         }
@@ -386,11 +389,28 @@ mod tests {
         };
         let began = Instant::now();
         let all = futures::future::join_all((0..200).map(|_| service.call(request, refuse))).await;
-        // Some were tried to the end, and most did not come to it.
+        // One after the other has its turn, in which it may be refused; there is no hope after a while.
         assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
         for error in all.into_iter().map(Result::unwrap_err) {
             assert_eq!(error.kind(), ErrorKind::Throttled, "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn to_wait_while_others_are_refused_is_not_to_try() {
+        let service = service();
+        let kind = Kind::GetSnapshotBlock;
+        for _ in 0..5 {
+            let permit = service.limiter.admit(kind, None, Priority::urgent()).await;
+            permit.ended(Outcome::AccountThrottled);
+        }
+        let request =
+            Request { kind, snapshot: None, doing: "read it", patience: Patience::usual() };
+        let (begin, mut tried) = (Instant::now(), Duration::ZERO);
+        let permit = service.turn(&request, Priority::urgent(), begin, &mut tried).await;
+        let waited = begin.elapsed();
+        permit.ok().unwrap().ended(Outcome::Answered);
+        assert!(waited > Duration::from_millis(10) && tried < waited / 2, "{tried:?} {waited:?}");
     }
 
     #[test]

@@ -23,9 +23,9 @@ fn concurrency() -> usize {
     std::thread::available_parallelism().map_or(2, usize::from) * 2
 }
 
-/// Frames that are looked for at the same time, unless those of one shard are more: 140 bytes of memory
+/// Frames that are remembered at the same time, unless those of one shard are more: 140 bytes of memory
 /// each. The others come in further rounds, for which the pages are read again.
-const MAX_WANTED: u64 = if cfg!(test) { 8 } else { 1 << 19 };
+const MAX_WANTED: usize = if cfg!(test) { 8 } else { 1 << 19 };
 
 /// Packs belong to the shard that the first byte of their digest names.
 const SHARDS: usize = 256;
@@ -60,17 +60,22 @@ pub struct VerifyReport {
 /// Receives the number of blocks that were verified since the last call.
 pub type Progress = Arc<dyn Fn(u64) + Send + Sync>;
 
-/// The frames that pages refer to, by pack.
-type Frames = BTreeMap<ObjectId, BTreeSet<FrameEntry>>;
-
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Wanted {
     /// The pages of each snapshot that could be read.
     pages: BTreeMap<SnapshotId, Vec<PageRef>>,
     /// All of them.
     read: HashSet<PageRef>,
-    /// How often these pages refer to the packs of each shard.
-    shards: [u64; SHARDS],
+}
+
+/// The frames that pages refer to in the packs of some shards.
+#[derive(Debug)]
+struct Round {
+    shards: Range<usize>,
+    packs: BTreeMap<ObjectId, BTreeSet<FrameEntry>>,
+    /// How many frames there are of each shard, and in all.
+    frames: [usize; SHARDS],
+    count: usize,
 }
 
 /// What is wrong with one pack.
@@ -90,11 +95,11 @@ impl Repository {
     /// there, or whatever keeps the store from being read at all.
     pub async fn verify(&self, ids: &[SnapshotId], progress: Progress) -> Result<VerifyReport> {
         let mut report = VerifyReport::default();
-        let mut wanted = Wanted::new();
+        let mut wanted = Wanted::default();
         let asked = !ids.is_empty();
         let all = if asked { ids.to_vec() } else { self.snapshot_ids().await? };
-        let ids = &all;
-        for id in ids {
+        let ids: BTreeSet<_> = all.into_iter().collect();
+        for id in &ids {
             let looked = self.verify_snapshot(id, &mut wanted, &mut report).await;
             match looked {
                 // Deleted since it was listed.
@@ -104,8 +109,10 @@ impl Repository {
             report.snapshots += 1;
         }
         let mut bad: HashMap<ObjectId, PackDamage> = HashMap::new();
-        for shards in rounds(&wanted.shards) {
-            let packs = self.frames_of(&shards, &wanted, &mut report).await?;
+        let mut next = 0;
+        while next < SHARDS {
+            let Round { shards, packs, .. } = self.round(next, &wanted, &mut report).await?;
+            next = shards.end;
             report.packs += packs.len() as u64;
             let mut results = stream::iter(&packs)
                 .map(|(pack, frames)| {
@@ -175,43 +182,43 @@ impl Repository {
             .or_else(|error| report.add(names::manifest(id), id, Some(0), error))?;
         for page in list.iter() {
             if !wanted.read.contains(page) {
-                match self.checked_page(page).await {
-                    Ok(table) => wanted.add(*page, &table),
-                    Err(error) => {
-                        let blocks = u64::from(page.data_blocks);
-                        report.add(page.page.page_name(), id, Some(blocks), error)?;
-                        continue;
-                    }
+                if let Err(error) = self.checked_page(page).await {
+                    let blocks = u64::from(page.data_blocks);
+                    report.add(page.page.page_name(), id, Some(blocks), error)?;
+                    continue;
                 }
+                wanted.read.insert(*page);
             }
             wanted.pages.entry(id.clone()).or_default().push(*page);
         }
         Ok(())
     }
 
-    /// The frames that pages refer to in the packs of these shards.
-    async fn frames_of(
+    /// The frames of the shards from `first` on, as far as they can be remembered.
+    async fn round(
         &self,
-        shards: &Range<usize>,
+        first: usize,
         wanted: &Wanted,
         report: &mut VerifyReport,
-    ) -> Result<Frames> {
-        let mut frames = Frames::new();
+    ) -> Result<Round> {
+        let mut round = Round::from(first);
         let mut seen = HashSet::new();
         for (id, pages) in &wanted.pages {
-            for page in pages.iter().filter(|page| seen.insert(**page)) {
+            for page in pages {
+                if seen.contains(page) {
+                    continue;
+                }
+                // One that cannot be read is told for each snapshot that has it.
                 let Some(table) = self.page_again(page, id, report).await? else { continue };
+                seen.insert(*page);
                 for entry in table.entries() {
-                    if let Some(at) = entry.location
-                        && shards.contains(&shard(at.pack))
-                    {
-                        let frame = (at.offset, at.length, entry.digest);
-                        frames.entry(at.pack).or_default().insert(frame);
+                    if let Some(at) = entry.location {
+                        round.add(at.pack, (at.offset, at.length, entry.digest));
                     }
                 }
             }
         }
-        Ok(frames)
+        Ok(round)
     }
 
     /// Reads a page that could be read before; `None` if it has been damaged since, which is reported.
@@ -232,11 +239,11 @@ impl Repository {
     }
 
     /// A page that says what its list says of it.
-    async fn checked_page(&self, page: &PageRef) -> Result<Table> {
+    async fn checked_page(&self, page: &PageRef) -> Result<()> {
         let table = self.fresh_page(page).await?;
         let entries: Vec<_> = table.entries().collect();
         if PageRef::new(page.span, page.page, &entries) == *page {
-            Ok(table)
+            Ok(())
         } else {
             let why = "its content digest or its counts are not those in its page list";
             Err(damaged(&page.page.page_name(), why))
@@ -344,39 +351,26 @@ impl Repository {
     }
 }
 
-impl Wanted {
-    fn new() -> Self {
-        Self { pages: BTreeMap::new(), read: HashSet::new(), shards: [0; SHARDS] }
+impl Round {
+    fn from(first: usize) -> Self {
+        Self { shards: first..SHARDS, packs: BTreeMap::new(), frames: [0; SHARDS], count: 0 }
     }
 
-    fn add(&mut self, page: PageRef, table: &Table) {
-        if self.read.insert(page) {
-            for at in table.entries().filter_map(|entry| entry.location) {
-                self.shards[shard(at.pack)] += 1;
-            }
+    /// Adds a frame, if it is of this round; leaves the last shards to another one if it gets too large.
+    fn add(&mut self, pack: ObjectId, frame: FrameEntry) {
+        let shard = usize::from(pack.digest.0[0]);
+        if !self.shards.contains(&shard) || !self.packs.entry(pack).or_default().insert(frame) {
+            return;
+        }
+        self.frames[shard] += 1;
+        self.count += 1;
+        while self.count > MAX_WANTED && self.shards.len() > 1 {
+            self.shards.end -= 1;
+            self.count -= self.frames[self.shards.end];
+            let end = self.shards.end;
+            self.packs.retain(|pack, _| usize::from(pack.digest.0[0]) < end);
         }
     }
-}
-
-fn shard(pack: ObjectId) -> usize {
-    pack.digest.0[0].into()
-}
-
-/// The shards that are looked at together, given how many frames each of them has.
-fn rounds(shards: &[u64; SHARDS]) -> Vec<Range<usize>> {
-    let mut rounds: Vec<Range<usize>> = Vec::new();
-    let mut frames = 0;
-    for (shard, more) in shards.iter().enumerate() {
-        frames += more;
-        match rounds.last_mut() {
-            Some(round) if frames <= MAX_WANTED => round.end = shard + 1,
-            _ => {
-                rounds.push(shard..shard + 1);
-                frames = *more;
-            }
-        }
-    }
-    rounds
 }
 
 impl VerifyReport {
@@ -419,15 +413,35 @@ fn check_manifest(manifest: &Manifest, list: &[PageRef]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
+    use crate::model::Digest;
 
     #[test]
-    fn rounds_have_all_shards_once_and_no_more_frames_than_are_remembered() {
-        let mut shards = [0; SHARDS];
-        shards[3] = MAX_WANTED;
-        shards[4] = 1;
-        shards[200] = MAX_WANTED + 5;
-        shards[255] = 2;
-        assert_eq!(rounds(&shards), [0..4, 4..200, 200..201, 201..SHARDS]);
+    fn a_round_has_all_of_its_shards_and_no_more_than_is_remembered() {
+        let pack = |shard: u8, n: u8| {
+            let mut digest = Digest([n; 32]);
+            digest.0[0] = shard;
+            ObjectId { digest, writer: Uuid::nil() }
+        };
+        let frame = |offset: usize| (u32::try_from(offset).unwrap(), 1, Digest([0; 32]));
+        // Shards and how many frames each has, in the order in which pages name them.
+        let all = [(200, MAX_WANTED + 5), (3, MAX_WANTED), (255, 2), (4, 1)];
+        let (mut first, mut rounds) = (0, Vec::new());
+        while first < SHARDS {
+            let mut round = Round::from(first);
+            // Two snapshots have the same blocks.
+            for (shard, count) in all.iter().chain(&all) {
+                (0..*count).for_each(|n| {
+                    round.add(pack(*shard, u8::try_from(n % 2).unwrap()), frame(n));
+                });
+            }
+            let frames: usize = round.packs.values().map(BTreeSet::len).sum();
+            rounds.push((round.shards.clone(), frames));
+            first = round.shards.end;
+        }
+        let expected = [(0..4, MAX_WANTED), (4..200, 1), (200..201, MAX_WANTED + 5), (201..256, 2)];
+        assert_eq!(rounds, expected);
     }
 }
