@@ -25,7 +25,7 @@ const OF_THE_KEY: [&str; 4] = [
 /// Characters of an answer of something else that are shown.
 const MAX_SHOWN: usize = 120;
 
-/// What to do where nothing is answered, and where too much is asked, as the end of a message.
+/// What to do where nothing is answered, and where nothing is taken, as the end of a message.
 pub(super) const SILENT: &str = "; `fspfs doctor` shows whether the service can be reached";
 pub(super) const TOO_MUCH: &str =
     "; something else may use up what the account may send: try again when it is done";
@@ -215,7 +215,7 @@ impl Failure {
     }
 
     /// What one may do about it, as the end of a message.
-    pub(super) fn cure(&self) -> &'static str {
+    fn cure(&self) -> &'static str {
         match self.class {
             Class::Final(ErrorKind::Denied) if OF_THE_KEY.iter().any(|r| self.text.contains(r)) => {
                 "; it is about the KMS key of the snapshot, which has to be enabled, with the rights that docs/iam.md names"

@@ -26,7 +26,8 @@ const BASE: Duration = Duration::from_millis(50);
 const CAP: Duration = Duration::from_secs(5);
 
 /// How long a request is tried in all. Waiting for its turn is not trying, unless nothing that was
-/// sent is answered, or all of it is refused.
+/// sent is answered; and there is no hope if, since it was asked for, all of its kind was refused for
+/// so long.
 const DEADLINE: Duration = Duration::from_mins(1);
 
 /// It is not worth trying for less than this.
@@ -61,27 +62,30 @@ enum NoTurn {
 impl NoTurn {
     /// The error of a request that was tried before, so often and so long, and failed like this.
     fn after(&self, doing: &str, attempts: u32, tried: Duration, last: Option<&Failure>) -> Error {
-        let (kind, why) = match self {
+        let (kind, why, cure) = match self {
             Self::Silent(silent) => {
                 let seconds = silent.as_secs();
                 let why = format!("the service has answered nothing for {seconds} s");
-                (ErrorKind::Timeout, why)
+                (ErrorKind::Timeout, why, SILENT)
             }
             Self::Refused(refused) => {
                 let seconds = refused.as_secs();
                 let why = format!("the service has refused all that came for {seconds} s");
-                (ErrorKind::Throttled, why)
+                (ErrorKind::Throttled, why, TOO_MUCH)
             }
             Self::Late => {
                 let why = format!("it was not its turn within {} s", TURN.as_secs());
-                (ErrorKind::Throttled, why)
+                (
+                    ErrorKind::Throttled,
+                    why,
+                    "; fewer at a time (--max-in-flight) have theirs sooner",
+                )
             }
         };
         let told = match last {
             Some(failure) => format!("{}; then", failure.told(doing, attempts, tried)),
             None => format!("cannot {doing}:"),
         };
-        let cure = if kind == ErrorKind::Timeout { SILENT } else { TOO_MUCH };
         Error::new(kind, format!("{told} {why}{cure}"))
     }
 }
@@ -292,8 +296,8 @@ impl Service {
         is_time
     }
 
-    /// Waits until a request may be sent, of which it was known since `begin` and that was `tried` for
-    /// so long, to which is added for how long the service was silent meanwhile.
+    /// Waits until a request may be sent that was asked for at `begin` and was `tried` for so long, to
+    /// which is added for how long the service was silent meanwhile.
     async fn turn(
         &self,
         request: &Request<'_>,
@@ -312,8 +316,8 @@ impl Service {
             let silent_for = silent();
             let refused_for = lasts(self.limiter.refused_since(kind), begin);
             // In less there is no answer.
-            let left = |spent: Duration| patience.deadline.saturating_sub(spent + LEAST);
-            let (left, hope) = (left(*tried + silent_for), left(refused_for));
+            let after = |spent: Duration| patience.deadline.saturating_sub(spent + LEAST);
+            let (left, hope) = (after(*tried + silent_for), after(refused_for));
             let turn = TURN.saturating_sub(asked.elapsed());
             if left.is_zero() {
                 *tried += silent_for;

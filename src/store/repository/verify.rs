@@ -416,7 +416,37 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::model::Digest;
+    use crate::model::{Block, BlockIndex, Digest, VolumeSize};
+    use crate::store::{CompleteRequest, SnapshotStore as _, StartRequest};
+
+    #[tokio::test]
+    async fn a_page_that_is_damaged_meanwhile_is_told_for_each_snapshot_that_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Repository::create(&dir.path().join("store")).await.unwrap();
+        let size = VolumeSize::from_gib(1).unwrap();
+        let parent = store.start(StartRequest::new(size)).await.unwrap().id;
+        let block = Block::new(vec![1; usize::try_from(BLOCK_SIZE_U64).unwrap()].into());
+        store.put_block(&parent, BlockIndex::ZERO, block).await.unwrap();
+        let done = |changed_blocks| CompleteRequest { changed_blocks, checksum: None };
+        store.complete(&parent, done(1)).await.unwrap();
+        let request = StartRequest { parent: Some(parent.clone()), ..StartRequest::new(size) };
+        let child = store.start(request).await.unwrap().id;
+        store.complete(&child, done(0)).await.unwrap();
+
+        let (mut wanted, mut report) = (Wanted::default(), VerifyReport::default());
+        for id in [&parent, &child] {
+            store.verify_snapshot(id, &mut wanted, &mut report).await.unwrap();
+        }
+        let page = wanted.read.iter().next().unwrap().page.page_name();
+        std::fs::write(dir.path().join("store").join(&page), "x").unwrap();
+        // One that has nothing of it in memory.
+        let store = Repository::open(&dir.path().join("store")).await.unwrap();
+        let round = store.round(0, &wanted, &mut report).await.unwrap();
+        assert!(round.packs.is_empty());
+        let [damage] = &report.damage[..] else { panic!("{report:?}") };
+        assert_eq!(damage.object, page);
+        assert_eq!(damage.lost_blocks, [(parent, Some(1)), (child, Some(1))].into());
+    }
 
     #[test]
     fn a_round_has_all_of_its_shards_and_no_more_than_is_remembered() {
