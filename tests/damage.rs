@@ -386,7 +386,7 @@ fn damage_is_named_and_nothing_else_suffers(
 #[case(Damage::Empty, "fspfs.json")]
 #[case(Damage::Half, "fspfs.json")]
 #[case(Damage::FlipFirst, "fspfs.json")]
-#[case(Damage::Delete, "fspfs.json")]
+#[case(Damage::Delete, "has packs, and its fspfs.json is lost")]
 #[case(Damage::Pipe, "fspfs.json is damaged: it is no file")]
 #[case(Damage::Huge, "fspfs.json is damaged: it has 1099511627776 bytes")]
 fn a_repository_without_its_first_file_is_none(#[case] damage: Damage, #[case] says: &str) {
