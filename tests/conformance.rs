@@ -97,8 +97,7 @@ fn client(endpoint: &str) -> SharedStore {
         .build();
     // What a test deletes is gone at once.
     let options = StoreOptions { settling: Some(Duration::ZERO), ..StoreOptions::default() };
-    let (ebs, ec2) = (aws_sdk_ebs::Client::new(&shared), aws_sdk_ec2::Client::new(&shared));
-    Arc::new(Ebs::with_clients(&ebs, &ec2, &options))
+    Arc::new(Ebs::with_config(&shared, &options))
 }
 
 /// Runs tests against a place that is made anew for each: with `writes` every test of the contract,

@@ -11,7 +11,6 @@ mod credentials;
 mod endpoint;
 mod identity;
 mod keys;
-mod outcome;
 mod probe;
 mod reads;
 mod region;

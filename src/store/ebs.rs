@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use aws_config::SdkConfig;
 use lru::LruCache;
 
 use self::catalog::Scope;
@@ -23,7 +24,8 @@ use crate::model::{Block, BlockIndex, Snapshot, SnapshotId, SnapshotState, Tags}
 mod answer;
 mod catalog;
 pub(crate) mod clients;
-mod failure;
+pub(crate) mod ec2;
+pub(crate) mod failure;
 pub(crate) mod http;
 mod limiter;
 mod read;
@@ -82,14 +84,9 @@ impl Ebs {
         Ok(Self::of(Some(url.clone()), clients, options))
     }
 
-    /// The store behind these clients, for programs that configure them themselves. Their retries
-    /// should be off. Quotas are found out by what is refused.
-    pub fn with_clients(
-        ebs: &aws_sdk_ebs::Client,
-        ec2: &aws_sdk_ec2::Client,
-        options: &StoreOptions,
-    ) -> Self {
-        Self::of(None, Clients::given(ebs, ec2), options)
+    /// The store behind a configuration of the AWS SDK, for programs that have one themselves.
+    pub fn with_config(shared: &SdkConfig, options: &StoreOptions) -> Self {
+        Self::of(None, Clients::of(shared, &EbsUrl::default()), options)
     }
 
     fn of(url: Option<EbsUrl>, clients: Clients, options: &StoreOptions) -> Self {

@@ -1,18 +1,16 @@
 //! Where the services are, and whether they answer.
 
-use super::outcome::{Silence, Trouble};
 use super::probe::{Probe, Service, origin};
 use crate::doctor::report::Findings;
+use crate::store::ebs::ec2::partition::is_of_aws;
+use crate::store::ebs::failure::NoAnswer;
 use crate::store::ebs::{EbsUrl, http};
-
-/// Hosts of AWS end so.
-const OF_AWS: [&str; 3] = [".amazonaws.com", ".amazonaws.com.cn", ".api.aws"];
 
 /// Reports an endpoint; whether it answers.
 pub(super) fn examine(url: &EbsUrl, probe: &Probe, report: &mut impl Findings) -> bool {
     let subject = format!("endpoint of {}", probe.service.name());
     let Some(endpoint) = &probe.endpoint else {
-        let why = probe.result.as_ref().err().map_or_else(String::new, Trouble::text);
+        let why = probe.result.as_ref().err().map_or_else(String::new, ToString::to_string);
         report.fail(
             &subject,
             format!("no request could be made: {why}"),
@@ -25,13 +23,8 @@ pub(super) fn examine(url: &EbsUrl, probe: &Probe, report: &mut impl Findings) -
         source(url, probe.service, endpoint, |name| { std::env::var(name).ok() })
     );
     match &probe.result {
-        Ok(()) | Err(Trouble::Refused { .. }) => {
-            let millis = probe.took.as_millis();
-            report.ok(&subject, format!("{at}; it answered in {millis} ms"));
-            true
-        }
-        Err(Trouble::Silent(silence, text)) => {
-            let (what, cure) = explain(*silence);
+        Err(failure) if failure.code().is_none() => {
+            let (what, cure) = explain(failure.no_answer.unwrap_or(NoAnswer::Other));
             let proxy = http::settings().ok().and_then(|settings| settings.proxy.as_ref());
             // Whichever of them it is, it looks the same from here.
             let cure = match proxy.filter(|_| endpoint.starts_with("https:")) {
@@ -40,39 +33,46 @@ pub(super) fn examine(url: &EbsUrl, probe: &Probe, report: &mut impl Findings) -
                 }
                 None => cure.to_owned(),
             };
-            report.fail(&subject, format!("{at}: {what} ({text})"), cure);
+            report.fail(&subject, format!("{at}: {what} ({failure})"), cure);
             false
+        }
+        Ok(()) | Err(_) => {
+            let millis = probe.took.as_millis();
+            report.ok(&subject, format!("{at}; it answered in {millis} ms"));
+            true
         }
     }
 }
 
-fn explain(silence: Silence) -> (&'static str, &'static str) {
-    match silence {
-        Silence::Name => (
+fn explain(why: NoAnswer) -> (&'static str, &'static str) {
+    match why {
+        NoAnswer::Name => (
             "its name is not found",
             "check the region and the endpoint for a typing error, and that this machine resolves names",
         ),
-        Silence::Nobody => (
+        NoAnswer::Nobody => (
             "the connection is refused: nobody listens there",
             "check the port of the endpoint, and that its server runs",
         ),
-        Silence::Connection => (
+        NoAnswer::Connection => (
             "no connection comes about",
             "a firewall, a missing route or a missing VPC endpoint: let this machine reach it, by TCP on port 443 unless the endpoint says another; docs/iam.md names the VPC endpoints",
         ),
-        Silence::Answer => (
+        NoAnswer::Silence => (
             "it is connected, and does not answer",
             "check what listens there: a port of another service, or a proxy that waits",
         ),
-        Silence::Tls => (
+        NoAnswer::Tls => (
             "TLS does not come about",
             "a server without TLS takes http:// as its endpoint; where a proxy opens TLS, its certificate has to be among those that this machine trusts, or in the file that AWS_CA_BUNDLE names",
         ),
-        Silence::Proxy => (
+        NoAnswer::Proxy => (
             "the proxy does not let it through",
             "check the user and the password in HTTPS_PROXY, and what the proxy allows",
         ),
-        Silence::Other => ("there is no answer that can be understood", "check what listens there"),
+        NoAnswer::Other => {
+            ("there is no answer that can be understood", "check what listens there")
+        }
     }
 }
 
@@ -96,13 +96,6 @@ fn source(
         }
     }
     if is_of_aws(endpoint) { "AWS's own".to_owned() } else { "of the profile".to_owned() }
-}
-
-/// Whether an endpoint, without its path, is one of AWS.
-pub(super) fn is_of_aws(endpoint: &str) -> bool {
-    let host = endpoint.rsplit("//").next().unwrap_or(endpoint);
-    let host = host.split(':').next().unwrap_or(host);
-    OF_AWS.iter().any(|end| host.ends_with(end))
 }
 
 /// Reports what stands between this machine and AWS, where something is configured; whether that can be

@@ -2,11 +2,10 @@
 
 use aws_config::SdkConfig;
 
-use super::endpoint::is_of_aws;
-use super::outcome::ask;
-use super::probe::Probe;
+use super::probe::{Probe, ask_sdk};
 use crate::doctor::report::Findings;
 use crate::store::ebs::EbsUrl;
+use crate::store::ebs::ec2::partition::is_of_aws;
 
 pub(super) async fn examine(
     url: &EbsUrl,
@@ -23,14 +22,14 @@ pub(super) async fn examine(
         config = config.endpoint_url(endpoint);
     }
     let client = aws_sdk_sts::Client::from_conf(config.build());
-    match ask(client.get_caller_identity().send()).await {
+    match ask_sdk(client.get_caller_identity().send()).await {
         Ok(found) => {
             let (account, arn) = (found.account().unwrap_or("?"), found.arn().unwrap_or("?"));
             report.ok(SUBJECT, format!("account {account}, {arn}"));
         }
-        Err(trouble) => report.warn(
+        Err(failure) => report.warn(
             SUBJECT,
-            format!("it could not be told: {}", trouble.text()),
+            format!("it could not be told: {failure}"),
             "nothing: fspfs does without. In a network without a way out, a VPC endpoint for STS tells it",
         ),
     }

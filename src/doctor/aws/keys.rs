@@ -1,18 +1,19 @@
 //! Encryption by default, which decides what new snapshots are like.
 
-use super::outcome::ask;
+use super::probe::ask;
 use crate::doctor::report::Findings;
 use crate::store::ebs::clients::Clients;
+use crate::store::ebs::ec2;
 
 pub(super) async fn examine(clients: &Clients, report: &mut impl Findings) {
     const SUBJECT: &str = "encryption by default";
     let region = &clients.region;
-    let by_default = match ask(clients.ec2.get_ebs_encryption_by_default().send()).await {
-        Ok(answer) => answer.ebs_encryption_by_default == Some(true),
-        Err(trouble) => {
+    let by_default = match ask(clients.ec2.send(ec2::get_ebs_encryption_by_default())).await {
+        Ok(answer) => answer.ebs_encryption_by_default,
+        Err(failure) => {
             report.warn(
                 SUBJECT,
-                format!("it could not be told: {}", trouble.text()),
+                format!("it could not be told: {failure}"),
                 "nothing, to read; allow ec2:GetEbsEncryptionByDefault to be told",
             );
             return;
@@ -25,12 +26,12 @@ pub(super) async fn examine(clients: &Clients, report: &mut impl Findings) {
         );
         return;
     }
-    let key = match ask(clients.ec2.get_ebs_default_kms_key_id().send()).await {
-        Ok(answer) => answer.kms_key_id.unwrap_or_else(|| "a key of AWS".to_owned()),
-        Err(trouble) => {
+    let key = match ask(clients.ec2.send(ec2::get_ebs_default_kms_key_id())).await {
+        Ok(answer) => answer.kms_key_id,
+        Err(failure) => {
             report.warn(
                 SUBJECT,
-                format!("on in {region}, with a key that could not be told: {}", trouble.text()),
+                format!("on in {region}, with a key that could not be told: {failure}"),
                 "allow ec2:GetEbsDefaultKmsKeyId to be told; writing needs rights on this key",
             );
             return;

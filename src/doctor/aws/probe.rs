@@ -4,6 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use aws_credential_types::Credentials;
+use aws_credential_types::provider::SharedCredentialsProvider;
+use aws_sdk_ebs::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_runtime_api::box_error::BoxError;
 use aws_smithy_runtime_api::client::interceptors::Intercept;
 use aws_smithy_runtime_api::client::interceptors::context::{
@@ -13,9 +15,13 @@ use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::config_bag::ConfigBag;
 
 use super::clock;
-use super::outcome::{Trouble, ask};
 use crate::doctor::report::Findings;
 use crate::store::ebs::clients::Clients;
+use crate::store::ebs::ec2;
+use crate::store::ebs::failure::Failure;
+
+/// How long one request may take. A connection that is not made in 5 s is told before.
+const REQUEST: Duration = Duration::from_secs(7);
 
 /// A snapshot that is not there, to ask for.
 pub(super) const NO_SNAPSHOT: &str = "snap-00000000000000000";
@@ -37,7 +43,7 @@ impl Service {
 }
 
 /// What became of the first request to a service.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Probe {
     pub(super) service: Service,
     /// Scheme, host and port, once a request was about to be sent.
@@ -45,7 +51,7 @@ pub(super) struct Probe {
     /// Our time and that of the service, at the answer.
     pub(super) times: Option<(SystemTime, SystemTime)>,
     pub(super) took: Duration,
-    pub(super) result: Result<(), Trouble>,
+    pub(super) result: Result<(), Failure>,
 }
 
 /// Sees requests and answers pass.
@@ -105,14 +111,13 @@ fn nobody() -> Credentials {
 /// Asks EC2 for a snapshot that is not there.
 pub(super) async fn ec2(clients: &Clients, signs: bool) -> Probe {
     let witness = Witness::default();
-    let request = clients.ec2.describe_snapshots().owner_ids("self").max_results(5);
-    let mut request = request.customize().interceptor(witness.clone());
+    let mut client = clients.ec2.clone().seen_by(witness.clone());
     if !signs {
-        let config = aws_sdk_ec2::config::Config::builder().credentials_provider(nobody());
-        request = request.config_override(config);
+        client = client.signing_with(SharedCredentialsProvider::new(nobody()));
     }
+    let request = ec2::describe_snapshots(&["self".to_owned()], &[]).max_results(5);
     let began = Instant::now();
-    let result = ask(request.send()).await.map(drop);
+    let result = ask(client.send(request)).await.map(drop);
     made(Service::Ec2, &witness, began, result)
 }
 
@@ -126,11 +131,29 @@ pub(super) async fn ebs(clients: &Clients, signs: bool) -> Probe {
         request = request.config_override(config);
     }
     let began = Instant::now();
-    let result = ask(request.send()).await.map(drop);
+    let result = ask_sdk(request.send()).await.map(drop);
     made(Service::Ebs, &witness, began, result)
 }
 
-fn made(service: Service, witness: &Witness, began: Instant, result: Result<(), Trouble>) -> Probe {
+/// Makes a request, which may take so long.
+pub(super) async fn ask<T>(
+    request: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let late = |_| Err(Failure::timed_out(REQUEST));
+    tokio::time::timeout(REQUEST, request).await.unwrap_or_else(late)
+}
+
+/// The same, of a client of the SDK.
+pub(super) async fn ask_sdk<T, E>(
+    request: impl Future<Output = Result<T, SdkError<E>>>,
+) -> Result<T, Failure>
+where
+    E: std::error::Error + ProvideErrorMetadata + 'static,
+{
+    ask(async { request.await.map_err(|error| Failure::of_sdk(&error, None)) }).await
+}
+
+fn made(service: Service, witness: &Witness, began: Instant, result: Result<(), Failure>) -> Probe {
     let Seen { endpoint, times } = witness.seen().clone();
     Probe { service, endpoint, times, took: began.elapsed(), result }
 }
@@ -139,9 +162,9 @@ fn made(service: Service, witness: &Witness, began: Instant, result: Result<(), 
 pub(super) fn accepted(probes: &[&Probe], report: &mut impl Findings) -> bool {
     const SUBJECT: &str = "signature";
     for probe in probes {
-        let Err(trouble @ Trouble::Refused { code, .. }) = &probe.result else { continue };
-        if let Some(cure) = refused_signature(code) {
-            let found = format!("{} does not accept it: {}", probe.service.name(), trouble.text());
+        let Err(failure) = &probe.result else { continue };
+        if let Some(cure) = failure.code().and_then(refused_signature) {
+            let found = format!("{} does not accept it: {failure}", probe.service.name());
             report.fail(SUBJECT, found, cure);
             return false;
         }

@@ -3,15 +3,17 @@
 use std::collections::HashMap;
 
 use aws_sdk_ebs::operation::get_snapshot_block::GetSnapshotBlockOutput;
-use aws_sdk_ec2::types::{Filter, Snapshot, StorageTier};
 
-use super::outcome::{Trouble, ask};
+use super::probe::{ask, ask_sdk};
 use crate::doctor::report::Findings;
 use crate::model::{BLOCK_SIZE, Digest};
+use crate::store::Filter;
 use crate::store::ebs::clients::Clients;
+use crate::store::ebs::ec2::{self, Snapshot};
+use crate::store::ebs::failure::Failure;
 
 /// The least that EC2 takes for a page.
-const FEW: i32 = 5;
+const FEW: u32 = 5;
 
 /// The volume of a snapshot that was not taken of one.
 const NO_VOLUME: &str = "vol-ffffffff";
@@ -28,7 +30,7 @@ pub(super) async fn examine(clients: &Clients, report: &mut impl Findings) {
         }
         return;
     };
-    let Some(id) = snapshots.iter().find_map(|snapshot| snapshot.snapshot_id()) else {
+    let Some(id) = snapshots.first().map(|snapshot| &*snapshot.snapshot_id) else {
         for action in [LIST, GET, CHANGED] {
             report.skip(action, "not tried: there is no completed snapshot of your own to read");
         }
@@ -42,16 +44,15 @@ pub(super) async fn examine(clients: &Clients, report: &mut impl Findings) {
 }
 
 async fn describe(clients: &Clients, report: &mut impl Findings) -> Option<Vec<Snapshot>> {
-    let completed = Filter::builder().name("status").values("completed").build();
-    let request = clients.ec2.describe_snapshots().owner_ids("self").filters(completed);
-    match ask(request.max_results(FEW).send()).await {
-        Ok(answer) => {
+    let completed = Filter { name: "status".to_owned(), values: vec!["completed".to_owned()] };
+    let request = ec2::describe_snapshots(&["self".to_owned()], &[completed]);
+    match ask(clients.ec2.send(request.max_results(FEW))).await {
+        Ok(page) => {
             report.ok(DESCRIBE, "allowed");
-            let all = answer.snapshots.unwrap_or_default().into_iter();
-            Some(all.filter(|s| s.storage_tier() != Some(&StorageTier::Archive)).collect())
+            Some(page.snapshots.into_iter().filter(|s| !s.is_archived()).collect())
         }
-        Err(trouble) => {
-            tell(DESCRIBE, &trouble, "", report);
+        Err(failure) => {
+            tell(DESCRIBE, &failure, "", report);
             None
         }
     }
@@ -60,10 +61,10 @@ async fn describe(clients: &Clients, report: &mut impl Findings) -> Option<Vec<S
 /// Lists the blocks of a snapshot, and reads one.
 async fn blocks(clients: &Clients, id: &str, report: &mut impl Findings) {
     let request = clients.ebs.list_snapshot_blocks().snapshot_id(id).max_results(100);
-    let page = match ask(request.send()).await {
+    let page = match ask_sdk(request.send()).await {
         Ok(page) => page,
-        Err(trouble) => {
-            tell(LIST, &trouble, "", report);
+        Err(failure) => {
+            tell(LIST, &failure, "", report);
             report.skip(GET, format!("because {LIST} does not work"));
             return;
         }
@@ -77,7 +78,7 @@ async fn blocks(clients: &Clients, id: &str, report: &mut impl Findings) {
         return;
     };
     let request = clients.ebs.get_snapshot_block().snapshot_id(id);
-    match ask(request.block_index(index).block_token(token).send()).await {
+    match ask_sdk(request.block_index(index).block_token(token).send()).await {
         Ok(answer) => match what_is_wrong(answer).await {
             None => report.ok(GET, format!("allowed: block {index} of {id}")),
             Some(wrong) => report.warn(
@@ -86,8 +87,8 @@ async fn blocks(clients: &Clients, id: &str, report: &mut impl Findings) {
                 "check that the endpoint is one of EBS; `fspfs verify` reads every block",
             ),
         },
-        Err(trouble) => {
-            tell(GET, &trouble, "; for an encrypted snapshot kms:Decrypt on its key too", report);
+        Err(failure) => {
+            tell(GET, &failure, "; for an encrypted snapshot kms:Decrypt on its key too", report);
         }
     }
 }
@@ -113,9 +114,9 @@ async fn what_is_wrong(answer: GetSnapshotBlockOutput) -> Option<String> {
 
 async fn changed(clients: &Clients, first: &str, second: &str, report: &mut impl Findings) {
     let request = clients.ebs.list_changed_blocks().first_snapshot_id(first);
-    match ask(request.second_snapshot_id(second).max_results(100).send()).await {
+    match ask_sdk(request.second_snapshot_id(second).max_results(100).send()).await {
         Ok(_) => report.ok(CHANGED, format!("allowed: {first} and {second}")),
-        Err(trouble) => tell(CHANGED, &trouble, "", report),
+        Err(failure) => tell(CHANGED, &failure, "", report),
     }
 }
 
@@ -123,12 +124,10 @@ async fn changed(clients: &Clients, first: &str, second: &str, report: &mut impl
 fn pair(snapshots: &[Snapshot]) -> Option<(String, String)> {
     let mut seen: HashMap<&str, &str> = HashMap::new();
     for snapshot in snapshots {
-        let (Some(id), Some(volume)) = (snapshot.snapshot_id(), snapshot.volume_id()) else {
+        let id = &snapshot.snapshot_id;
+        let Some(volume) = snapshot.volume_id.as_deref().filter(|id| *id != NO_VOLUME) else {
             continue;
         };
-        if volume == NO_VOLUME {
-            continue;
-        }
         if let Some(other) = seen.insert(volume, id) {
             return Some((other.to_owned(), id.to_owned()));
         }
@@ -137,16 +136,16 @@ fn pair(snapshots: &[Snapshot]) -> Option<(String, String)> {
 }
 
 /// A denial is a failure, anything else leaves open whether it is allowed.
-fn tell(action: &str, trouble: &Trouble, also: &str, report: &mut impl Findings) {
-    if trouble.is_denial() {
-        let found = format!("not allowed: {}", trouble.text());
+fn tell(action: &str, failure: &Failure, also: &str, report: &mut impl Findings) {
+    if failure.is_denial() {
+        let found = format!("not allowed: {failure}");
         report.fail(
             action,
             found,
             format!("allow {action}{also}: the policy for reading in docs/iam.md"),
         );
     } else {
-        let found = format!("it could not be told: {}", trouble.text());
+        let found = format!("it could not be told: {failure}");
         report.warn(action, found, "try again; the message says what the service minds");
     }
 }
@@ -156,7 +155,8 @@ mod tests {
     use super::*;
 
     fn of(id: &str, volume: &str) -> Snapshot {
-        Snapshot::builder().snapshot_id(id).volume_id(volume).build()
+        let (snapshot_id, volume_id) = (id.to_owned(), Some(volume.to_owned()));
+        Snapshot { snapshot_id, volume_id, ..Snapshot::default() }
     }
 
     #[test]

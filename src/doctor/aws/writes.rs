@@ -1,11 +1,10 @@
 //! What writing needs, as far as it can be tried without writing.
 
-use aws_sdk_ec2::types::Tag;
-
-use super::outcome::{Trouble, ask};
-use super::probe::NO_SNAPSHOT;
+use super::probe::{NO_SNAPSHOT, ask};
 use crate::doctor::report::Findings;
 use crate::store::ebs::clients::Clients;
+use crate::store::ebs::ec2;
+use crate::store::ebs::failure::Failure;
 
 /// What an answer to a dry run says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,13 +19,13 @@ enum Answer {
 /// Tries what EC2 can try: a dry run, of a snapshot that is not there. Never of a real one: an
 /// endpoint that does not know dry runs would do it.
 pub(super) async fn examine(clients: &Clients, report: &mut impl Findings) {
-    let tag = || Tag::builder().key("fspfs:doctor").value("x").build();
-    let ec2 = &clients.ec2;
-    let create = ec2.create_tags().resources(NO_SNAPSHOT).tags(tag()).dry_run(true);
-    let remove = ec2.delete_tags().resources(NO_SNAPSHOT).tags(tag()).dry_run(true);
-    let delete = ec2.delete_snapshot().snapshot_id(NO_SNAPSHOT).dry_run(true);
-    let (create, remove, delete) =
-        tokio::join!(ask(create.send()), ask(remove.send()), ask(delete.send()));
+    let (key, value) = ("fspfs:doctor".to_owned(), "x".to_owned());
+    let try_out = |request: ec2::Request<ec2::Done>| ask(clients.ec2.send(request.dry_run()));
+    let (create, remove, delete) = tokio::join!(
+        try_out(ec2::create_tags(NO_SNAPSHOT, [(&key, &value)])),
+        try_out(ec2::delete_tags(NO_SNAPSHOT, [&key])),
+        try_out(ec2::delete_snapshot(NO_SNAPSHOT)),
+    );
     tell("ec2:CreateTags", create.err().as_ref(), "writing", report);
     tell("ec2:DeleteTags", remove.err().as_ref(), "administration", report);
     tell("ec2:DeleteSnapshot", delete.err().as_ref(), "administration", report);
@@ -36,19 +35,19 @@ pub(super) async fn examine(clients: &Clients, report: &mut impl Findings) {
     );
 }
 
-fn judge(trouble: Option<&Trouble>) -> Answer {
-    match trouble {
-        Some(Trouble::Refused { code, .. }) if code == "DryRunOperation" => Answer::Allowed,
-        Some(Trouble::Refused { code, .. }) if code.ends_with(".NotFound") => Answer::Unfound,
-        Some(trouble) if trouble.is_denial() => Answer::Denied,
+fn judge(failure: Option<&Failure>) -> Answer {
+    match failure.and_then(Failure::code) {
+        Some("DryRunOperation") => Answer::Allowed,
+        Some(code) if code.ends_with(".NotFound") => Answer::Unfound,
+        _ if failure.is_some_and(Failure::is_denial) => Answer::Denied,
         // A dry run never succeeds.
         _ => Answer::Unknown,
     }
 }
 
-fn tell(action: &str, trouble: Option<&Trouble>, policy: &str, report: &mut impl Findings) {
-    let text = trouble.map_or_else(|| "the dry run was done".to_owned(), Trouble::text);
-    match judge(trouble) {
+fn tell(action: &str, failure: Option<&Failure>, policy: &str, report: &mut impl Findings) {
+    let text = failure.map_or_else(|| "the dry run was done".to_owned(), ToString::to_string);
+    match judge(failure) {
         Answer::Allowed => report.ok(action, "allowed, says a dry run"),
         Answer::Unfound => {
             report.ok(action, "not refused in a dry run of a snapshot that does not exist");
@@ -72,7 +71,7 @@ mod tests {
 
     #[test]
     fn dry_runs_are_understood() {
-        let refused = |code: &str| Trouble::Refused { code: code.to_owned(), text: String::new() };
+        let refused = Failure::refused;
         assert_eq!(judge(Some(&refused("DryRunOperation"))), Answer::Allowed);
         assert_eq!(judge(Some(&refused("UnauthorizedOperation"))), Answer::Denied);
         assert_eq!(judge(Some(&refused("InvalidSnapshot.NotFound"))), Answer::Unfound);

@@ -1,4 +1,4 @@
-//! The SDK's clients, configured as the user's other AWS tools are.
+//! The clients, configured as the user's other AWS tools are.
 
 use std::time::Duration;
 
@@ -15,7 +15,8 @@ use aws_config::{AppName, BehaviorVersion, Region, SdkConfig};
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_types::service_config::ServiceConfigKey;
 
-use super::answer::{Bounded, Whole};
+use super::answer::Bounded;
+use super::ec2::{Ec2, partition};
 use super::{EbsUrl, http};
 
 /// Where one is if nothing says so.
@@ -32,7 +33,7 @@ const READ: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 pub(crate) struct Clients {
     pub(crate) ebs: aws_sdk_ebs::Client,
-    pub(crate) ec2: aws_sdk_ec2::Client,
+    pub(crate) ec2: Ec2,
     /// The region that was found.
     pub(crate) region: String,
     /// Where the blocks are, unless that follows from the region.
@@ -51,44 +52,19 @@ impl Clients {
     pub(crate) fn of(shared: &SdkConfig, url: &EbsUrl) -> Self {
         let region = shared.region().map_or(DEFAULT_REGION, Region::as_ref).to_owned();
         let endpoint = url.endpoint.clone().or_else(|| configured_endpoint(shared, "EBS"));
-        let mut ebs = aws_sdk_ebs::config::Builder::from(shared);
-        if configured_endpoint(shared, "EBS").is_none() {
-            ebs.set_endpoint_url(None);
-        }
-        if let Some(endpoint) = &url.endpoint {
-            ebs = ebs.endpoint_url(endpoint);
-        }
-        let mut ec2 = aws_sdk_ec2::config::Builder::from(shared);
-        if configured_endpoint(shared, "EC2").is_none() {
-            ec2.set_endpoint_url(None);
-        }
+        // There is one place where a request is sent again, and it is ours.
+        let mut ebs = aws_sdk_ebs::config::Builder::from(shared)
+            .retry_config(RetryConfig::disabled())
+            .interceptor(Bounded);
+        ebs.set_endpoint_url(endpoint.clone());
         // A server that offers one mostly offers the other, and never the real EC2 for it.
-        let ec2_endpoint = url.ec2_endpoint.clone().or_else(|| url.endpoint.clone());
-        if let Some(endpoint) = &ec2_endpoint {
-            ec2 = ec2.endpoint_url(endpoint);
-        }
-        let ec2_endpoint = ec2_endpoint.or_else(|| configured_endpoint(shared, "EC2"));
-        Self {
-            ebs: aws_sdk_ebs::Client::from_conf(ebs.interceptor(Bounded).build()),
-            ec2: aws_sdk_ec2::Client::from_conf(
-                ec2.interceptor(Bounded).interceptor(Whole).build(),
-            ),
-            region,
-            endpoint,
-            ec2_endpoint,
-        }
-    }
-}
-
-impl Clients {
-    /// Those that somebody else has made, for a service of which nothing is known.
-    pub(super) fn given(ebs: &aws_sdk_ebs::Client, ec2: &aws_sdk_ec2::Client) -> Self {
-        let region = ebs.config().region().map_or(DEFAULT_REGION, Region::as_ref).to_owned();
-        let ebs = ebs.config().to_builder().interceptor(Bounded).build();
-        let ebs = aws_sdk_ebs::Client::from_conf(ebs);
-        let ec2 = ec2.config().to_builder().interceptor(Bounded).interceptor(Whole).build();
-        let ec2 = aws_sdk_ec2::Client::from_conf(ec2);
-        Self { ebs, ec2, region, endpoint: Some(String::new()), ec2_endpoint: None }
+        let given = url.ec2_endpoint.clone().or_else(|| url.endpoint.clone());
+        let ec2_endpoint = given.or_else(|| configured_endpoint(shared, "EC2"));
+        let ec2 = Ec2::new(shared, ec2_endpoint.as_deref());
+        // Both sign with the credentials that one of them has asked for.
+        ebs.set_identity_cache(ec2.identities());
+        let ebs = aws_sdk_ebs::Client::from_conf(ebs.build());
+        Self { ebs, ec2, region, endpoint, ec2_endpoint }
     }
 
     /// Where these lead, and for whom: the region, the endpoints, and the profile or the account.
@@ -118,10 +94,7 @@ impl Clients {
 
     /// Whether the quotas of AWS are to be expected.
     pub(super) fn is_aws(&self) -> bool {
-        let Some(endpoint) = &self.endpoint else { return true };
-        let host = endpoint.split("://").nth(1).unwrap_or(endpoint);
-        let host = host.split(['/', ':']).next().unwrap_or(host);
-        [".amazonaws.com", ".amazonaws.com.cn", ".api.aws"].iter().any(|end| host.ends_with(end))
+        self.endpoint.as_deref().is_none_or(partition::is_of_aws)
     }
 }
 
@@ -156,7 +129,7 @@ fn configured_endpoint(shared: &SdkConfig, service: &str) -> Option<String> {
 }
 
 /// A store is opened, and examined, only with settings that are right.
-fn http_client() -> SharedHttpClient {
+pub(super) fn http_client() -> SharedHttpClient {
     http::client(http::settings().unwrap_or(&http::Settings::default()))
 }
 
@@ -173,7 +146,6 @@ pub(crate) async fn config(url: &EbsUrl) -> SdkConfig {
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
         .http_client(http_client())
         .app_name(name)
-        // There is one place where a request is tried again, and it is ours.
         .retry_config(RetryConfig::disabled())
         // An attempt is bounded as a whole.
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
@@ -211,6 +183,7 @@ pub(crate) async fn config(url: &EbsUrl) -> SdkConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::ebs::ec2;
 
     #[test]
     fn a_key_tells_its_account() {
@@ -232,7 +205,7 @@ mod tests {
         let clients = Clients::of(&shared, &"ebs:".parse().unwrap());
         assert_eq!((&clients.endpoint, &clients.ec2_endpoint), (&None, &None));
         // Without credentials nothing is sent, and with an empty endpoint the SDK panics.
-        clients.ec2.describe_snapshots().send().await.unwrap_err();
+        clients.ec2.send(ec2::describe_snapshot("snap-0")).await.unwrap_err();
         clients.ebs.list_snapshot_blocks().snapshot_id("snap-0").send().await.unwrap_err();
     }
 

@@ -4,6 +4,7 @@
 
 use std::error::Error as StdError;
 use std::fmt::{self, Write as _};
+use std::io;
 use std::time::Duration;
 
 use aws_sdk_ebs::error::{ProvideErrorMetadata, SdkError};
@@ -32,7 +33,7 @@ pub(super) const TOO_MUCH: &str =
 
 /// What can be done about a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Class {
+pub(crate) enum Class {
     /// The account had too many requests: slower, and again.
     AccountThrottled,
     /// The snapshot had too many.
@@ -45,7 +46,7 @@ pub(super) enum Class {
     Corrupt,
     /// An answer that is none of the service's: again, but not often, since something else may answer
     /// in its place.
-    Odd,
+    Foreign,
     /// Again, within two minutes of the start of a snapshot, which not all of the service may have
     /// heard of; else there is none.
     NotFound,
@@ -55,16 +56,35 @@ pub(super) enum Class {
     Final(ErrorKind),
 }
 
+/// Why there was no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoAnswer {
+    /// The name of the host leads nowhere.
+    Name,
+    /// Nobody listens.
+    Nobody,
+    /// No connection came about in time.
+    Connection,
+    /// A connection came about, and nothing came for as long as one waits.
+    Silence,
+    /// Not the TLS that is asked for, or nobody to be trusted.
+    Tls,
+    /// The proxy refused.
+    Proxy,
+    /// Something else.
+    Other,
+}
+
 /// A request that failed.
 #[derive(Debug)]
-pub(super) struct Failure {
+pub(crate) struct Failure {
     pub(super) class: Class,
-    /// Whether it is what the service said.
-    pub(super) answered: bool,
-    /// Whether nothing came for as long as one waits.
-    pub(super) silent: bool,
+    /// Why the service said nothing; `None` if it answered.
+    pub(crate) no_answer: Option<NoAnswer>,
+    /// The code of a refusal, or its status.
+    code: Option<String>,
     /// Whether something else than the service seems to have refused.
-    strange: bool,
+    foreign: bool,
     text: String,
     request_id: Option<String>,
 }
@@ -73,13 +93,35 @@ impl Failure {
     /// What is wrong with an answer.
     pub(super) fn new(class: Class, text: impl Into<String>) -> Self {
         let text = text.into();
-        Self { class, answered: true, silent: false, strange: false, text, request_id: None }
+        Self { class, no_answer: None, code: None, foreign: false, text, request_id: None }
     }
 
     /// No answer within the time of one attempt.
-    pub(super) fn timed_out(time: Duration) -> Self {
+    pub(crate) fn timed_out(time: Duration) -> Self {
         let text = format!("there was no answer within {:.0} s", time.as_secs_f64());
-        Self { answered: false, silent: true, ..Self::new(Class::Transient, text) }
+        Self { no_answer: Some(NoAnswer::Silence), ..Self::new(Class::Transient, text) }
+    }
+
+    /// The code with which the service refused, or the status where it gave none.
+    pub(crate) fn code(&self) -> Option<&str> {
+        self.code.as_deref()
+    }
+
+    /// A refusal with this code.
+    #[cfg(test)]
+    pub(crate) fn refused(code: &str) -> Self {
+        let class = classify(400, code, None, "");
+        Self { code: Some(code.to_owned()), ..Self::new(class, code) }
+    }
+
+    /// Whether the service says that this is not allowed.
+    pub(crate) fn is_denial(&self) -> bool {
+        self.code().is_some_and(|c| c.contains("AccessDenied") || c == "UnauthorizedOperation")
+    }
+
+    /// Whether nothing came for as long as one waits.
+    pub(super) fn is_silence(&self) -> bool {
+        self.no_answer == Some(NoAnswer::Silence)
     }
 
     /// Whether the service says this, in lower case.
@@ -89,18 +131,20 @@ impl Failure {
 
     /// Whether the service itself has refused: else what was asked for may be done all the same.
     pub(super) fn is_verdict(&self) -> bool {
-        self.answered && !self.strange && !matches!(self.class, Class::Transient | Class::Odd)
+        self.no_answer.is_none()
+            && !self.foreign
+            && !matches!(self.class, Class::Transient | Class::Foreign)
     }
 
     /// What the limiter learns from it.
     pub(super) fn outcome(&self) -> Outcome {
         match self.class {
-            _ if self.silent => Outcome::Silence,
-            _ if !self.answered => Outcome::Unanswered,
+            _ if self.is_silence() => Outcome::Silence,
+            _ if self.no_answer.is_some() => Outcome::Unanswered,
             Class::AccountThrottled => Outcome::AccountThrottled,
             Class::SnapshotThrottled => Outcome::SnapshotThrottled,
             Class::Overloaded => Outcome::Overloaded,
-            Class::Transient | Class::Odd => Outcome::Failed,
+            Class::Transient | Class::Foreign => Outcome::Failed,
             Class::Corrupt | Class::NotFound | Class::Credentials | Class::Final(_) => {
                 Outcome::Answered
             }
@@ -108,9 +152,9 @@ impl Failure {
     }
 
     /// An error of an SDK. `reason` is what the service gives beside the code.
-    pub(super) fn of_sdk<E>(error: &SdkError<E>, reason: Option<&str>) -> Self
+    pub(crate) fn of_sdk<E>(error: &SdkError<E>, reason: Option<&str>) -> Self
     where
-        E: std::error::Error + ProvideErrorMetadata + 'static,
+        E: StdError + ProvideErrorMetadata + 'static,
     {
         let request_id = error.request_id().map(str::to_owned);
         let raw = error.raw_response();
@@ -120,9 +164,20 @@ impl Failure {
             if let Some(raw) = raw.filter(|_| !unread) {
                 return Self { request_id, ..Self::of_stranger(raw) };
             }
+            if unread && !is_cut(error) {
+                return Self::unreadable(error, request_id);
+            }
             let text = causes(error);
-            // What cannot be built or signed will not be the next time either.
+            let no_answer = match error {
+                SdkError::ResponseError(_) => None,
+                SdkError::TimeoutError(_) => Some(no_answer(error, NoAnswer::Silence)),
+                SdkError::DispatchFailure(failure) if failure.is_timeout() => {
+                    Some(no_answer(error, NoAnswer::Silence))
+                }
+                _ => Some(no_answer(error, NoAnswer::Other)),
+            };
             let class = match error {
+                // What cannot be built or signed will not be the next time either.
                 SdkError::ConstructionFailure(_) => Class::Final(ErrorKind::Denied),
                 SdkError::DispatchFailure(failure) if failure.is_user() => {
                     Class::Final(ErrorKind::Invalid)
@@ -133,11 +188,9 @@ impl Failure {
                 SdkError::DispatchFailure(_) if is_refused_on_the_way(&text) => {
                     Class::Final(ErrorKind::Unavailable)
                 }
-                _ if unread && !is_cut(error) => return Self::unreadable(error, request_id),
                 _ => Class::Transient,
             };
-            let answered = matches!(error, SdkError::ResponseError(_));
-            return Self { answered, request_id, ..Self::new(class, text) };
+            return Self { no_answer, request_id, ..Self::new(class, text) };
         };
         if unread {
             return Self::unreadable(error, request_id);
@@ -151,14 +204,14 @@ impl Failure {
         let message = message.filter(|message| !message.is_empty());
         let message = message.map_or(String::new(), |message| format!(": {message}"));
         let text = format!("{code}{reason}{message}");
-        Self { request_id, ..Self::new(class, text) }
+        Self { code: Some(code), request_id, ..Self::new(class, text) }
     }
 
     /// An answer that the service says is a success, and that is not in its form.
     fn unreadable(error: &(dyn StdError + 'static), request_id: Option<String>) -> Self {
         let why = chain(error).last().map_or(String::new(), |cause| format!(": {cause}"));
         let text = format!("the answer cannot be read{why}");
-        Self { request_id, ..Self::new(Class::Odd, text) }
+        Self { request_id, ..Self::new(Class::Foreign, text) }
     }
 
     /// A refusal that is not in the form of the service, from something in between.
@@ -181,8 +234,8 @@ impl Failure {
             text.push_str(&format!(": {shown}"));
         }
         // What makes no sense to somebody else may be fine with the service.
-        let class = if class == Class::Final(ErrorKind::Invalid) { Class::Odd } else { class };
-        Self { strange: true, ..Self::new(class, text) }
+        let class = if class == Class::Final(ErrorKind::Invalid) { Class::Foreign } else { class };
+        Self { foreign: true, ..Self::new(class, text) }
     }
 
     /// The kind of error that it is for whoever called.
@@ -191,7 +244,7 @@ impl Failure {
             Class::AccountThrottled | Class::SnapshotThrottled | Class::Overloaded => {
                 ErrorKind::Throttled
             }
-            Class::Transient | Class::Odd => ErrorKind::Unavailable,
+            Class::Transient | Class::Foreign => ErrorKind::Unavailable,
             Class::Corrupt => ErrorKind::Corrupt,
             Class::NotFound => ErrorKind::NotFound,
             Class::Credentials => ErrorKind::Denied,
@@ -223,14 +276,14 @@ impl Failure {
             Class::Credentials | Class::Final(ErrorKind::Denied) => {
                 "; `fspfs doctor` shows which credentials are used and what they are allowed"
             }
-            Class::Odd => {
+            Class::Foreign => {
                 "; does something else answer in the place of the service? `fspfs doctor` shows where it is"
             }
             Class::SnapshotThrottled => {
                 "; something else may read or write this snapshot: try again when it is done"
             }
             Class::AccountThrottled | Class::Overloaded => TOO_MUCH,
-            Class::Transient if !self.answered => SILENT,
+            Class::Transient if self.no_answer.is_some() => SILENT,
             Class::Transient => "; the service has trouble: try again later",
             Class::NotFound => "; `fspfs list` shows what there is in this region and account",
             Class::Final(ErrorKind::Quota) => {
@@ -279,6 +332,37 @@ fn is_credentials(failure: &DispatchFailure, text: &str) -> bool {
 /// Whether the certificate of the server is not trusted, or the proxy wants another password.
 fn is_refused_on_the_way(text: &str) -> bool {
     text.contains("invalid peer certificate") || text.contains("proxy authorization required")
+}
+
+/// Looks through the causes of an error for one that tells why there is no answer.
+fn no_answer(error: &(dyn StdError + 'static), otherwise: NoAnswer) -> NoAnswer {
+    let mut found = otherwise;
+    for error in std::iter::once(error).chain(chain(error)) {
+        let text = error.to_string();
+        let says = |parts: [&str; 2]| parts.iter().any(|part| text.contains(part));
+        if says(["dns error", "lookup address"]) {
+            return NoAnswer::Name;
+        }
+        if text.contains("connect timeout") {
+            return NoAnswer::Connection;
+        }
+        if says(["tunnel error", "proxy authorization"]) {
+            return NoAnswer::Proxy;
+        }
+        if says(["certificate", "corrupt message"]) {
+            return NoAnswer::Tls;
+        }
+        match error.downcast_ref::<io::Error>().map(io::Error::kind) {
+            Some(io::ErrorKind::ConnectionRefused) => return NoAnswer::Nobody,
+            Some(
+                io::ErrorKind::TimedOut
+                | io::ErrorKind::HostUnreachable
+                | io::ErrorKind::NetworkUnreachable,
+            ) => found = NoAnswer::Connection,
+            _ => {}
+        }
+    }
+    found
 }
 
 fn classify(status: u16, code: &str, reason: Option<&str>, message: &str) -> Class {
@@ -407,5 +491,40 @@ mod tests {
         ] {
             assert_eq!(classify(status, code, reason, message), class, "{code} {reason:?}");
         }
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Layer {
+        text: &'static str,
+        source: Option<io::Error>,
+    }
+
+    #[test]
+    fn what_keeps_an_answer_away_is_told_apart() {
+        let of = |text: &'static str, kind: Option<io::ErrorKind>| {
+            let layer = Layer { text, source: kind.map(io::Error::from) };
+            no_answer(&layer, NoAnswer::Other)
+        };
+        let refused = Some(io::ErrorKind::ConnectionRefused);
+        assert_eq!(of("tcp connect error", refused), NoAnswer::Nobody);
+        assert_eq!(of("dns error", None), NoAnswer::Name);
+        assert_eq!(of("HTTP connect timeout occurred after 5s", None), NoAnswer::Connection);
+        assert_eq!(of("tunnel error: unsuccessful", None), NoAnswer::Proxy);
+        assert_eq!(of("invalid peer certificate: UnknownIssuer", None), NoAnswer::Tls);
+        let late = Some(io::ErrorKind::TimedOut);
+        assert_eq!(of("tcp connect error", late), NoAnswer::Connection);
+        assert_eq!(of("unexpected end", None), NoAnswer::Other);
+        let layer = Layer { text: "x", source: None };
+        assert_eq!(no_answer(&layer, NoAnswer::Silence), NoAnswer::Silence);
+    }
+
+    #[test]
+    fn denials_are_known() {
+        let refused = Failure::refused;
+        assert!(refused("UnauthorizedOperation").is_denial());
+        assert!(refused("AccessDeniedException").is_denial());
+        assert!(!refused("AuthFailure").is_denial());
+        assert!(!Failure::new(Class::Transient, "AccessDenied").is_denial());
     }
 }

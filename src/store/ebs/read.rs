@@ -96,7 +96,7 @@ fn index(value: Option<i32>) -> Result<BlockIndex, Failure> {
 }
 
 pub(super) fn odd(what: impl std::fmt::Display) -> Failure {
-    Failure::new(Class::Odd, format!("the service gave {what}"))
+    Failure::new(Class::Foreign, format!("the service gave {what}"))
 }
 
 /// Says so, once, if a service gives another block size than the one there is. What counts is the

@@ -119,7 +119,7 @@ impl Patience {
             | Class::Overloaded
             | Class::Transient => true,
             // What is spoilt each time is not spoilt on the way.
-            Class::Corrupt | Class::Odd => wrong < MAX_WRONG,
+            Class::Corrupt | Class::Foreign => wrong < MAX_WRONG,
             Class::NotFound => self.not_found_until.is_some_and(|until| Instant::now() < until),
             Class::Credentials | Class::Final(_) => false,
         }
@@ -140,7 +140,7 @@ pub(super) struct Request<'a> {
 /// The clients, and everything that stands between us and them.
 #[derive(Debug)]
 pub(super) struct Service {
-    /// Where the configuration is read again; `None` if the clients were given.
+    /// Where the configuration is read again; `None` if it was given.
     url: Option<EbsUrl>,
     clients: RwLock<Arc<Clients>>,
     /// When the configuration was read anew, if it was.
@@ -262,10 +262,14 @@ impl Service {
             }
             let wait = longest_wait(attempts).mul_f64(fastrand::f64());
             let is_over = tried + wait + LEAST >= patience.deadline;
-            wrong += u32::from(matches!(failure.class, Class::Corrupt | Class::Odd));
+            wrong += u32::from(matches!(failure.class, Class::Corrupt | Class::Foreign));
             if is_over || !patience.allows(failure.class, wrong) {
                 let error = failure.after(doing, attempts, tried);
-                return Err(if failure.silent { error.of_kind(ErrorKind::Timeout) } else { error });
+                return Err(if failure.is_silence() {
+                    error.of_kind(ErrorKind::Timeout)
+                } else {
+                    error
+                });
             }
             let told = format!(
                 "{doing}: attempt {attempts} failed after {:.1} s: {failure}",
@@ -371,14 +375,12 @@ mod tests {
 
     /// One that has nothing to send to.
     fn service() -> Service {
-        let ebs = aws_sdk_ebs::Config::builder()
-            .behavior_version(aws_sdk_ebs::config::BehaviorVersion::latest())
+        let shared = aws_config::SdkConfig::builder()
+            .behavior_version(aws_config::BehaviorVersion::latest())
+            .endpoint_url("http://127.0.0.1:9")
             .build();
-        let ec2 = aws_sdk_ec2::Config::builder()
-            .behavior_version(aws_sdk_ec2::config::BehaviorVersion::latest())
-            .build();
-        let (ebs, ec2) = (aws_sdk_ebs::Client::from_conf(ebs), aws_sdk_ec2::Client::from_conf(ec2));
-        Service::new(None, Clients::given(&ebs, &ec2), &StoreOptions::default())
+        let clients = Clients::of(&shared, &EbsUrl::default());
+        Service::new(None, clients, &StoreOptions::default())
     }
 
     #[tokio::test]
@@ -427,6 +429,6 @@ mod tests {
         assert!(Patience::usual().allows(Class::Transient, 1000));
         assert!(Patience::usual().allows(Class::Corrupt, 5));
         assert!(!Patience::usual().allows(Class::Corrupt, 6));
-        assert!(!Patience::usual().allows(Class::Odd, 6));
+        assert!(!Patience::usual().allows(Class::Foreign, 6));
     }
 }
