@@ -32,11 +32,13 @@ use crate::model::{Block, BlockIndex, Digest, Snapshot, SnapshotId, Tags, Volume
 pub(crate) mod document;
 pub mod ebs;
 mod error;
+pub(crate) mod limiter;
 mod options;
 pub(crate) mod page;
 mod pattern;
 mod priority;
 pub mod repository;
+pub(crate) mod request;
 pub mod synth;
 mod url;
 pub mod wrap;

@@ -11,10 +11,10 @@ use lru::LruCache;
 
 use self::catalog::Scope;
 use self::clients::Clients;
-use self::request::Kind;
-use self::service::{Patience, Request, Service};
+use self::service::{Request, RetryPolicy, Service};
 use self::tokens::Tokens;
 pub use self::url::{EbsUrl, InvalidEbsUrl};
+use super::request::Kind;
 use super::{
     BlockPage, BlockToken, ChangedPage, CompleteRequest, Error, ErrorKind, ListFrom, ListToken,
     Result, SnapshotPage, SnapshotStore, StartRequest, StoreOptions, Usage,
@@ -27,9 +27,8 @@ pub(crate) mod clients;
 pub(crate) mod ec2;
 pub(crate) mod failure;
 pub(crate) mod http;
-mod limiter;
+mod kinds;
 mod read;
-mod request;
 mod service;
 #[cfg(test)]
 mod tests;
@@ -59,12 +58,12 @@ struct Started {
     snapshot: Snapshot,
     /// Until when it may not be found.
     until: Instant,
-    news: Arc<News>,
+    visibility: Arc<Visibility>,
 }
 
 /// Whether the service knows of a new snapshot.
 #[derive(Debug, Default)]
-struct News {
+struct Visibility {
     /// It was not found, the last time that a block was put.
     is_missing: AtomicBool,
     /// Held by the one put that tries whether it is there by now.
@@ -104,23 +103,23 @@ impl Ebs {
     }
 
     /// How long to wait for requests about a snapshot.
-    fn patience(&self, id: &SnapshotId) -> Patience {
+    fn policy(&self, id: &SnapshotId) -> RetryPolicy {
         match self.started().get(id) {
-            Some(started) => Patience::until_known(started.until),
-            None => Patience::usual(),
+            Some(started) => RetryPolicy::until_known(started.until),
+            None => RetryPolicy::standard(),
         }
     }
 
     /// A request about a snapshot that may have been started here.
-    fn about<'a>(&self, kind: Kind, id: &'a SnapshotId, doing: &'a str) -> Request<'a> {
-        Request { kind, snapshot: Some(id), doing, patience: self.patience(id) }
+    fn about<'a>(&self, kind: &'static Kind, id: &'a SnapshotId, doing: &'a str) -> Request<'a> {
+        Request { kind, snapshot: Some(id), doing, policy: self.policy(id) }
     }
 }
 
 #[async_trait]
 impl SnapshotStore for Ebs {
     async fn describe(&self, id: &SnapshotId) -> Result<Snapshot> {
-        catalog::describe(&self.service, id, self.patience(id)).await
+        catalog::describe(&self.service, id, self.policy(id)).await
     }
 
     async fn list(&self, token: Option<ListToken>) -> Result<SnapshotPage> {
@@ -168,13 +167,13 @@ impl SnapshotStore for Ebs {
     }
 
     async fn delete(&self, id: &SnapshotId) -> Result<()> {
-        catalog::delete(&self.service, id, self.patience(id)).await?;
+        catalog::delete(&self.service, id, self.policy(id)).await?;
         self.started().pop(id);
         Ok(())
     }
 
     async fn set_tags(&self, id: &SnapshotId, tags: Tags) -> Result<()> {
-        catalog::set_tags(&self.service, id, &tags, self.patience(id)).await
+        catalog::set_tags(&self.service, id, &tags, self.policy(id)).await
     }
 
     fn parallelism(&self) -> usize {

@@ -6,10 +6,11 @@ use jiff::Timestamp;
 
 use super::ec2;
 use super::failure::{Class, Failure};
-use super::request::Kind;
-use super::service::{Patience, Request, Service};
+use super::kinds;
+use super::service::{Request, RetryPolicy, Service};
 use crate::model::{BLOCK_SIZE_U64, Snapshot, SnapshotId, SnapshotState, Tags, VolumeSize};
 use crate::store::page::MAX_IDLE_PAGES;
+use crate::store::request::Kind;
 use crate::store::{Error, ErrorKind, Filter, ListToken, Result, SnapshotPage, StoreOptions};
 
 /// Snapshots of a page (EC2 allows 5 to 1000).
@@ -32,17 +33,22 @@ impl Scope {
     }
 }
 
-fn request<'a>(kind: Kind, id: &'a SnapshotId, doing: &'a str, patience: Patience) -> Request<'a> {
-    Request { kind, snapshot: Some(id), doing, patience }
+fn request<'a>(
+    kind: &'static Kind,
+    id: &'a SnapshotId,
+    doing: &'a str,
+    policy: RetryPolicy,
+) -> Request<'a> {
+    Request { kind, snapshot: Some(id), doing, policy }
 }
 
 pub(super) async fn describe(
     service: &Service,
     id: &SnapshotId,
-    patience: Patience,
+    policy: RetryPolicy,
 ) -> Result<Snapshot> {
     let doing = format!("describe {id}");
-    let asked = request(Kind::DescribeSnapshots, id, &doing, patience);
+    let asked = request(&kinds::DESCRIBE_SNAPSHOTS, id, &doing, policy);
     let answer = service.call(asked, |clients| async move {
         let mut token: Option<String> = None;
         for _ in 0..MAX_IDLE_PAGES {
@@ -69,10 +75,10 @@ pub(super) async fn list(
 ) -> Result<SnapshotPage> {
     let token = token.map(|token| token.0);
     let asked = Request {
-        kind: Kind::DescribeSnapshots,
+        kind: &kinds::DESCRIBE_SNAPSHOTS,
         snapshot: None,
         doing: "list the snapshots",
-        patience: Patience::usual(),
+        policy: RetryPolicy::standard(),
     };
     let token = token.as_deref();
     let page = service.call(asked, |clients| async move {
@@ -88,11 +94,11 @@ pub(super) async fn list(
     Ok(SnapshotPage { snapshots: snapshots.collect(), next })
 }
 
-pub(super) async fn delete(service: &Service, id: &SnapshotId, patience: Patience) -> Result<()> {
+pub(super) async fn delete(service: &Service, id: &SnapshotId, policy: RetryPolicy) -> Result<()> {
     let doing = format!("delete {id}");
     // Whether an attempt, the answer to which was lost, may have done it.
     let lost = &AtomicBool::new(false);
-    let asked = request(Kind::DeleteSnapshot, id, &doing, patience);
+    let asked = request(&kinds::DELETE_SNAPSHOT, id, &doing, policy);
     let deleted = service.call(asked, |clients| async move {
         let before = lost.swap(true, Ordering::Relaxed);
         match clients.ec2.send(ec2::delete_snapshot(id.as_str())).await {
@@ -115,9 +121,9 @@ pub(super) async fn set_tags(
     service: &Service,
     id: &SnapshotId,
     wanted: &Tags,
-    patience: Patience,
+    policy: RetryPolicy,
 ) -> Result<()> {
-    let now = describe(service, id, patience).await?.tags;
+    let now = describe(service, id, policy).await?.tags;
     let of_aws = |key: &str| key.starts_with("aws:");
     let gone = now.keys().filter(|key| !wanted.contains_key(*key) && !of_aws(key));
     let gone: &Vec<_> = &gone.collect();
@@ -125,7 +131,7 @@ pub(super) async fn set_tags(
     let new: &Vec<_> = &new.collect();
     if !gone.is_empty() {
         let doing = format!("untag {id}");
-        let asked = request(Kind::DeleteTags, id, &doing, patience);
+        let asked = request(&kinds::DELETE_TAGS, id, &doing, policy);
         let untagged = service.call(asked, |clients| async move {
             clients.ec2.send(ec2::delete_tags(id.as_str(), gone.iter().copied())).await
         });
@@ -133,7 +139,7 @@ pub(super) async fn set_tags(
     }
     if !new.is_empty() {
         let doing = format!("tag {id}");
-        let asked = request(Kind::CreateTags, id, &doing, patience);
+        let asked = request(&kinds::CREATE_TAGS, id, &doing, policy);
         let tagged = service.call(asked, |clients| async move {
             clients.ec2.send(ec2::create_tags(id.as_str(), new.iter().copied())).await
         });
@@ -176,7 +182,8 @@ fn snapshot(found: ec2::Snapshot) -> Result<Snapshot> {
     let full = number(&found.full_snapshot_size_in_bytes).filter(|bytes| *bytes > 0);
     let full = full.map(|bytes| bytes.div_ceil(BLOCK_SIZE_U64));
     let (start_time, completion_time) = (time(&found.start_time), time(&found.completion_time));
-    let tags = found.tags.into_iter().map(|tag| (tag.key, tag.value.unwrap_or_default()));
+    let tags = found.tags.into_iter().filter(|tag| !tag.key.is_empty());
+    let tags = tags.map(|tag| (tag.key, tag.value.unwrap_or_default()));
     let mut tags: Tags = tags.collect();
     let volume = tags.remove(VOLUME_TAG);
     let parent = tags.remove(PARENT_TAG).and_then(|id| id.parse().ok());

@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_for_another_account_or_region_is_in_another_place() {
+    async fn each_account_and_region_has_a_place_of_its_own() {
         let place = async |url: &str, profile: Option<&str>, key: &str| {
             let shared = SdkConfig::builder().behavior_version(BehaviorVersion::latest());
             let url: EbsUrl = url.parse().unwrap();

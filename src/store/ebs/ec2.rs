@@ -36,7 +36,8 @@ use serde::de::DeserializeOwned;
 pub(crate) use self::action::*;
 use super::answer::Bounded;
 use super::clients::{DEFAULT_REGION, http_client};
-use super::failure::Failure;
+use super::failure::{Class, Failure};
+use crate::store::ErrorKind;
 
 mod action;
 pub(crate) mod partition;
@@ -50,7 +51,8 @@ const SIGV4: AuthSchemeId = AuthSchemeId::new("sigv4");
 /// A client of EC2 in one region.
 #[derive(Clone, Debug)]
 pub(crate) struct Ec2 {
-    endpoint: String,
+    /// Where it is, or what is wrong with the configuration.
+    endpoint: Result<String, String>,
     signer: Signer,
     http: SharedHttpClient,
     timeouts: TimeoutConfig,
@@ -64,12 +66,19 @@ impl Ec2 {
     /// A client with this configuration; at `endpoint`, or where EC2 is in the region.
     pub(crate) fn new(shared: &SdkConfig, endpoint: Option<&str>) -> Self {
         let region = shared.region().cloned().unwrap_or(Region::from_static(DEFAULT_REGION));
-        let set = |value: Option<bool>| value.unwrap_or(false);
-        let of_region = || {
-            partition::ec2(region.as_ref(), set(shared.use_fips()), set(shared.use_dual_stack()))
+        let fips = shared.use_fips().unwrap_or(false);
+        let dual_stack = shared.use_dual_stack().unwrap_or(false);
+        let endpoint = match endpoint {
+            None => partition::ec2(region.as_ref(), fips, dual_stack)
+                .ok_or_else(|| format!("{:?} is not the name of a region", region.as_ref())),
+            Some(_) if fips || dual_stack => {
+                Err("FIPS or dual stack, and an endpoint of one's own, exclude each other"
+                    .to_owned())
+            }
+            Some(endpoint) => Ok(endpoint.to_owned()),
         };
         Self {
-            endpoint: endpoint.map_or_else(of_region, str::to_owned),
+            endpoint,
             signer: Signer { region },
             http: shared.http_client().unwrap_or_else(http_client),
             timeouts: shared.timeout_config().cloned().unwrap_or_else(TimeoutConfig::disabled),
@@ -98,12 +107,14 @@ impl Ec2 {
 
     /// Sends a request once.
     pub(crate) async fn send<A: Answer>(&self, request: Request<A>) -> Result<A, Failure> {
+        let invalid = |why| Failure::new(Class::Final(ErrorKind::Invalid), why);
+        let endpoint = self.endpoint.as_ref().map_err(invalid)?;
         let (action, form) = request.into_form();
         let operation = Operation::builder()
             .service_name("EC2")
             .operation_name(action)
             .http_client(self.http.clone())
-            .endpoint_url(&self.endpoint)
+            .endpoint_url(endpoint)
             .no_retry()
             .timeout_config(self.timeouts.clone())
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
@@ -247,7 +258,7 @@ fn refusal(body: &[u8]) -> Option<Refusal> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Errors {
-        error: Error,
+        error: Vec<Error>,
     }
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
@@ -256,7 +267,7 @@ fn refusal(body: &[u8]) -> Option<Refusal> {
         message: Option<String>,
     }
     let response: Response = quick_xml::de::from_str(std::str::from_utf8(body).ok()?).ok()?;
-    let Error { code, message } = response.errors.error;
+    let Error { code, message } = response.errors.error.into_iter().next()?;
     Some(Refusal(ErrorMetadata::builder().code(code).message(message.unwrap_or_default()).build()))
 }
 
@@ -309,6 +320,8 @@ mod tests {
         assert_eq!(read(&refused("<Message>not &lt;you></Message>")), Some(given));
         assert_eq!(read(&refused("<Message/>")), Some(("AuthFailure".to_owned(), String::new())));
         assert_eq!(read(&refused("")).unwrap().0, "AuthFailure");
+        let two = refused("").replace("</Error><", "</Error><Error><Code>Other</Code></Error><");
+        assert_eq!(read(&two).unwrap().0, "AuthFailure");
         for other in ["", "<html/>", "<Error><Code>AccessDenied</Code></Error>"] {
             assert_eq!(read(other), None, "{other}");
         }
@@ -326,6 +339,14 @@ mod tests {
             self.0.fetch_add(1, Ordering::Relaxed);
             future::ProvideCredentials::ready(Ok(Credentials::for_tests()))
         }
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_of_ones_own_is_no_endpoint_of_fips() {
+        let shared = SdkConfig::builder().region(Region::from_static("us-east-1")).use_fips(true);
+        let ec2 = Ec2::new(&shared.build(), Some("http://127.0.0.1:9"));
+        let failure = ec2.send(delete_snapshot("snap-0")).await.unwrap_err();
+        assert!(failure.to_string().contains("FIPS"), "{failure}");
     }
 
     #[tokio::test]

@@ -12,7 +12,7 @@ use aws_sdk_ebs::operation::RequestId;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::DispatchFailure;
 
-use super::limiter::Outcome;
+use crate::store::request::Outcome;
 use crate::store::{Error, ErrorKind, causes};
 
 /// Reasons that lie with the key of an encrypted snapshot: it is gone, disabled, or not for us.
@@ -162,7 +162,7 @@ impl Failure {
         let unread = raw.is_some_and(|raw| raw.status().is_success());
         let SdkError::ServiceError(service) = error else {
             if let Some(raw) = raw.filter(|_| !unread) {
-                return Self { request_id, ..Self::of_stranger(raw) };
+                return Self { request_id, ..Self::of_foreign(raw) };
             }
             if unread && !is_cut(error) {
                 return Self::unreadable(error, request_id);
@@ -215,7 +215,7 @@ impl Failure {
     }
 
     /// A refusal that is not in the form of the service, from something in between.
-    fn of_stranger(raw: &HttpResponse) -> Self {
+    fn of_foreign(raw: &HttpResponse) -> Self {
         let status = raw.status().as_u16();
         let body = String::from_utf8_lossy(raw.body().bytes().unwrap_or_default());
         // Other services of AWS, and what speaks for them, refuse in XML.
@@ -501,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn what_keeps_an_answer_away_is_told_apart() {
+    fn tells_reasons_for_no_answer_apart() {
         let of = |text: &'static str, kind: Option<io::ErrorKind>| {
             let layer = Layer { text, source: kind.map(io::Error::from) };
             no_answer(&layer, NoAnswer::Other)

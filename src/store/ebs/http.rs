@@ -178,7 +178,7 @@ mod tests {
     #[case(&[("https_proxy", "http://a:1"), ("ALL_PROXY", "http://b:1")], Some(("https_proxy", "a:1")))]
     #[case(&[("ALL_PROXY", "b.example:3128")], Some(("ALL_PROXY", "b.example:3128")))]
     #[case(&[("HTTPS_PROXY", "HTTP://me:secret@c:8080/")], Some(("HTTPS_PROXY", "c:8080")))]
-    fn where_the_proxy_is(
+    fn finds_the_proxy_in_the_environment(
         #[case] variables: &[(&str, &str)],
         #[case] expected: Option<(&str, &str)>,
     ) {
@@ -193,7 +193,7 @@ mod tests {
     #[case("me:secret://b@a:1")]
     #[case("http://me:secret/x@a:1")]
     #[case("http://me:secret@x@a:1")]
-    fn what_is_no_proxy_is_told_without_its_password(#[case] url: &str) {
+    fn refuses_a_bad_proxy_without_showing_its_password(#[case] url: &str) {
         let why = proxy(set(&[("HTTPS_PROXY", url)])).unwrap_err();
         assert!(why.contains("HTTPS_PROXY") && !why.contains("secret"), "{why}");
         let shown = format!("{:?}", proxy(set(&[("HTTPS_PROXY", "me:secret@a:1")])));
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_no_certificate_is_told() {
+    fn refuses_a_bundle_without_certificates() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("bundle.pem");
         let told = |content: Option<&str>| {

@@ -1,7 +1,5 @@
 //! Listing and reading blocks.
 
-use std::sync::Arc;
-
 use aws_sdk_ebs::operation::get_snapshot_block::GetSnapshotBlockError;
 use aws_sdk_ebs::operation::list_changed_blocks::ListChangedBlocksError;
 use aws_sdk_ebs::operation::list_snapshot_blocks::ListSnapshotBlocksError;
@@ -9,17 +7,16 @@ use aws_sdk_ebs::primitives::{ByteStream, DateTime};
 use bytes::Bytes;
 
 use super::Ebs;
-use super::clients::Clients;
 use super::failure::{Class, Failure};
-use super::request::Kind;
-use super::service::{ATTEMPT, Patience, Request};
+use super::kinds;
+use super::service::{ATTEMPT, Request, RetryPolicy};
 use super::tokens::Token;
 use super::write::reason_of;
-use crate::hashing::Coming;
 use crate::model::{BLOCK_SIZE, Block, BlockBuffer, BlockIndex, Digest, SnapshotId, VolumeSize};
+use crate::store::request::Kind;
 use crate::store::{
     BlockPage, BlockToken, ChangedBlock, ChangedPage, Error, ErrorKind, ListFrom, ListedBlock,
-    MAX_PAGE_BLOCKS, PageToken, Priority, Result, causes,
+    MAX_PAGE_BLOCKS, PageToken, Result, causes,
 };
 
 /// How often a block is listed again for one read.
@@ -32,12 +29,12 @@ const MAX_VOLUME_GIB: i64 = 65_536;
 const MIN_PAGE_BLOCKS: usize = 100;
 
 /// What one of our page tokens stands for: one of the service's, or an index.
-struct Place {
+struct Position {
     token: Option<String>,
     index: Option<i32>,
 }
 
-impl Place {
+impl Position {
     fn of(from: ListFrom) -> Result<Self> {
         let bad = || Error::new(ErrorKind::ExpiredToken, "this is no page token of this store");
         let index = |index: BlockIndex| i32::try_from(index.0).map_err(|_| bad());
@@ -92,10 +89,10 @@ fn listed(blocks: Vec<(BlockIndex, String)>, expiry: Option<&DateTime>) -> Vec<L
 
 fn index(value: Option<i32>) -> Result<BlockIndex, Failure> {
     let index = value.and_then(|value| u32::try_from(value).ok()).map(BlockIndex);
-    index.ok_or_else(|| odd(format!("the block index {value:?}")))
+    index.ok_or_else(|| unexpected(format!("the block index {value:?}")))
 }
 
-pub(super) fn odd(what: impl std::fmt::Display) -> Failure {
+pub(super) fn unexpected(what: impl std::fmt::Display) -> Failure {
     Failure::new(Class::Foreign, format!("the service gave {what}"))
 }
 
@@ -127,14 +124,14 @@ fn in_order<T>(
     }
     match blocks.windows(2).find(|pair| index(&pair[0]) >= index(&pair[1])) {
         Some(pair) => {
-            Err(odd(format!("block {} behind block {}", index(&pair[1]), index(&pair[0]))))
+            Err(unexpected(format!("block {} behind block {}", index(&pair[1]), index(&pair[0]))))
         }
         None => Ok(()),
     }
 }
 
-fn of<'a>(kind: Kind, id: &'a SnapshotId, doing: &'a str) -> Request<'a> {
-    Request { kind, snapshot: Some(id), doing, patience: Patience::usual() }
+fn of<'a>(kind: &'static Kind, id: &'a SnapshotId, doing: &'a str) -> Request<'a> {
+    Request { kind, snapshot: Some(id), doing, policy: RetryPolicy::standard() }
 }
 
 impl Ebs {
@@ -144,35 +141,36 @@ impl Ebs {
         from: ListFrom,
         max: usize,
     ) -> Result<BlockPage> {
-        let place = Place::of(from)?;
+        let position = Position::of(from)?;
         let doing = format!("list the blocks of {id}");
-        let (place, asked) = (&place, of(Kind::ListSnapshotBlocks, id, &doing));
+        let (position, asked) = (&position, of(&kinds::LIST_SNAPSHOT_BLOCKS, id, &doing));
         let listed_page = self.service.call(asked, |clients| async move {
             let request = clients.ebs.list_snapshot_blocks().snapshot_id(id.as_str());
-            let request = request.max_results(results(max)).set_next_token(place.token.clone());
-            let answer = request.set_starting_block_index(place.index).send().await;
+            let request = request.max_results(results(max)).set_next_token(position.token.clone());
+            let answer = request.set_starting_block_index(position.index).send().await;
             let answer = answer.map_err(|e| {
                 let reason = reason_of!(ListSnapshotBlocksError, e);
                 Failure::of_sdk(&e, reason.as_deref())
             })?;
             check_block_size(answer.block_size);
             let expiry = answer.expiry_time.as_ref();
-            let found = answer.blocks.ok_or_else(|| odd("no list of blocks"))?;
+            let found = answer.blocks.ok_or_else(|| unexpected("no list of blocks"))?;
             let mut blocks = Vec::with_capacity(found.len());
             for block in found {
-                let token = block.block_token.ok_or_else(|| odd("a block without a token"))?;
+                let token =
+                    block.block_token.ok_or_else(|| unexpected("a block without a token"))?;
                 blocks.push((index(block.block_index)?, token));
             }
             let mut blocks = listed(blocks, expiry);
-            let whole = place.token.is_none() && answer.next_token.is_none();
-            in_order(&mut blocks, whole, place.index, |block| block.index)?;
+            let whole = position.token.is_none() && answer.next_token.is_none();
+            in_order(&mut blocks, whole, position.index, |block| block.index)?;
             // The service always says it, and EC2 does, too: what says nothing contradicts nobody.
             let gib = answer.volume_size.unwrap_or(MAX_VOLUME_GIB);
             let gib = u64::try_from(gib).unwrap_or(0);
             let end = VolumeSize::from_gib(gib).map(VolumeSize::blocks);
-            let end = end.map_err(|_| odd(format!("a volume of {gib} GiB")))?;
+            let end = end.map_err(|_| unexpected(format!("a volume of {gib} GiB")))?;
             if let Some(beyond) = blocks.last().map(|block| block.index).filter(|at| *at >= end) {
-                return Err(odd(format!("block {beyond} of a volume of {gib} GiB")));
+                return Err(unexpected(format!("block {beyond} of a volume of {gib} GiB")));
             }
             Ok((blocks, end, answer.next_token))
         });
@@ -195,14 +193,14 @@ impl Ebs {
         from: ListFrom,
         max: usize,
     ) -> Result<ChangedPage> {
-        let place = Place::of(from)?;
+        let position = Position::of(from)?;
         let doing = format!("compare {first} and {second}");
-        let (place, asked) = (&place, of(Kind::ListChangedBlocks, second, &doing));
+        let (position, asked) = (&position, of(&kinds::LIST_CHANGED_BLOCKS, second, &doing));
         let changed_page = self.service.call(asked, |clients| async move {
             let request = clients.ebs.list_changed_blocks().first_snapshot_id(first.as_str());
             let request = request.second_snapshot_id(second.as_str()).max_results(results(max));
-            let request = request.set_next_token(place.token.clone());
-            let answer = request.set_starting_block_index(place.index).send().await;
+            let request = request.set_next_token(position.token.clone());
+            let answer = request.set_starting_block_index(position.index).send().await;
             let answer = answer.map_err(|e| {
                 let reason = reason_of!(ListChangedBlocksError, e);
                 Failure::of_sdk(&e, reason.as_deref())
@@ -210,7 +208,9 @@ impl Ebs {
             check_block_size(answer.block_size);
             let expiry = answer.expiry_time.as_ref();
             let mut blocks = Vec::new();
-            for block in answer.changed_blocks.ok_or_else(|| odd("no list of changed blocks"))? {
+            for block in
+                answer.changed_blocks.ok_or_else(|| unexpected("no list of changed blocks"))?
+            {
                 let index = index(block.block_index)?;
                 let one = |token| listed(vec![(index, token)], expiry).pop();
                 blocks.push(ChangedBlock {
@@ -219,8 +219,8 @@ impl Ebs {
                     second: block.second_block_token.and_then(one),
                 });
             }
-            let whole = place.token.is_none() && answer.next_token.is_none();
-            in_order(&mut blocks, whole, place.index, |block| block.index)?;
+            let whole = position.token.is_none() && answer.next_token.is_none();
+            in_order(&mut blocks, whole, position.index, |block| block.index)?;
             Ok((blocks, answer.next_token))
         });
         let (mut blocks, token) = changed_page.await?;
@@ -256,9 +256,8 @@ impl Ebs {
 
     async fn read_with(&self, id: &SnapshotId, number: i32, token: &Token) -> Result<Block> {
         let doing = format!("read block {number} of {id}");
-        let asked = of(Kind::GetSnapshotBlock, id, &doing);
-        let sent = |clients: Arc<Clients>| async move {
-            let coming = Coming::new();
+        let asked = of(&kinds::GET_SNAPSHOT_BLOCK, id, &doing);
+        let read = self.service.call(asked, |clients| async move {
             let request = clients.ebs.get_snapshot_block().snapshot_id(id.as_str());
             let request = request.block_index(number).block_token(&token.text).send();
             let answer = or_silence(request).await?;
@@ -267,20 +266,14 @@ impl Ebs {
                 Failure::of_sdk(&e, reason.as_deref())
             })?;
             let checksum = answer.checksum.as_deref().and_then(Digest::from_base64);
-            let expected = checksum.ok_or_else(|| odd("no SHA-256 with a block"))?;
-            Ok((coming, collect(answer.block_data).await?, expected))
-        };
-        let check = |(coming, bytes, expected): (Coming, Bytes, Digest)| async move {
-            let block = match Priority::of_task().is_urgent() {
-                true => Block::new(bytes),
-                false => coming.hash(bytes).await,
-            };
+            let expected = checksum.ok_or_else(|| unexpected("no SHA-256 with a block"))?;
+            let block = Block::new(collect(answer.block_data).await?);
             // Spoilt on the way, most likely.
             block
                 .expect(expected)
                 .map_err(|mismatch| Failure::new(Class::Corrupt, mismatch.to_string()))
-        };
-        self.service.call_checked(asked, sent, check).await
+        });
+        read.await
     }
 }
 
@@ -301,13 +294,13 @@ async fn collect(mut body: ByteStream) -> Result<Bytes, Failure> {
         let end = len + data.len();
         let room = buffer.get_mut(len..end);
         let room =
-            room.ok_or_else(|| odd(format!("more than the {BLOCK_SIZE} bytes of a block")))?;
+            room.ok_or_else(|| unexpected(format!("more than the {BLOCK_SIZE} bytes of a block")))?;
         room.copy_from_slice(&data);
         len = end;
     }
     match len {
         BLOCK_SIZE => Ok(buffer.freeze()),
-        _ => Err(odd(format!("{len} bytes, where a block has {BLOCK_SIZE}"))),
+        _ => Err(unexpected(format!("{len} bytes, where a block has {BLOCK_SIZE}"))),
     }
 }
 

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use super::EbsUrl;
 use super::clients::Clients;
 use super::failure::{Class, Failure, SILENT, TOO_MUCH};
-use super::limiter::{Limiter, Outcome, Permit, Quotas};
-use super::request::{Kind, Sent};
+use super::kinds;
 use crate::model::SnapshotId;
+use crate::store::limiter::{Limiter, Permit};
+use crate::store::request::{Kind, Outcome, Sent};
 use crate::store::{Error, ErrorKind, Priority, StoreOptions, Usage};
 
 /// How long one attempt may take, from its first byte to the last of its answer.
@@ -50,7 +51,7 @@ const TURN: Duration = Duration::from_mins(10);
 const BETWEEN_RENEWALS: Duration = Duration::from_secs(2);
 
 /// Why a request was not sent.
-enum NoTurn {
+enum NotSent {
     /// For so long nothing was answered.
     Silent(Duration),
     /// For so long nothing was taken: there were too many for the service.
@@ -59,7 +60,7 @@ enum NoTurn {
     Late,
 }
 
-impl NoTurn {
+impl NotSent {
     /// The error of a request that was tried before, so often and so long, and failed like this.
     fn after(&self, doing: &str, attempts: u32, tried: Duration, last: Option<&Failure>) -> Error {
         let (kind, why, cure) = match self {
@@ -92,14 +93,14 @@ impl NoTurn {
 
 /// How long a request is tried, and whether what is not found may come.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Patience {
+pub(super) struct RetryPolicy {
     deadline: Duration,
     not_found_until: Option<Instant>,
 }
 
-impl Patience {
+impl RetryPolicy {
     /// That of most requests.
-    pub(super) fn usual() -> Self {
+    pub(super) fn standard() -> Self {
         Self { deadline: DEADLINE, not_found_until: None }
     }
 
@@ -129,12 +130,12 @@ impl Patience {
 /// What is asked of the service.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Request<'a> {
-    pub(super) kind: Kind,
+    pub(super) kind: &'static Kind,
     /// What it is about.
     pub(super) snapshot: Option<&'a SnapshotId>,
     /// As in "cannot …".
     pub(super) doing: &'a str,
-    pub(super) patience: Patience,
+    pub(super) policy: RetryPolicy,
 }
 
 /// The clients, and everything that stands between us and them.
@@ -153,13 +154,13 @@ pub(super) struct Service {
 
 impl Service {
     pub(super) fn new(url: Option<EbsUrl>, clients: Clients, options: &StoreOptions) -> Self {
-        let quotas = if clients.is_aws() { Quotas::Documented } else { Quotas::Unknown };
+        let limiter = Limiter::new(options, clients.is_aws());
         Self {
             url,
             clients: RwLock::new(Arc::new(clients)),
             renewed: tokio::sync::Mutex::default(),
-            limiter: Limiter::new(options, quotas),
-            sent: Sent::default(),
+            limiter,
+            sent: Sent::new(&kinds::ALL),
             warned: Mutex::default(),
         }
     }
@@ -193,29 +194,14 @@ impl Service {
     pub(super) async fn call<T, F>(
         &self,
         request: Request<'_>,
-        attempt: impl FnMut(Arc<Clients>) -> F,
+        mut attempt: impl FnMut(Arc<Clients>) -> F,
     ) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Failure>>,
     {
-        self.call_checked(request, attempt, |value| std::future::ready(Ok(value))).await
-    }
-
-    /// The same, where an answer counts only once it was checked. Meanwhile its place is another
-    /// request's.
-    pub(super) async fn call_checked<A, T, F, C>(
-        &self,
-        request: Request<'_>,
-        mut attempt: impl FnMut(Arc<Clients>) -> F,
-        check: impl Fn(A) -> C,
-    ) -> Result<T, Error>
-    where
-        F: Future<Output = Result<A, Failure>>,
-        C: Future<Output = Result<T, Failure>>,
-    {
-        let Request { kind, doing, patience, .. } = request;
+        let Request { kind, doing, policy, .. } = request;
         // Listings are few, and a page of one is what many blocks wait for.
-        let priority = if kind.is_bulk() { Priority::of_task() } else { Priority::urgent() };
+        let priority = if kind.is_bulk { Priority::of_task() } else { Priority::urgent() };
         let begin = Instant::now();
         let (mut tried, mut renewed, mut wrong) = (Duration::ZERO, false, 0);
         let mut last: Option<Failure> = None;
@@ -225,23 +211,18 @@ impl Service {
                 Err(why) => return Err(why.after(doing, attempts - 1, tried, last.as_ref())),
             };
             let began = Instant::now();
-            let most = if kind.is_bulk() { ATTEMPT_OF_BLOCK } else { ATTEMPT };
-            let time = most.min(patience.deadline.saturating_sub(tried));
+            let most = if kind.is_bulk { ATTEMPT_OF_BLOCK } else { ATTEMPT };
+            let time = most.min(policy.deadline.saturating_sub(tried));
             let clients = self.clients();
             self.sent.count(kind);
             let answer = tokio::time::timeout(time, attempt(Arc::clone(&clients))).await;
             let failure = match answer {
                 Ok(Ok(value)) => {
                     permit.ended(Outcome::Answered);
-                    match check(value).await {
-                        Ok(value) => {
-                            if attempts > 1 {
-                                tracing::debug!("{doing}: succeeded in attempt {attempts}");
-                            }
-                            return Ok(value);
-                        }
-                        Err(failure) => failure,
+                    if attempts > 1 {
+                        tracing::debug!("{doing}: succeeded in attempt {attempts}");
                     }
+                    return Ok(value);
                 }
                 Ok(Err(failure)) => {
                     permit.ended(failure.outcome());
@@ -261,9 +242,9 @@ impl Service {
                 continue;
             }
             let wait = longest_wait(attempts).mul_f64(fastrand::f64());
-            let is_over = tried + wait + LEAST >= patience.deadline;
+            let is_over = tried + wait + LEAST >= policy.deadline;
             wrong += u32::from(matches!(failure.class, Class::Corrupt | Class::Foreign));
-            if is_over || !patience.allows(failure.class, wrong) {
+            if is_over || !policy.allows(failure.class, wrong) {
                 let error = failure.after(doing, attempts, tried);
                 return Err(if failure.is_silence() {
                     error.of_kind(ErrorKind::Timeout)
@@ -276,9 +257,9 @@ impl Service {
                 tried.as_secs_f64()
             );
             let refused = self.limiter.refused_since(kind).is_some_and(|s| s.elapsed() >= LONG);
-            let is_news = attempts >= MANY || tried >= LONG || refused;
+            let is_notable = attempts >= MANY || tried >= LONG || refused;
             match attempts {
-                _ if is_news && self.may_warn() => tracing::warn!("{told}"),
+                _ if is_notable && self.may_warn() => tracing::warn!("{told}"),
                 1 => tracing::debug!("{told}"),
                 _ => tracing::info!("{told}"),
             }
@@ -308,8 +289,8 @@ impl Service {
         priority: Priority,
         begin: Instant,
         tried: &mut Duration,
-    ) -> Result<Permit, NoTurn> {
-        let Request { kind, snapshot, patience, .. } = *request;
+    ) -> Result<Permit, NotSent> {
+        let Request { kind, snapshot, policy, .. } = *request;
         let asked = Instant::now();
         let lasts = |since: Option<Instant>, from: Instant| {
             since.map_or(Duration::ZERO, |since| since.max(from).elapsed())
@@ -320,18 +301,18 @@ impl Service {
             let silent_for = silent();
             let refused_for = lasts(self.limiter.refused_since(kind), begin);
             // In less there is no answer.
-            let after = |spent: Duration| patience.deadline.saturating_sub(spent + LEAST);
+            let after = |spent: Duration| policy.deadline.saturating_sub(spent + LEAST);
             let (left, hope) = (after(*tried + silent_for), after(refused_for));
             let turn = TURN.saturating_sub(asked.elapsed());
             if left.is_zero() {
                 *tried += silent_for;
-                return Err(NoTurn::Silent(silent_for));
+                return Err(NotSent::Silent(silent_for));
             }
             if hope.is_zero() {
-                return Err(NoTurn::Refused(refused_for));
+                return Err(NotSent::Refused(refused_for));
             }
             if turn.is_zero() {
-                return Err(NoTurn::Late);
+                return Err(NotSent::Late);
             }
             let wait = left.min(hope).min(turn);
             if let Ok(permit) = tokio::time::timeout(wait, &mut admitted).await {
@@ -384,11 +365,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_waits_while_all_is_refused_waits_no_longer_than_what_is_tried() {
+    async fn gives_up_waiting_after_the_deadline_while_all_is_refused() {
         let service = service();
-        let patience = Patience { deadline: Duration::from_secs(3), not_found_until: None };
+        let policy = RetryPolicy { deadline: Duration::from_secs(3), not_found_until: None };
         let request =
-            Request { kind: Kind::GetSnapshotBlock, snapshot: None, doing: "read it", patience };
+            Request { kind: &kinds::GET_SNAPSHOT_BLOCK, snapshot: None, doing: "read it", policy };
         let refuse = |_| {
             let refusal = Failure::new(Class::AccountThrottled, "too many");
             std::future::ready(Err::<(), _>(refusal))
@@ -403,15 +384,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn to_wait_while_others_are_refused_is_not_to_try() {
+    async fn waiting_while_others_are_refused_is_not_counted_as_trying() {
         let service = service();
-        let kind = Kind::GetSnapshotBlock;
+        let kind = &kinds::GET_SNAPSHOT_BLOCK;
         for _ in 0..5 {
             let permit = service.limiter.admit(kind, None, Priority::urgent()).await;
             permit.ended(Outcome::AccountThrottled);
         }
         let request =
-            Request { kind, snapshot: None, doing: "read it", patience: Patience::usual() };
+            Request { kind, snapshot: None, doing: "read it", policy: RetryPolicy::standard() };
         let (begin, mut tried) = (Instant::now(), Duration::ZERO);
         let permit = service.turn(&request, Priority::urgent(), begin, &mut tried).await;
         let waited = begin.elapsed();
@@ -422,13 +403,13 @@ mod tests {
     #[test]
     fn only_a_new_snapshot_may_still_come() {
         let later = Instant::now() + Duration::from_mins(1);
-        assert!(!Patience::usual().allows(Class::NotFound, 1));
-        assert!(Patience::until_known(later).allows(Class::NotFound, 1));
-        assert!(!Patience::until_known(Instant::now()).allows(Class::NotFound, 1));
-        assert!(!Patience::until_known(later).allows(Class::Final(ErrorKind::Denied), 1));
-        assert!(Patience::usual().allows(Class::Transient, 1000));
-        assert!(Patience::usual().allows(Class::Corrupt, 5));
-        assert!(!Patience::usual().allows(Class::Corrupt, 6));
-        assert!(!Patience::usual().allows(Class::Foreign, 6));
+        assert!(!RetryPolicy::standard().allows(Class::NotFound, 1));
+        assert!(RetryPolicy::until_known(later).allows(Class::NotFound, 1));
+        assert!(!RetryPolicy::until_known(Instant::now()).allows(Class::NotFound, 1));
+        assert!(!RetryPolicy::until_known(later).allows(Class::Final(ErrorKind::Denied), 1));
+        assert!(RetryPolicy::standard().allows(Class::Transient, 1000));
+        assert!(RetryPolicy::standard().allows(Class::Corrupt, 5));
+        assert!(!RetryPolicy::standard().allows(Class::Corrupt, 6));
+        assert!(!RetryPolicy::standard().allows(Class::Foreign, 6));
     }
 }

@@ -141,7 +141,7 @@ const LOGIN: &str = "<html><body>Please log in</body></html>";
 )]
 #[case(Answer::Endless("HTTP/1.1 200 OK\r\n\r\n"), "length limit exceeded")]
 #[tokio::test]
-async fn what_is_no_list_is_asked_for_a_few_times(#[case] answer: Answer, #[case] says: &str) {
+async fn asks_six_times_for_a_list_that_is_none(#[case] answer: Answer, #[case] says: &str) {
     let (store, sent) = answering(vec![answer]).await;
     let error = first_page(&store).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
@@ -165,7 +165,7 @@ async fn a_list_need_not_say_how_large_the_volume_is() {
 }
 
 #[tokio::test]
-async fn what_is_no_block_is_asked_for_a_few_times() {
+async fn asks_six_times_for_a_block_that_is_none() {
     let (store, sent) = answering(vec![short_block()]).await;
     let told = first_block(&store).await.unwrap_err().to_string();
     assert!(told.contains(&format!("1000 bytes, where a block has {BLOCK_SIZE}")), "{told}");
@@ -174,7 +174,7 @@ async fn what_is_no_block_is_asked_for_a_few_times() {
 }
 
 #[tokio::test]
-async fn what_is_no_list_of_snapshots_is_asked_for_a_few_times() {
+async fn asks_six_times_for_snapshots_that_are_none() {
     let (store, sent) = answering(vec![text("200 OK", LOGIN)]).await;
     let told = store.list(None).await.unwrap_err().to_string();
     assert!(told.contains("none of EC2, or was cut short; does something else answer"), "{told}");
@@ -303,7 +303,7 @@ async fn a_snapshot_that_is_not_known_yet_is_not_deleted_already() {
         text("200 OK", &format!("<{name}><return>true</return></{name}>"))
     };
     let (store, sent) = answering(vec![unknown(), unknown(), unknown(), done()]).await;
-    let later = Patience::until_known(Instant::now() + Duration::from_mins(1));
+    let later = RetryPolicy::until_known(Instant::now() + Duration::from_mins(1));
     catalog::delete(&store.service, &id(), later).await.unwrap();
     assert_eq!(sent.lock().unwrap().len(), 4);
     // After an answer that was lost it is gone.

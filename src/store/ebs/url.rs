@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_none_says_what_would_be() {
+    fn refuses_other_urls_with_an_example() {
         for text in [
             "ebs://US-West",
             "ebs://@us-west-2",

@@ -14,9 +14,9 @@ use jiff::Timestamp;
 
 use super::catalog::{PARENT_TAG, VOLUME_TAG};
 use super::failure::{Class, Failure};
-use super::read::{check_block_size, odd};
-use super::request::Kind;
-use super::service::{Patience, Request};
+use super::kinds;
+use super::read::{check_block_size, unexpected};
+use super::service::{Request, RetryPolicy};
 use super::{Ebs, Instant, SnapshotState, Started, catalog};
 use crate::model::{BLOCK_SIZE, Block, BlockIndex, MAX_TAGS, Snapshot, SnapshotId, VolumeSize};
 use crate::store::{CompleteRequest, Error, ErrorKind, Result, StartRequest};
@@ -119,7 +119,8 @@ impl Ebs {
             zero_blocks: None,
         };
         let until = Instant::now() + self.settling;
-        self.started().put(id, Started { snapshot: snapshot.clone(), until, news: Arc::default() });
+        self.started()
+            .put(id, Started { snapshot: snapshot.clone(), until, visibility: Arc::default() });
         Ok(snapshot)
     }
 
@@ -142,10 +143,10 @@ impl Ebs {
         let own = own.iter().map(|(key, value)| (key, value));
         let tags: &Vec<_> = &request.tags.iter().chain(own).map(tag).collect();
         let asked = Request {
-            kind: Kind::StartSnapshot,
+            kind: &kinds::START_SNAPSHOT,
             snapshot: None,
             doing: "start a snapshot",
-            patience: Patience::usual(),
+            policy: RetryPolicy::standard(),
         };
         let attempts = &AtomicU32::new(0);
         let lost = &AtomicBool::new(false);
@@ -194,35 +195,35 @@ impl Ebs {
         index: BlockIndex,
         block: &Block,
     ) -> Result<()> {
-        let started = self.started().get(id).map(|s| (Arc::clone(&s.news), s.until));
-        let Some((news, until)) = started else {
-            return self.put_with(Patience::usual(), id, index, block).await;
+        let started = self.started().get(id).map(|s| (Arc::clone(&s.visibility), s.until));
+        let Some((visibility, until)) = started else {
+            return self.put_with(RetryPolicy::standard(), id, index, block).await;
         };
-        if !news.is_missing.load(Ordering::Relaxed) {
-            match self.put_with(Patience::usual(), id, index, block).await {
+        if !visibility.is_missing.load(Ordering::Relaxed) {
+            match self.put_with(RetryPolicy::standard(), id, index, block).await {
                 Err(error) if error.kind() == ErrorKind::NotFound => {
-                    news.is_missing.store(true, Ordering::Relaxed);
+                    visibility.is_missing.store(true, Ordering::Relaxed);
                 }
                 put => return put,
             }
         }
-        let trying = news.trying.lock().await;
-        let patience = Patience::until_known(until);
-        if !news.is_missing.load(Ordering::Relaxed) {
+        let trying = visibility.trying.lock().await;
+        let policy = RetryPolicy::until_known(until);
+        if !visibility.is_missing.load(Ordering::Relaxed) {
             drop(trying);
             // It is not known everywhere at the same moment.
-            return self.put_with(patience, id, index, block).await;
+            return self.put_with(policy, id, index, block).await;
         }
-        let put = self.put_with(patience, id, index, block).await;
+        let put = self.put_with(policy, id, index, block).await;
         // If something else is wrong, those that wait find it out together, not one after the other.
         let still = put.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound);
-        news.is_missing.store(still, Ordering::Relaxed);
+        visibility.is_missing.store(still, Ordering::Relaxed);
         put
     }
 
     async fn put_with(
         &self,
-        patience: Patience,
+        policy: RetryPolicy,
         id: &SnapshotId,
         index: BlockIndex,
         block: &Block,
@@ -233,7 +234,7 @@ impl Ebs {
         let length = i32::try_from(BLOCK_SIZE).expect("512 KiB");
         let checksum = &block.digest().to_base64();
         let doing = &format!("put block {index} of {id}");
-        let asked = Request { kind: Kind::PutSnapshotBlock, snapshot: Some(id), doing, patience };
+        let asked = Request { kind: &kinds::PUT_SNAPSHOT_BLOCK, snapshot: Some(id), doing, policy };
         let put = self.service.call(asked, |clients| async move {
             let call =
                 clients.ebs.put_snapshot_block().snapshot_id(id.as_str()).block_index(number);
@@ -255,7 +256,7 @@ impl Ebs {
                 failure
             })?;
             if answer.checksum.is_none() && answer.request_id().is_none() {
-                return Err(odd("neither a checksum nor the id of a request"));
+                return Err(unexpected("neither a checksum nor the id of a request"));
             }
             match answer.checksum {
                 Some(given) if given != *checksum => {
@@ -286,7 +287,7 @@ impl Ebs {
         let doing = format!("complete {id}");
         // Whether an attempt, the answer to which was lost, may have done it.
         let lost = &AtomicBool::new(false);
-        let asked = self.about(Kind::CompleteSnapshot, id, &doing);
+        let asked = self.about(&kinds::COMPLETE_SNAPSHOT, id, &doing);
         let completed = self.service.call(asked, |clients| async move {
             let call = clients.ebs.complete_snapshot().snapshot_id(id.as_str());
             let mut call = call.changed_blocks_count(count);
@@ -318,7 +319,7 @@ impl Ebs {
                 _ => Err(error),
             };
         }
-        match catalog::describe(&self.service, id, self.patience(id)).await {
+        match catalog::describe(&self.service, id, self.policy(id)).await {
             Ok(snapshot) => Ok(snapshot),
             // It is complete, whatever can be learnt of it: whoever hears of a refusal deletes it.
             Err(error) => {
@@ -332,7 +333,7 @@ impl Ebs {
     /// A snapshot whose completion was not answered, if it shows that it was accepted; else the error, for
     /// which nobody deletes anything.
     async fn completed_after(&self, id: &SnapshotId, error: Error) -> Result<Snapshot> {
-        let found = catalog::describe(&self.service, id, self.patience(id));
+        let found = catalog::describe(&self.service, id, self.policy(id));
         match tokio::time::timeout(LOOK, found).await {
             Ok(Ok(found)) if found.state == SnapshotState::Completed => Ok(found),
             _ => Err(error),
@@ -353,7 +354,7 @@ impl Ebs {
             Error::new(ErrorKind::Unavailable, message)
         };
         loop {
-            let found = catalog::describe(&self.service, id, self.patience(id)).await;
+            let found = catalog::describe(&self.service, id, self.policy(id)).await;
             match found {
                 Ok(found) if found.state == SnapshotState::Completed => return Ok(found),
                 Ok(found) if found.state != SnapshotState::Pending => {

@@ -130,6 +130,7 @@ impl Snapshots {
 /// A snapshot. Each value is as it was sent: one that makes no sense is no reason to know nothing of the others.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
+#[expect(clippy::struct_field_names, reason = "they are those of EC2")]
 pub(crate) struct Snapshot {
     pub(crate) snapshot_id: String,
     pub(crate) volume_id: Option<String>,
@@ -156,7 +157,8 @@ impl Snapshot {
     }
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
 pub(crate) struct Tag {
     pub(crate) key: String,
     pub(crate) value: Option<String>,
@@ -222,6 +224,7 @@ mod tests {
                   <tagSet>
                     <item><key>Name</key><value> a &lt;b&gt; &amp; &#252;\n</value></item>
                     <item><value/><key>empty</key></item>
+                    <item/>
                   </tagSet>
                   <snapshotId>snap-1</snapshotId><status>completed</status>
                   <volumeSize>8</volumeSize><completionTime/><description><![CDATA[<x>]]></description>

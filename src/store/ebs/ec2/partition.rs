@@ -29,14 +29,17 @@ const fn of(regions: &'static str, domain: &'static str, dual_stack: &'static st
     Partition { regions, domain, dual_stack }
 }
 
-/// The URL of EC2 in a region.
-pub(super) fn ec2(region: &str, fips: bool, dual_stack: bool) -> String {
+/// The URL of EC2 in a region; `None` if that is no part of the name of a host.
+pub(super) fn ec2(region: &str, fips: bool, dual_stack: bool) -> Option<String> {
+    if region.is_empty() || !region.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
+        return None;
+    }
     let found = PARTITIONS.iter().find(|partition| region.starts_with(partition.regions));
     let partition = found.expect("the last one has all regions");
     let domain = if dual_stack { partition.dual_stack } else { partition.domain };
     // In GovCloud the usual endpoint is one of FIPS.
     let name = if fips && (dual_stack || partition.regions != GOV) { "ec2-fips" } else { "ec2" };
-    format!("https://{name}.{region}.{domain}")
+    Some(format!("https://{name}.{region}.{domain}"))
 }
 
 /// Whether an endpoint is one of AWS.
@@ -74,9 +77,16 @@ mod tests {
         #[case] dual_stack: bool,
         #[case] host: &str,
     ) {
-        let url = ec2(region, fips, dual_stack);
+        let url = ec2(region, fips, dual_stack).unwrap();
         assert_eq!(url, format!("https://{host}"));
         assert!(is_of_aws(&url) && is_of_aws(&format!("{url}:443/x")));
+    }
+
+    #[test]
+    fn a_region_cannot_lead_elsewhere() {
+        for region in ["", "us-east-1 ", "us-east-1.example/", "x@127.0.0.1:1/#", "a_b"] {
+            assert_eq!(ec2(region, false, false), None, "{region}");
+        }
     }
 
     #[test]
