@@ -6,11 +6,11 @@
 //! that all of them use. Nothing calls upwards. `docs/architecture.md` walks through it.
 
 pub(crate) mod arguments;
+pub(crate) mod blocking;
 pub mod cache;
 pub mod cli;
 pub mod doctor;
 pub(crate) mod fuse;
-pub(crate) mod hashing;
 pub mod image;
 pub(crate) mod jobs;
 pub mod model;

@@ -21,6 +21,7 @@ use self::layer::{Layer, Source};
 use super::staging::Staging;
 use super::staging::record::{self, GenerationRecord, ImageRecord, Trouble, Wishes, boot};
 use super::{Image, Reader};
+use crate::blocking::blocking;
 use crate::cache::Cache;
 use crate::model::{
     BLOCK_SIZE_U64, BlockIndex, LENGTH_TAG, NAME_TAG, SnapshotId, SnapshotState, Tags, check_tags,
@@ -517,16 +518,4 @@ impl Inner {
 /// One past the last block of so many bytes.
 fn end_block(len: u64) -> u32 {
     BlockIndex::containing(len.next_multiple_of(BLOCK_SIZE_U64)).0
-}
-
-/// Runs `work`, which waits for a disk or computes, on a thread where that is allowed.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // The program ends, and nobody waits for this any more.
-            Err(_) => std::future::pending().await,
-        },
-    }
 }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use futures::Stream;
 
 use crate::model::{BlockIndex, SnapshotId};
-use crate::store::page::{MAX_IDLE_PAGES, check_ascending, no_progress};
+use crate::store::page::{MAX_IDLE_PAGES, check_ascending, endless_listing};
 use crate::store::{ErrorKind, ListFrom, ListedBlock, MAX_PAGE_BLOCKS, Result, SharedStore};
 
 /// Follows a listing to its end.
@@ -48,7 +48,7 @@ impl Listing {
             let covered = behind.max(page.covered.unwrap_or(behind));
             self.idle = if covered > self.covered { 0 } else { self.idle + 1 };
             if page.next.is_some() && self.idle > MAX_IDLE_PAGES {
-                return Err(no_progress(&self.id, covered));
+                return Err(endless_listing(&self.id, covered));
             }
             self.covered = covered;
             self.page = page.blocks.into();

@@ -7,12 +7,13 @@ use futures::TryStreamExt as _;
 
 use super::blocks::Listing;
 use super::{Error, Result};
+use crate::blocking::blocking;
 use crate::model::{BLOCK_SIZE_U64, BlockIndex, Digest, Snapshot, SnapshotId};
 use crate::store::page::check_within;
 use crate::store::{self, ErrorKind, ListedBlock, SharedStore};
 use crate::transfer::target::{Target, Writer};
 use crate::transfer::thread::{WriteQueue, WriteThread};
-use crate::transfer::{self, SharedProgress, blocking, spawned};
+use crate::transfer::{self, SharedProgress, spawned};
 
 /// What to download, and where to.
 #[derive(Clone, Debug)]

@@ -9,6 +9,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::blocks::Listing;
 use super::{Error, Result};
+use crate::blocking::blocking;
 use crate::model::{
     Block, BlockIndex, Digester, LENGTH_TAG, MAX_DESCRIPTION_CHARS, Snapshot, SnapshotId,
     SnapshotState, Tags,
@@ -16,7 +17,7 @@ use crate::model::{
 use crate::store::{self, CompleteRequest, ErrorKind, ListedBlock, SharedStore, StartRequest};
 use crate::transfer::holes::too_many;
 use crate::transfer::source::Source;
-use crate::transfer::{SharedProgress, blocking, concurrent_runs, run_len, spawned};
+use crate::transfer::{SharedProgress, concurrent_runs, run_len, spawned};
 
 /// How long it may take to learn whether a snapshot is completed that was to be given up.
 const LOOK: Duration = Duration::from_secs(5);

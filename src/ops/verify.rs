@@ -9,10 +9,11 @@ use serde::Serialize;
 use super::blocks::Listing;
 use super::upload::{Candidate, candidates};
 use super::{Error, Result};
+use crate::blocking::blocking;
 use crate::model::{BLOCK_SIZE_U64, Block, BlockIndex, SnapshotId};
 use crate::store::{self, ErrorKind, SharedStore};
 use crate::transfer::source::Source;
-use crate::transfer::{self, SharedProgress, blocking, spawned};
+use crate::transfer::{self, SharedProgress, spawned};
 
 /// Findings that a report has at most; beyond, they are only counted.
 const MAX_FINDINGS: usize = 1000;

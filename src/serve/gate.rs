@@ -23,7 +23,6 @@ use super::endpoint::Endpoint;
 use super::inject::Verdict;
 use super::refusal::Refusal;
 use super::{Access, direct, guard, query, signature};
-use crate::hashing::Coming;
 use crate::model::{BLOCK_SIZE, Block, BlockBuffer, Digest};
 
 /// Bytes of a body at most, where it is not a block.
@@ -123,12 +122,9 @@ pub(super) struct Payload {
 }
 
 impl Payload {
-    /// A block is hashed with others.
-    async fn new(bytes: Bytes, coming: Option<Coming>) -> Self {
-        let block = match (coming, bytes.len()) {
-            (Some(coming), BLOCK_SIZE) => Some(coming.hash(bytes.clone()).await),
-            _ => None,
-        };
+    fn new(operation: Operation, bytes: Bytes) -> Self {
+        let is_block = operation == Operation::PutSnapshotBlock && bytes.len() == BLOCK_SIZE;
+        let block = is_block.then(|| Block::new(bytes.clone()));
         Self { bytes, block }
     }
 
@@ -159,8 +155,6 @@ pub(super) async fn pass(
         tokio::time::sleep(verdict.delay).await;
     }
     let working = connection.as_ref().map(Connection::work);
-    // Whoever puts many blocks at once sends the next when this one is answered.
-    let next_block = (operation == Operation::PutSnapshotBlock).then(Coming::new);
     let mut response = match admitted {
         Ok(payload) => {
             endpoint.metrics.received.fetch_add(payload.bytes.len() as u64, Ordering::Relaxed);
@@ -182,7 +176,7 @@ pub(super) async fn pass(
             refusal.into_response()
         }
     };
-    drop((working, next_block));
+    drop(working);
     let formed = response.extensions_mut().remove::<query::Refused>().map(|refused| refused.0);
     let refusal = response.extensions_mut().remove::<Refusal>();
     let status = response.status();
@@ -296,9 +290,7 @@ async fn admit(
         Access::Keys(_) if operation == Operation::Metrics => None,
         Access::Keys(keys) => Some(signature::claim(parts, keys, operation.services())?),
     };
-    let coming = (operation == Operation::PutSnapshotBlock).then(Coming::new);
-    let bytes = read(operation, parts, body).await?;
-    let payload = Payload::new(bytes, coming).await;
+    let payload = Payload::new(operation, read(operation, parts, body).await?);
     if let Some(claim) = claim {
         let may_be_unsigned = operation == Operation::PutSnapshotBlock;
         claim.verify(parts, payload.digest(), may_be_unsigned)?;

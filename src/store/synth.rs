@@ -12,6 +12,7 @@ use super::{
     BlockPage, BlockToken, ChangedBlock, ChangedPage, CompleteRequest, Error, ErrorKind, ListFrom,
     ListToken, ListedBlock, MAX_PAGE_BLOCKS, Result, SnapshotPage, SnapshotStore, StartRequest,
 };
+use crate::blocking::blocking;
 use crate::model::{
     Block, BlockIndex, Digest, NAME_TAG, Snapshot, SnapshotId, SnapshotState, Tags,
 };
@@ -137,7 +138,7 @@ impl SnapshotStore for Synth {
     async fn list_blocks(&self, id: &SnapshotId, from: ListFrom, max: usize) -> Result<BlockPage> {
         let (version, from) = (self.version(id)?, start_index(&from)?);
         let max = max.clamp(1, MAX_PAGE_BLOCKS);
-        let Page { blocks, next, .. } = computed(move || version.page(from, max)).await?;
+        let Page { blocks, next, .. } = blocking(move || version.page(from, max)).await;
         Ok(BlockPage {
             blocks: self.listed(&version, &blocks).collect(),
             covered: Some(next.unwrap_or(self.recipe.size.blocks())),
@@ -161,7 +162,7 @@ impl SnapshotStore for Synth {
         let (from, max) = (start_index(&from)?, max.clamp(1, MAX_PAGE_BLOCKS));
         let turned = one.number > two.number;
         let (old, new) = if turned { (two, one) } else { (one, two) };
-        let page = computed(move || old.changes_to(&new, from, max)).await?;
+        let page = blocking(move || old.changes_to(&new, from, max)).await;
         let changed: Vec<_> = page.blocks.iter().map(|(index, _)| (*index, Kind::Data)).collect();
         let pairs = self.listed(&old, &page.blocks).zip(self.listed(&new, &changed));
         let blocks = pairs.zip(&page.blocks).map(|((before, after), (index, kind))| {
@@ -187,7 +188,7 @@ impl SnapshotStore for Synth {
         if token.0[..] != self.token(&version, index) {
             return Err(expired());
         }
-        computed(move || version.block(index)).await?.ok_or_else(expired)
+        blocking(move || version.block(index)).await.ok_or_else(expired)
     }
 
     async fn start(&self, _request: StartRequest) -> Result<Snapshot> {
@@ -264,11 +265,4 @@ fn read_id(id: &SnapshotId) -> Option<(u32, u32, u32)> {
     }
     let number = |range| u32::from_str_radix(&digits[range], 16).ok();
     Some((number(0..8)?, number(8..12)?, number(12..17)?))
-}
-
-/// Runs what may keep a core busy for milliseconds, on a thread where that is allowed.
-async fn computed<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| Error::with_source(ErrorKind::Unavailable, "a worker thread died", error))
 }

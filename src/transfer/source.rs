@@ -9,8 +9,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use nix::unistd::{Whence, lseek};
 
-use super::{Error, blocking};
-use crate::hashing::Coming;
+use super::Error;
+use crate::blocking::blocking;
 use crate::model::{BLOCK_SIZE_U64, Block, BlockBuffer, BlockIndex, InvalidVolumeSize, VolumeSize};
 
 /// A file or block device that is read block by block.
@@ -106,9 +106,8 @@ impl Source {
     ///
     /// If it cannot be read, or has become shorter.
     pub(crate) async fn read(&self, index: BlockIndex) -> Result<Block, Error> {
-        let (source, coming) = (self.clone(), Coming::new());
-        let bytes = blocking(move || source.read_bytes(index)).await?;
-        Ok(coming.hash(bytes).await)
+        let source = self.clone();
+        blocking(move || source.read_bytes(index).map(Block::new)).await
     }
 
     /// Reads blocks, and hashes them together.

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::watch;
 
+use super::Error;
 use super::target::Writer;
-use super::{Error, blocking};
+use crate::blocking::blocking;
 use crate::model::{Block, BlockIndex};
 
 /// Blocks that wait to be written, at most: 8 MiB.

@@ -9,7 +9,8 @@ use jiff::Timestamp;
 use tokio::sync::RwLockReadGuard;
 
 use super::layer::{Layer, Source};
-use super::{COPY_UPS, Error, Inner, Result, Trouble, WorkingImage, blocking, end_block};
+use super::{COPY_UPS, Error, Inner, Result, Trouble, WorkingImage, end_block};
+use crate::blocking::blocking;
 use crate::image::staging::Files;
 use crate::image::staging::files::punch;
 use crate::image::staging::map::{Mark, Record};

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::layer::{Commit, Layer};
 use super::put::{Put, in_time};
-use super::{Error, Inner, Reader, Result, Trouble, WorkingImage, blocking, name};
+use super::{Error, Inner, Reader, Result, Trouble, WorkingImage, name};
+use crate::blocking::blocking;
 use crate::image::staging::files::read_padded;
 use crate::image::staging::map::Mark;
 use crate::image::staging::record::Attempt;

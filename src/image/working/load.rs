@@ -6,9 +6,8 @@ use std::sync::{Arc, PoisonError};
 
 use super::base::{self, Missing};
 use super::layer::Layer;
-use super::{
-    Damaged, Error, Inner, REMOVED, Reader, Result, Trouble, WorkingImage, Workshop, blocking,
-};
+use super::{Damaged, Error, Inner, REMOVED, Reader, Result, Trouble, WorkingImage, Workshop};
+use crate::blocking::blocking;
 use crate::image::staging::record::{self, ImageRecord, RECORD, boot};
 use crate::image::staging::{Files, Staging};
 

@@ -11,7 +11,8 @@ use tokio::task::JoinHandle;
 
 use super::commit::DIED;
 use super::layer::Commit;
-use super::{Error, Result, WorkingImage, blocking, end_block};
+use super::{Error, Result, WorkingImage, end_block};
+use crate::blocking::blocking;
 use crate::cache::Urgency;
 use crate::image::Image;
 use crate::image::staging::Files;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use super::layer::Source;
-use super::{Result, WorkingImage, blocking, end_block};
+use super::{Result, WorkingImage, end_block};
+use crate::blocking::blocking;
 use crate::image::staging::map::Mark;
 use crate::model::{BLOCK_SIZE, BLOCK_SIZE_U64, BlockIndex, BlockPart, block_parts};
 

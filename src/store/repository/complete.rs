@@ -58,7 +58,7 @@ impl Put {
 
 /// The valid put of one block so far.
 #[derive(Clone, Copy, Debug)]
-struct Winner {
+struct NewestPut {
     epoch: u32,
     /// The writer whose valid put was looked at last.
     writer: Uuid,
@@ -139,16 +139,16 @@ impl Sealed {
 
 /// A manifest that is there.
 #[derive(Debug)]
-enum Made {
+enum Completion {
     /// This completion made it, and has to tidy up.
-    Here(Manifest),
+    Ours(Manifest),
     /// Another completion of the same attempt was faster.
     ByAnother(Manifest),
 }
 
 /// What has been built of a snapshot.
 #[derive(Debug, Default)]
-struct Built {
+struct ManifestDraft {
     pages: Vec<PageRef>,
     /// Objects that this completion made.
     made: Vec<ObjectId>,
@@ -186,17 +186,17 @@ impl Repository {
         let made = match self.make_manifest(&start, request).await {
             // Another completion of this attempt was faster, and its tidying up was in the way.
             Err(error) if was_tidied(&error) => match self.manifest(id).await? {
-                Some(found) if found.metadata == start.metadata => Ok(Made::ByAnother(found)),
+                Some(found) if found.metadata == start.metadata => Ok(Completion::ByAnother(found)),
                 _ => Err(error),
             },
             made => made,
         };
         let manifest = match made {
-            Ok(Made::Here(manifest)) => {
+            Ok(Completion::Ours(manifest)) => {
                 self.tidy_up(&start).await;
                 manifest
             }
-            Ok(Made::ByAnother(manifest)) => manifest,
+            Ok(Completion::ByAnother(manifest)) => manifest,
             Err(error) => {
                 writer.inspect(|writer| writer.reopen());
                 return Err(error);
@@ -210,11 +210,11 @@ impl Repository {
         Ok(manifest.snapshot(tags))
     }
 
-    async fn make_manifest(&self, start: &Start, request: CompleteRequest) -> Result<Made> {
+    async fn make_manifest(&self, start: &Start, request: CompleteRequest) -> Result<Completion> {
         let began = since_boot();
         let put = self.seal(start, request).await?;
-        let built = self.build(start, &put, request).await?;
-        self.publish(start, built, began).await
+        let draft = self.build(start, &put, request).await?;
+        self.publish(start, draft, began).await
     }
 
     /// Removes what was needed to make the snapshot. What stays does no harm, and `gc` finds it.
@@ -279,11 +279,16 @@ impl Repository {
         read_record(&bytes).map_err(|why| damaged(&name, why))
     }
 
-    async fn build(&self, start: &Start, put: &Put, request: CompleteRequest) -> Result<Built> {
+    async fn build(
+        &self,
+        start: &Start,
+        put: &Put,
+        request: CompleteRequest,
+    ) -> Result<ManifestDraft> {
         let who = Uuid::new_v4();
         let parent = self.page_list(start.parent_pages).await?;
         let end = start.metadata.volume_size.blocks();
-        let mut built = Built::default();
+        let mut draft = ManifestDraft::default();
         let mut checksum = Digester::default();
         for round in rounds(put, end) {
             let mut winners = self.winners(start, put, &round).await?;
@@ -294,7 +299,7 @@ impl Repository {
                 let after = winners.split_off(&span_start(span + 1));
                 let changes = std::mem::replace(&mut winners, after);
                 let old = parent.iter().find(|page| page.span == span);
-                self.build_page(who, span, old, changes, end, &mut built).await?;
+                self.build_page(who, span, old, changes, end, &mut draft).await?;
             }
         }
         if let Some(expected) = request.checksum {
@@ -305,7 +310,7 @@ impl Repository {
                 return Err(Error::new(ErrorKind::Conflict, message));
             }
         }
-        Ok(built)
+        Ok(draft)
     }
 
     /// The valid put of each block in a range.
@@ -314,7 +319,7 @@ impl Repository {
         start: &Start,
         put: &Put,
         range: &Range<BlockIndex>,
-    ) -> Result<BTreeMap<BlockIndex, Winner>> {
+    ) -> Result<BTreeMap<BlockIndex, NewestPut>> {
         let mut winners = BTreeMap::new();
         for summary in &put.records {
             if summary.last < range.start || summary.first >= range.end {
@@ -323,12 +328,12 @@ impl Repository {
             let table = self.record(start, summary.id).await?;
             for n in table.position(range.start)..table.position(range.end) {
                 let RecordId { epoch, writer, .. } = summary.id;
-                let new = Winner { epoch, writer, entry: table.entry(n) };
+                let new = NewestPut { epoch, writer, entry: table.entry(n) };
                 match winners.entry(new.entry.index) {
                     MapEntry::Vacant(vacant) => {
                         vacant.insert(new);
                     }
-                    MapEntry::Occupied(mut old) => meet(old.get_mut(), new)?,
+                    MapEntry::Occupied(mut old) => keep_newer(old.get_mut(), new)?,
                 }
             }
         }
@@ -341,20 +346,20 @@ impl Repository {
         who: Uuid,
         span: u32,
         old: Option<&PageRef>,
-        changes: BTreeMap<BlockIndex, Winner>,
+        changes: BTreeMap<BlockIndex, NewestPut>,
         end: BlockIndex,
-        built: &mut Built,
+        draft: &mut ManifestDraft,
     ) -> Result<()> {
         let mut entries = BTreeMap::new();
         if let Some(old) = old {
             let ends_inside = span_start(span + 1) > end;
             if changes.is_empty() && !ends_inside {
-                built.pages.push(*old);
+                draft.pages.push(*old);
                 return Ok(());
             }
             let table = self.page(old).await?;
             if changes.is_empty() && table.position(end) == table.len() {
-                built.pages.push(*old);
+                draft.pages.push(*old);
                 return Ok(());
             }
             entries.extend(table.entries().map(|entry| (entry.index, entry)));
@@ -369,77 +374,91 @@ impl Repository {
         let data = Table::encode(&entries);
         let page = ObjectId { digest: Digest::of(&data), writer: who };
         self.objects.create(&page.page_name(), data).await?;
-        built.made.push(page);
-        built.pages.push(PageRef::new(span, page, &entries));
+        draft.made.push(page);
+        draft.pages.push(PageRef::new(span, page, &entries));
         Ok(())
     }
 
     /// Makes the manifest, the moment from which the snapshot is there.
-    async fn publish(&self, start: &Start, mut built: Built, began: Duration) -> Result<Made> {
+    async fn publish(
+        &self,
+        start: &Start,
+        mut draft: ManifestDraft,
+        began: Duration,
+    ) -> Result<Completion> {
         let id = &start.metadata.id;
-        let pages = self.save_page_list(start, &mut built).await?;
+        let pages = self.save_page_list(start, &mut draft).await?;
         let sum =
-            |count: fn(&PageRef) -> u32| built.pages.iter().map(|p| u64::from(count(p))).sum();
+            |count: fn(&PageRef) -> u32| draft.pages.iter().map(|p| u64::from(count(p))).sum();
         let manifest = Manifest {
             metadata: start.metadata.clone(),
             completed_time: self.objects.now().await?,
-            content_digest: content_digest(start.metadata.volume_size, &built.pages),
+            content_digest: content_digest(start.metadata.volume_size, &draft.pages),
             data_blocks: sum(|page| page.data_blocks),
             zero_blocks: sum(|page| page.zero_blocks),
             pages,
         };
-        self.check_not_collected(&built, began).await?;
+        self.check_not_collected(&draft, began).await?;
         if !self.objects.create(&names::manifest(id), document::encode(&manifest)).await? {
             return match self.manifest(id).await? {
-                Some(found) if found.metadata == start.metadata => Ok(Made::ByAnother(found)),
+                Some(found) if found.metadata == start.metadata => Ok(Completion::ByAnother(found)),
                 _ => Err(Error::new(ErrorKind::Conflict, "there is a snapshot of this id already")),
             };
         }
-        if let Err(error) = self.check_published(start, &built, began).await {
+        if let Err(error) = self.check_published(start, &draft, began).await {
             // The id may be another snapshot's by now.
             if self.manifest(id).await?.is_some_and(|found| found.metadata == start.metadata) {
                 self.objects.delete(&[names::manifest(id)]).await?;
             }
             return Err(error);
         }
-        Ok(Made::Here(manifest))
+        Ok(Completion::Ours(manifest))
     }
 
-    async fn save_page_list(&self, start: &Start, built: &mut Built) -> Result<Option<ObjectId>> {
-        if built.pages.is_empty() {
+    async fn save_page_list(
+        &self,
+        start: &Start,
+        draft: &mut ManifestDraft,
+    ) -> Result<Option<ObjectId>> {
+        if draft.pages.is_empty() {
             return Ok(None);
         }
-        if built.made.is_empty() && start.parent_pages.is_some() {
+        if draft.made.is_empty() && start.parent_pages.is_some() {
             let parent = self.page_list(start.parent_pages).await?;
-            if *parent == built.pages {
+            if *parent == draft.pages {
                 return Ok(start.parent_pages);
             }
         }
-        let data = page_list::encode(&built.pages);
+        let data = page_list::encode(&draft.pages);
         let list = ObjectId { digest: Digest::of(&data), writer: Uuid::new_v4() };
         self.objects.create(&list.page_name(), data).await?;
-        built.made.push(list);
+        draft.made.push(list);
         Ok(Some(list))
     }
 
     /// Whoever aborted the snapshot, or deleted it after another completion, meant this one too.
-    async fn check_published(&self, start: &Start, built: &Built, began: Duration) -> Result<()> {
+    async fn check_published(
+        &self,
+        start: &Start,
+        draft: &ManifestDraft,
+        began: Duration,
+    ) -> Result<()> {
         let now = self.start_of(&start.metadata.id).await?;
         if now.map(|now| now.metadata.attempt) != Some(start.metadata.attempt) {
             return Err(Error::new(ErrorKind::Conflict, "it was aborted or deleted meanwhile"));
         }
-        self.check_not_collected(built, began).await
+        self.check_not_collected(draft, began).await
     }
 
     /// Fails if this took so long that a collection may have deleted what only the manifest will
     /// refer to: the pages. The packs are kept by the records.
-    async fn check_not_collected(&self, built: &Built, began: Duration) -> Result<()> {
+    async fn check_not_collected(&self, draft: &ManifestDraft, began: Duration) -> Result<()> {
         if since_boot().saturating_sub(began) < SAFE {
             return Ok(());
         }
         // What was named lately is safe: it is reachable before the grace period ends.
         let doomed = found_before(&*self.objects, self.objects.now().await?, SAFE).await?;
-        for name in built.made.iter().map(|page| page.page_name()) {
+        for name in draft.made.iter().map(|page| page.page_name()) {
             if doomed.contains(&name) || !self.objects.exists(&name).await? {
                 let message = format!(
                     "completing it took so long that a collection found {name} unused; complete it again"
@@ -458,7 +477,7 @@ fn was_tidied(error: &Error) -> bool {
 
 /// Meets another put of the same block. They come from the highest epoch down, writer by writer,
 /// from the latest record of each: so the first of each writer is the valid one.
-fn meet(valid: &mut Winner, other: Winner) -> Result<()> {
+fn keep_newer(valid: &mut NewestPut, other: NewestPut) -> Result<()> {
     if other.epoch < valid.epoch || other.writer == valid.writer {
         return Ok(());
     }

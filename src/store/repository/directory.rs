@@ -16,9 +16,10 @@ use nix::unistd::Uid;
 use uuid::Uuid;
 
 use super::names::{self, INFO};
-use super::objects::{Decode, Decoded, Objects};
+use super::objects::{Decode, Objects};
 use super::read::damaged;
-use crate::model::{BlockBuffer, DIRECT_ALIGNMENT};
+use crate::blocking::blocking;
+use crate::model::{Block, BlockBuffer, DIRECT_ALIGNMENT};
 use crate::store::{Error, ErrorKind, Result};
 use crate::sys;
 
@@ -68,18 +69,6 @@ impl Directory {
     ) -> Result<T> {
         let inner = Arc::clone(&self.0);
         blocking(move || work(&inner)).await
-    }
-}
-
-/// Runs `work` on a thread that may wait or compute for a while.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => {
-            Err(Error::with_source(ErrorKind::Unavailable, "a worker thread died", error))
-        }
     }
 }
 
@@ -499,7 +488,7 @@ impl Objects for Directory {
         offset: u64,
         len: usize,
         decode: Decode,
-    ) -> Result<Decoded> {
+    ) -> Result<Block> {
         let name = name.to_owned();
         self.run(move |inner| decode(&inner.read_range(&name, offset, len)?)).await
     }
@@ -573,7 +562,7 @@ mod tests {
     }
 
     #[test]
-    fn where_a_repository_was_nothing_is_found_or_made() {
+    fn finds_and_makes_nothing_where_a_repository_was() {
         let dir = tempfile::tempdir().unwrap();
         let (here, away) = (dir.path().join("here"), dir.path().join("away"));
         std::fs::create_dir(&here).unwrap();
@@ -601,7 +590,7 @@ mod tests {
     }
 
     #[test]
-    fn what_root_makes_in_the_repository_of_a_user_is_the_users() {
+    fn objects_made_by_root_belong_to_the_owner_of_the_repository() {
         if !Uid::effective().is_root() {
             return;
         }

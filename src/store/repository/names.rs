@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_ours_is_no_name() {
+    fn foreign_names_are_no_object_names() {
         for name in ["packs/07/readme", "packs/lost+found", "packs/zz/x.y", "packs/x"] {
             assert_eq!(ObjectId::from_name(PACKS, name), None, "{name}");
         }

@@ -10,16 +10,7 @@ use crate::model::Block;
 use crate::store::Result;
 
 /// Makes a block of its bytes in an object.
-pub(super) type Decode = Box<dyn FnOnce(&[u8]) -> Result<Decoded> + Send>;
-
-/// What was made of the bytes of a block in an object.
-#[derive(Debug)]
-pub(super) enum Decoded {
-    /// The block.
-    Block(Block),
-    /// What is to be hashed yet.
-    Raw(Bytes),
-}
+pub(super) type Decode = Box<dyn FnOnce(&[u8]) -> Result<Block> + Send>;
 
 /// A flat space of named, immutable objects: a directory, or a bucket.
 ///
@@ -51,7 +42,7 @@ pub(super) trait Objects: Debug + Send + Sync + 'static {
         offset: u64,
         len: usize,
         decode: Decode,
-    ) -> Result<Decoded>;
+    ) -> Result<Block>;
 
     /// Reads the last `len` bytes of an object, or all of it if it is shorter.
     ///

@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_compress_grows_by_the_headers_of_a_raw_frame() {
+    fn incompressible_data_grows_by_the_headers_of_a_raw_frame() {
         assert!(!shrinks(&noise(BLOCK_SIZE)));
         assert_eq!(stored(&noise(BLOCK_SIZE)), BLOCK_SIZE + 4 + 1 + 4 + 4 * 3);
     }

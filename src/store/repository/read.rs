@@ -6,19 +6,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use lru::LruCache;
 
-use super::directory::blocking;
 use super::manifest::Manifest;
 use super::names::ObjectId;
-use super::objects::Decoded;
 use super::page_list::{self, PageRef, span_of, span_start};
 use super::table::{Entry, Location, Table, u32_at};
 use super::{Repository, pack};
-use crate::hashing::Coming;
+use crate::blocking::blocking;
 use crate::model::{Block, BlockIndex, Digest, SnapshotId};
 use crate::store::page::{page_token, start_index};
 use crate::store::{
     BlockPage, BlockToken, ChangedBlock, ChangedPage, Error, ErrorKind, ListFrom, ListedBlock,
-    MAX_PAGE_BLOCKS, Priority, Result,
+    MAX_PAGE_BLOCKS, Result,
 };
 
 /// Bytes of pages and page lists that a repository keeps in memory, whatever it is used for.
@@ -233,43 +231,26 @@ impl Repository {
             Error::new(ErrorKind::ExpiredToken, message)
         })?;
         let Some(location) = location else { return Ok(Block::Zero) };
-        let coming = (!Priority::of_task().is_urgent()).then(Coming::new);
-        let read = self.read_and_hash(location, digest, coming).await;
+        let read = self.read_frame(location, digest).await;
         read.map_err(|e| e.context(format_args!("cannot read block {index} of {id}")))
     }
 
     /// Reads one block of a pack, which must have this digest.
     pub(super) async fn read_frame(&self, location: Location, digest: Digest) -> Result<Block> {
-        self.read_and_hash(location, digest, None).await
-    }
-
-    /// Hashes it where it is decompressed, unless it is one of many that nobody waits for.
-    async fn read_and_hash(
-        &self,
-        location: Location,
-        digest: Digest,
-        coming: Option<Coming>,
-    ) -> Result<Block> {
         let name = location.pack.pack_name();
         let (offset, len) = (u64::from(location.offset), location.length as usize);
-        let at_once = coming.is_none();
         let decode = {
             let name = name.clone();
             move |frame: &[u8]| {
                 let raw = pack::decompress(frame).map_err(|why| damaged(&name, &why))?;
-                Ok(if at_once { Decoded::Block(Block::new(raw)) } else { Decoded::Raw(raw) })
+                Ok(Block::new(raw))
             }
         };
-        let decoded = match self.objects.read_range(&name, offset, len, Box::new(decode)).await {
+        let block = match self.objects.read_range(&name, offset, len, Box::new(decode)).await {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 return Err(damaged(&name, "it is missing"));
             }
-            decoded => decoded?,
-        };
-        let block = match (decoded, coming) {
-            (Decoded::Block(block), _) => block,
-            (Decoded::Raw(raw), Some(coming)) => coming.hash(raw).await,
-            (Decoded::Raw(raw), None) => Block::new(raw),
+            block => block?,
         };
         block.expect(digest).map_err(|mismatch| damaged(&name, &mismatch.to_string()))
     }

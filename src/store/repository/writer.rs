@@ -12,7 +12,6 @@ use uuid::Uuid;
 
 use super::complete::{SAFE, Sealed};
 use super::describe::{Found, not_found};
-use super::directory::blocking;
 use super::document::read_document;
 use super::gc::found_before;
 use super::manifest::Start;
@@ -20,6 +19,7 @@ use super::names::{ObjectId, RecordId};
 use super::pack::{Encoded, Frame, PACK_BLOCKS, PackBuilder, Spare, shrinks};
 use super::table::{Entry, PAGE_BLOCKS, Table};
 use super::{Repository, names, since_boot};
+use crate::blocking::blocking;
 use crate::model::{BLOCK_SIZE, Block, BlockIndex, Digest, SnapshotId, VolumeSize};
 use crate::store::{Error, ErrorKind, Result};
 
@@ -250,7 +250,7 @@ impl Writer {
         let permit = saving.acquire_owned().await.expect("it is never closed");
         // Whoever deletes the snapshot waits for the permit, so that nothing is made behind that.
         self.state().check_open()?;
-        self.outdo_others().await?;
+        self.raise_epoch().await?;
         let batch = {
             let mut state = self.state();
             state.check_open()?;
@@ -258,7 +258,7 @@ impl Writer {
         };
         if let Some(batch) = batch {
             let writer = Arc::clone(self);
-            unstoppable(async move {
+            run_to_end(async move {
                 let _permit = permit;
                 writer.save(batch).await
             })
@@ -273,7 +273,7 @@ impl Writer {
 
     /// Takes an epoch above those of other writers, if there are any: what is put from now on comes
     /// after all that they had acknowledged before.
-    async fn outdo_others(&self) -> Result<()> {
+    async fn raise_epoch(&self) -> Result<()> {
         let (first, writer) = self.who().await?;
         let announce = || async {
             let name = names::writer(&self.id, self.attempt, writer);
@@ -342,9 +342,9 @@ impl Writer {
             let Some(batch) = full else { return Ok(record) };
             drop(turn);
             let writer = Arc::clone(self);
-            unstoppable(async move {
+            run_to_end(async move {
                 let _permit = permit;
-                if durably && let Err(error) = writer.outdo_others().await {
+                if durably && let Err(error) = writer.raise_epoch().await {
                     writer.state().unsaved.push(batch);
                     return Err(error);
                 }
@@ -362,7 +362,7 @@ impl Writer {
     /// Saves everything that was put.
     pub(super) async fn flush(self: &Arc<Self>) -> Result<()> {
         let writer = Arc::clone(self);
-        unstoppable(async move {
+        run_to_end(async move {
             // With all permits nobody else is saving.
             let _permits =
                 writer.saving.acquire_many(MAX_SAVING).await.expect("it is never closed");
@@ -387,12 +387,7 @@ impl Writer {
             if self.saving.try_acquire_many(MAX_SAVING).is_ok() {
                 return;
             }
-            let step = || {
-                std::thread::sleep(ABANDON_STEP);
-                Ok(())
-            };
-            // It cannot fail, and if it did there would be no wait.
-            let _ = blocking(step).await;
+            blocking(|| std::thread::sleep(ABANDON_STEP)).await;
         }
     }
 
@@ -514,7 +509,7 @@ fn milliseconds(time: Duration) -> u64 {
 }
 
 /// Runs `work` to its end, also when whoever waits for it goes away: what was accepted is in it.
-async fn unstoppable(work: impl Future<Output = Result<()>> + Send + 'static) -> Result<()> {
+async fn run_to_end(work: impl Future<Output = Result<()>> + Send + 'static) -> Result<()> {
     match tokio::spawn(work).await {
         Ok(result) => result,
         Err(error) => Err(Error::with_source(ErrorKind::Unavailable, "saving blocks died", error)),

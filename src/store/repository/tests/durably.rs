@@ -26,7 +26,7 @@ fn the_later_put_wins_whichever_process_makes_it() {
 }
 
 #[test]
-fn what_was_acknowledged_survives_the_process() {
+fn acknowledged_puts_survive_the_process() {
     run(async {
         let space = Space::new(1);
         let (p, q) = (space.process(), space.process());

@@ -15,8 +15,9 @@ use futures::future::{BoxFuture, maybe_done};
 use jiff::Timestamp;
 use uuid::Uuid;
 
+use crate::model::Block;
 use crate::store::repository::Repository;
-use crate::store::repository::objects::{Decode, Decoded, Objects};
+use crate::store::repository::objects::{Decode, Objects};
 use crate::store::{Error, ErrorKind, Result};
 
 /// The objects of one repository, with their clock.
@@ -349,7 +350,7 @@ impl Objects for Handle {
         offset: u64,
         len: usize,
         decode: Decode,
-    ) -> Result<Decoded> {
+    ) -> Result<Block> {
         self.begin_read(Call::Read, name).await?;
         let data = self.get(name)?;
         let offset = usize::try_from(offset).unwrap();

@@ -54,7 +54,7 @@ fn a_record_just_before_the_seal_counts() {
 
 /// Refused data must not count after all when the completion is repeated.
 #[test]
-fn what_was_refused_for_a_seal_does_not_count_later() {
+fn a_put_refused_for_a_seal_does_not_count_later() {
     run(async {
         let space = Space::new(1);
         let (p, q) = (space.process(), space.process());
@@ -156,7 +156,7 @@ fn a_put_for_the_last_attempt_does_not_take_along_what_the_next_has_accepted() {
 }
 
 #[test]
-fn what_is_flushed_after_a_completion_or_an_abort_is_refused() {
+fn refuses_a_flush_after_a_completion_or_an_abort() {
     run(async {
         for complete in [true, false] {
             let space = Space::new(1);

@@ -10,7 +10,7 @@ use crate::store::{ErrorKind, SnapshotStore as _, StartRequest};
 const MINUTE: Duration = Duration::from_mins(1);
 
 #[test]
-fn what_is_left_alone_turns_to_error_and_stays_so() {
+fn an_abandoned_snapshot_turns_to_error_and_stays_so() {
     run(async {
         let space = Space::new(1);
         let p = space.process();
