@@ -180,9 +180,6 @@ struct MountArgs {
     scope: ScopeArgs,
     #[command(flatten)]
     writing: WritingArgs,
-    /// This is the process in the background
-    #[arg(long, hide = true)]
-    daemon: bool,
 }
 
 /// What `mount` does with files that are written under `new/`.

@@ -11,11 +11,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cache::Cache;
 use crate::fuse::Adapter;
-use crate::image::staging::Staging;
+use crate::image::staging::{Staging, Unusable};
 use crate::image::working::{Settings, Workshop};
 use crate::store::wrap::Count;
 use crate::store::{SharedStore, StoreUrl};
-use crate::tree::{Ownership, Tree};
+use crate::tree::{self, Ownership, Tree};
 
 mod attach;
 mod background;
@@ -25,7 +25,7 @@ mod table;
 
 pub use attach::{Access, unmount};
 pub(crate) use attach::{Place, look_at};
-pub use background::{READY, start};
+pub use background::{READY, is_daemon, start};
 pub use holders::Holder;
 pub(crate) use log::state_directory;
 pub use log::{log_file, log_to_file, log_to_stderr, log_to_stderr_aside, stderr_to_file};
@@ -86,6 +86,23 @@ pub enum Error {
         /// What is missing, and what to do.
         why: String,
     },
+    /// The staging directory is where it would stage itself, or where others do not expect it.
+    #[error("cannot stage in {}: it is inside {what}", path.display())]
+    StagingInside {
+        /// The staging directory.
+        path: PathBuf,
+        /// What it is in.
+        what: &'static str,
+    },
+    /// The staging directory cannot be used.
+    #[error(transparent)]
+    Staging(#[from] Unusable),
+    /// The snapshots cannot be listed.
+    #[error(transparent)]
+    List(#[from] tree::Error),
+    /// The thread that serves the kernel has panicked.
+    #[error("the session with the kernel died")]
+    SessionDied,
     /// Anything else.
     #[error("{0}: {1}")]
     Io(String, io::Error),
@@ -142,7 +159,7 @@ pub fn serve(
     store: SharedStore,
     options: &Options,
     ready: impl FnOnce(),
-) -> anyhow::Result<()> {
+) -> Result<(), Error> {
     let count = Count::new(store);
     let counters = count.counters();
     let store: SharedStore = Arc::new(count);
@@ -165,7 +182,7 @@ pub fn serve(
     let tree = Arc::new(tree);
     runtime.block_on(async {
         match tokio::time::timeout(FIRST_LIST, tree.refresh()).await {
-            Ok(listed) => listed.map_err(anyhow::Error::from),
+            Ok(listed) => listed,
             Err(_) => {
                 tracing::warn!("listing the snapshots takes long; mounting without the list");
                 Ok(())
@@ -197,7 +214,7 @@ pub fn serve(
             Ok(result) => {
                 result.map_err(|e| Error::Io("the session with the kernel broke".to_owned(), e))?;
             }
-            Err(_) => anyhow::bail!("the session with the kernel died"),
+            Err(_) => return Err(Error::SessionDied),
         }
     }
     tracing::info!("{} is unmounted", options.mount_point.display());
@@ -210,20 +227,18 @@ fn staging(
     store: &SharedStore,
     mount_point: &Path,
     writing: &Writing,
-) -> anyhow::Result<Option<Staging>> {
+) -> Result<Option<Staging>, Error> {
     let place = store.place();
     let store = match &*place {
         "" => url.to_string(),
         place => format!("{url} ({place})"),
     };
     if let Some(path) = &writing.staging {
+        let inside = |what| Err(Error::StagingInside { path: path.clone(), what });
         let at = path.canonicalize().unwrap_or_else(|_| path.clone());
         let mut mounts = our_mounts()?.into_iter().map(|entry| entry.mount_point);
         if at.starts_with(mount_point) || mounts.any(|mount| at.starts_with(mount)) {
-            anyhow::bail!(
-                "cannot stage in {}: it is inside a mount of fspfs itself",
-                path.display()
-            );
+            return inside("a mount of fspfs itself");
         }
         if let StoreUrl::Directory(repository) = url
             && let Ok(repository) = repository.canonicalize()
@@ -231,7 +246,7 @@ fn staging(
             && let Some(above) = at.ancestors().find_map(|above| above.canonicalize().ok())
             && above.starts_with(repository)
         {
-            anyhow::bail!("cannot stage in {}: it is inside the repository", path.display());
+            return inside("the repository");
         }
         return Ok(Some(Staging::open(path, &store, writing.limit)?));
     }
@@ -359,7 +374,7 @@ async fn attend(
         _ = interrupt.recv() => return given_up(),
         _ = terminate.recv() => return given_up(),
     }
-    tree.leave_new().await;
+    tree.close_new().await;
     Ok(())
 }
 

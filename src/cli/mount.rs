@@ -22,15 +22,11 @@ pub(super) fn mount(global: &Global, args: &MountArgs) -> anyhow::Result<Exit> {
     if let Err(why) = settings(&args.writing).check() {
         anyhow::bail!("cannot mount at {}: {why}", mount_point.display());
     }
-    if args.foreground || args.daemon {
+    if args.foreground || mount::is_daemon() {
         return serve(global, &url, args, &mount_point);
     }
     let log = mount::log_file(&mount_point);
-    let ended = mount::start(
-        &daemon_arguments(global, &url.to_string(), args, &mount_point),
-        &mount_point,
-    )?;
-    match ended {
+    match mount::start(&arguments(args, &mount_point), &mount_point)? {
         None => {
             writeln!(std::io::stdout(), "{url} is mounted at {}", mount_point.display())?;
             if !global.quiet {
@@ -43,73 +39,13 @@ pub(super) fn mount(global: &Global, args: &MountArgs) -> anyhow::Result<Exit> {
     }
 }
 
-/// The command line of the process in the background.
-fn daemon_arguments(
-    global: &Global,
-    url: &str,
-    args: &MountArgs,
-    mount_point: &Path,
-) -> Vec<OsString> {
-    let mut line: Vec<OsString> = ["mount", "--daemon", "--store", url].map(OsString::from).into();
-    let mut add = |name: &str, value: String| line.push(format!("--{name}={value}").into());
-    add("memory", args.memory.to_string());
-    add("refresh", args.refresh.to_string());
-    if let Some(uid) = args.uid {
-        add("uid", uid.to_string());
+/// The arguments of this program, with the mount point as `ps` should show it.
+fn arguments(args: &MountArgs, mount_point: &Path) -> Vec<OsString> {
+    let mut arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    if let Some(given) = arguments.iter_mut().rfind(|argument| **argument == args.mount_point) {
+        *given = mount_point.into();
     }
-    if let Some(gid) = args.gid {
-        add("gid", gid.to_string());
-    }
-    if let Some(mode) = args.file_mode {
-        add("file-mode", format!("{mode:o}"));
-    }
-    let writing = &args.writing;
-    // From here on it has another working directory.
-    if let Some(staging) = &writing.staging {
-        add(
-            "staging",
-            std::path::absolute(staging).unwrap_or_else(|_| staging.clone()).display().to_string(),
-        );
-    }
-    if let Some(limit) = writing.staging_limit {
-        add("staging-limit", limit.to_string());
-    }
-    add("commit", if writing.commit == CommitWhen::Close { "close" } else { "manual" }.to_owned());
-    let write = writing.encrypted_holes == EncryptedHoles::Write;
-    add("encrypted-holes", if write { "write" } else { "skip" }.to_owned());
-    if let Some(description) = &writing.description {
-        add("description", description.clone());
-    }
-    for (key, value) in &writing.tags {
-        add("tag", format!("{key}={value}"));
-    }
-    if let Some(key) = &writing.kms_key_id {
-        add("kms-key-id", key.clone());
-    }
-    if let Some(n) = global.max_requests_per_second {
-        add("max-requests-per-second", n.to_string());
-    }
-    if let Some(n) = global.max_in_flight {
-        add("max-in-flight", n.to_string());
-    }
-    for owner in &args.scope.owners {
-        add("owner", owner.clone());
-    }
-    for filter in &args.scope.filters {
-        add("filter", filter.to_string());
-    }
-    let flags = [
-        (args.allow_other, "--allow-other"),
-        (args.allow_root, "--allow-root"),
-        (writing.read_only, "--read-only"),
-        (writing.full_copy, "--full-copy"),
-        (writing.encrypted, "--encrypted"),
-    ];
-    line.extend(flags.into_iter().filter(|(given, _)| *given).map(|(_, flag)| flag.into()));
-    line.extend((0..global.verbose).map(|_| "-v".into()));
-    line.push("--".into());
-    line.push(mount_point.into());
-    line
+    arguments
 }
 
 fn serve(
@@ -119,6 +55,7 @@ fn serve(
     mount_point: &Path,
 ) -> anyhow::Result<Exit> {
     let log = mount::log_file(mount_point);
+    let options = options(args, mount_point.to_owned())?;
     let level = if global.verbose == 0 { tracing::Level::INFO } else { log_level(global) };
     if args.foreground {
         mount::log_to_stderr(level);
@@ -139,9 +76,8 @@ fn serve(
         ..store_options(global, Some(&args.scope))
     };
     let store = runtime.block_on(store::open(url, &of_store))?;
-    let options = options(args, mount_point.to_owned());
     let ready = || {
-        if args.daemon {
+        if mount::is_daemon() {
             // Until now the user saw there what went wrong.
             if let Err(error) = mount::stderr_to_file(&log) {
                 tracing::warn!("{error}");
@@ -155,7 +91,8 @@ fn serve(
     let served = mount::serve(&runtime, url, store, &options, ready);
     // Threads that wait for a store that does not answer must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
-    served.map(|()| Exit::Done)
+    served?;
+    Ok(Exit::Done)
 }
 
 /// Tells the process that the user started that the mount is there, and lets it go.
@@ -171,7 +108,8 @@ fn announce() {
     }
 }
 
-fn options(args: &MountArgs, mount_point: PathBuf) -> Options {
+/// How to mount. Paths are absolute: a daemon runs in another directory.
+fn options(args: &MountArgs, mount_point: PathBuf) -> std::io::Result<Options> {
     let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
     let access = match (args.allow_other, args.allow_root) {
         (true, _) => Access::All,
@@ -179,7 +117,13 @@ fn options(args: &MountArgs, mount_point: PathBuf) -> Options {
         (false, false) => Access::Owner,
     };
     let by_default = if access == Access::All { 0o444 } else { 0o400 };
-    Options {
+    let staging = args.writing.staging.as_ref().map(std::path::absolute).transpose()?;
+    let writing = mount::Writing {
+        staging,
+        limit: args.writing.staging_limit.unwrap_or(u64::MAX),
+        settings: settings(&args.writing),
+    };
+    Ok(Options {
         mount_point,
         access,
         ownership: Ownership {
@@ -191,16 +135,8 @@ fn options(args: &MountArgs, mount_point: PathBuf) -> Options {
         },
         memory: args.memory.0,
         refresh: Duration::from_secs(args.refresh.into()),
-        writing: (!args.writing.read_only).then(|| writing(&args.writing)),
-    }
-}
-
-fn writing(args: &WritingArgs) -> mount::Writing {
-    mount::Writing {
-        staging: args.staging.clone(),
-        limit: args.staging_limit.unwrap_or(u64::MAX),
-        settings: settings(args),
-    }
+        writing: (!args.writing.read_only).then_some(writing),
+    })
 }
 
 fn settings(args: &WritingArgs) -> Settings {

@@ -52,7 +52,15 @@ fn absolute_paths() -> Vec<(&'static str, OsString)> {
     files.chain(directories).collect()
 }
 
-/// Starts this program again with `arguments`, detached from the terminal, and waits until it says
+/// Marks the process in the background, in its environment: its arguments are those of the user.
+const DAEMON: &str = "FSPFS_DAEMON";
+
+/// Whether this is the process in the background.
+pub fn is_daemon() -> bool {
+    std::env::var_os(DAEMON).is_some()
+}
+
+/// Starts this program again with `arguments`, in this directory, detached from the terminal, and waits until it says
 /// that it is [`READY`]. Until then what it prints on stderr goes to ours.
 ///
 /// Answers how it ended, if it did before it was ready: it has said why.
@@ -60,10 +68,7 @@ fn absolute_paths() -> Vec<(&'static str, OsString)> {
 /// # Errors
 ///
 /// If it cannot be started, or is not ready within a minute.
-pub fn start(
-    arguments: &[std::ffi::OsString],
-    mount_point: &Path,
-) -> Result<Option<ExitStatus>, Error> {
+pub fn start(arguments: &[OsString], mount_point: &Path) -> Result<Option<ExitStatus>, Error> {
     let failed = |e| Error::Io("cannot start the daemon".to_owned(), e);
     // By its name, which is what `ps` and `pgrep` show; by the link if it was replaced meanwhile.
     let program = std::env::current_exe().ok().filter(|program| program.exists());
@@ -71,6 +76,7 @@ pub fn start(
         .arg0("fspfs")
         .args(arguments)
         .envs(absolute_paths())
+        .env(DAEMON, "1")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
