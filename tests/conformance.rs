@@ -14,7 +14,7 @@ use fspfs::serve::{self, Access, Keys};
 use fspfs::store::ebs::Ebs;
 use fspfs::store::repository::Repository;
 use fspfs::store::synth::Synth;
-use fspfs::store::wrap::{Call, Corrupt, Count, Delay, Fail, Throttle};
+use fspfs::store::wrap::{Call, Corrupt, Count, Fail};
 use fspfs::store::{
     BlockToken, ChangedBlock, CompleteRequest, Error, ErrorKind, ListFrom, ListedBlock,
     MAX_PAGE_BLOCKS, PageToken, SharedStore, StartRequest, StoreOptions,
@@ -108,7 +108,7 @@ macro_rules! conforms {
         conforms!($store, $place; reading;
             $($more,)?
             each_snapshot_is_listed_once_and_as_it_is_described,
-            what_the_store_does_not_have_is_not_found,
+            snapshots_and_blocks_of_others_are_not_found,
             any_part_of_a_listing_is_that_part_of_the_whole,
             blocks_read_the_same_each_time,
             versions_differ_where_their_blocks_do,
@@ -120,7 +120,7 @@ macro_rules! conforms {
     };
     ($store:ident writes, $place:expr) => {
         conforms!($store, $place; contract;
-            what_is_not_there_is_not_found,
+            a_missing_snapshot_is_not_found,
             a_started_snapshot_is_pending_and_unreadable,
             a_completed_snapshot_is_as_it_was_started,
             blocks_read_as_they_were_put,
@@ -161,16 +161,11 @@ macro_rules! conforms {
 
 conforms!(in_a_directory writes, repository(|store| store));
 conforms!(behind_count writes, repository(|store| Arc::new(Count::new(store))));
-conforms!(behind_delay writes, repository(|s| Arc::new(Delay::new(s, Duration::from_micros(500)))));
 conforms!(behind_fail writes, repository(|store| Arc::new(Fail::new(store))));
 conforms!(behind_corrupt writes, repository(|store| Arc::new(Corrupt::new(store))));
-conforms!(behind_throttle writes, repository(|store| Arc::new(Throttle::new(store, 1e6, 1e6))));
 conforms!(
     behind_all writes,
-    repository(|store| {
-        let store: SharedStore = Arc::new(Throttle::new(store, 1e6, 1e6));
-        Arc::new(Count::new(Arc::new(Fail::new(Arc::new(Corrupt::new(store))))))
-    })
+    repository(|store| Arc::new(Count::new(Arc::new(Fail::new(Arc::new(Corrupt::new(store)))))))
 );
 conforms!(over_the_network writes, over_the_network());
 conforms!(filled reads, filled());
@@ -337,7 +332,7 @@ async fn changes(
 mod contract {
     use super::*;
 
-    pub(super) async fn what_is_not_there_is_not_found(Place { store, .. }: &Place) {
+    pub(super) async fn a_missing_snapshot_is_not_found(Place { store, .. }: &Place) {
         let none = id("snap-00000000000000000");
         let from = || ListFrom::Index(BlockIndex::ZERO);
         let token = BlockToken(bytes::Bytes::from_static(b"none"));
@@ -837,7 +832,7 @@ mod reading {
         assert_eq!(all.len(), count);
     }
 
-    pub(super) async fn what_the_store_does_not_have_is_not_found(Place { store, .. }: &Place) {
+    pub(super) async fn snapshots_and_blocks_of_others_are_not_found(Place { store, .. }: &Place) {
         let none = id("snap-00000000000000000");
         let there = listed(store).await.swap_remove(0).id;
         let from = || ListFrom::Index(BlockIndex::ZERO);
@@ -976,17 +971,6 @@ async fn count_counts_calls_errors_and_bytes() {
 }
 
 #[tokio::test]
-async fn delay_waits_before_each_call() {
-    let Place { store, _dir, .. } = repository(|store| store).await;
-    let store = Delay::new(store, Duration::from_millis(30));
-    let store: SharedStore = Arc::new(store);
-    let began = Instant::now();
-    store.list(None).await.unwrap();
-    assert!(store.describe(&id("snap-0")).await.is_err());
-    assert!(began.elapsed() >= Duration::from_millis(60));
-}
-
-#[tokio::test]
 async fn fail_fails_the_planned_calls_and_does_not_make_them() {
     let Place { store, _dir, .. } = repository(|store| store).await;
     let count = Count::new(store);
@@ -1031,20 +1015,4 @@ async fn corrupt_loses_the_chosen_blocks_until_it_is_healed() {
     }
     corrupt.heal();
     assert_eq!(content(&store, &ids[0]).await, put);
-}
-
-#[tokio::test]
-async fn throttle_refuses_what_comes_too_fast() {
-    let Place { store, _dir, .. } = repository(|store| store).await;
-    let throttle = Throttle::new(store, 20.0, 3.0);
-    let store: SharedStore = Arc::new(throttle);
-    let none = id("snap-0");
-    let mut outcomes = Vec::new();
-    for _ in 0..5 {
-        outcomes.push(kind(store.describe(&none).await));
-    }
-    assert_eq!(outcomes[..3], [ErrorKind::NotFound; 3]);
-    assert!(outcomes[3..].contains(&ErrorKind::Throttled), "{outcomes:?}");
-    tokio::time::sleep(Duration::from_millis(120)).await;
-    assert_eq!(kind(store.describe(&none).await), ErrorKind::NotFound);
 }

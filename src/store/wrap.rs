@@ -4,21 +4,17 @@
 
 mod corrupt;
 mod count;
-mod delay;
 mod fail;
 mod filtered;
 mod forward;
-mod throttle;
 
 #[cfg(test)]
 pub(crate) use forward::Wrapper;
 
 pub use corrupt::Corrupt;
 pub use count::{Count, Counters};
-pub use delay::Delay;
 pub use fail::Fail;
 pub use filtered::Filtered;
-pub use throttle::Throttle;
 
 /// A call of [`SnapshotStore`](super::SnapshotStore), to say which ones a wrapper is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
