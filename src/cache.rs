@@ -271,7 +271,7 @@ impl Cache {
                     }
                     flight.landed.clone()
                 }
-                None => self.take_off(&mut state, key, urgency, fetch()),
+                None => self.start_fetch(&mut state, key, urgency, fetch()),
             }
         };
         let landed = landed.wait_for(Option::is_some).await;
@@ -289,11 +289,11 @@ impl Cache {
         let mut state = self.state();
         if !state.memory.contains(&key) && !state.flights.contains_key(&key) {
             self.metrics.prefetches.fetch_add(1, Ordering::Relaxed);
-            self.take_off(&mut state, key, Urgency::Prefetch, fetch());
+            self.start_fetch(&mut state, key, Urgency::Prefetch, fetch());
         }
     }
 
-    fn take_off<F>(
+    fn start_fetch<F>(
         self: &Arc<Self>,
         state: &mut State,
         key: Key,

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use self::report::{Findings as _, Making};
+use self::report::{Findings as _, ReportBuilder};
 use crate::store::StoreUrl;
 
 mod aws;
@@ -25,7 +25,7 @@ pub async fn examine(
     staging: Option<&Path>,
     show: impl FnMut(&Check),
 ) -> Report {
-    let mut report = Making::new(show);
+    let mut report = ReportBuilder::new(show);
     match url {
         StoreUrl::Ebs(url) => Box::pin(aws::examine(url, &mut report)).await,
         StoreUrl::Directory(path) => repository::examine(path, &mut report).await,

@@ -26,7 +26,7 @@ use self::translate::{
 use crate::image::working::Maker;
 use crate::model::BLOCK_SIZE;
 use crate::store::ErrorKind;
-use crate::tree::{Changes, Error, PREFERRED_READ, Tree, dying_of, thread_group};
+use crate::tree::{Changes, Error, PREFERRED_READ, Tree, killed_by, thread_group};
 
 mod translate;
 
@@ -65,7 +65,7 @@ impl Adapter {
     }
 
     /// Runs `work` on the runtime, however long it takes: it has deadlines of its own.
-    fn spawn_patiently<F>(
+    fn spawn_unbounded<F>(
         &self,
         operation: &'static str,
         ino: INodeNo,
@@ -351,13 +351,13 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let thread = request.pid();
-        self.spawn_patiently("flush", ino, reply, move |tree| async move {
-            tree.flush(handle.0, thread_group(thread), dying_of(thread)).await
+        self.spawn_unbounded("flush", ino, reply, move |tree| async move {
+            tree.flush(handle.0, thread_group(thread), killed_by(thread)).await
         });
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.spawn_patiently(
+        self.spawn_unbounded(
             "fsync",
             ino,
             reply,
@@ -534,7 +534,7 @@ impl Filesystem for Adapter {
     ) {
         let (name, new_name) = (name.to_owned(), new_name.to_owned());
         let how = rename_mode(flags);
-        self.spawn_patiently("rename", parent, reply, move |tree| async move {
+        self.spawn_unbounded("rename", parent, reply, move |tree| async move {
             tree.rename(parent.0, &name, new_parent.0, &new_name, how).await
         });
     }

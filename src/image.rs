@@ -10,7 +10,7 @@ use crate::model::{
     BLOCK_SIZE, BLOCK_SIZE_U64, Block, BlockIndex, BlockMap, BlockPart, BlockState, Digest,
     Snapshot, block_parts, zeros,
 };
-use crate::store::page::{MAX_IDLE_PAGES, check_ascending, check_within, no_progress};
+use crate::store::page::{MAX_IDLE_PAGES, check_ascending, check_within, endless_listing};
 use crate::store::{Error, ErrorKind, ListFrom, ListedBlock, Result, SharedStore};
 
 mod prefetch;
@@ -273,7 +273,7 @@ impl Image {
         let id = &self.snapshot.id;
         while covered < end {
             if idle == MAX_IDLE_PAGES {
-                return Err(no_progress(id, covered));
+                return Err(endless_listing(id, covered));
             }
             idle += 1;
             let followed = matches!(from, ListFrom::Page(_));

@@ -38,7 +38,7 @@ mod refresh;
 mod tests;
 mod xattr;
 
-pub use caller::{dying_of, thread_group};
+pub use caller::{killed_by, thread_group};
 pub use new::{Allocation, Changes, OpenMode, RenameMode};
 pub use node::ROOT;
 
@@ -291,7 +291,7 @@ impl Tree {
         let catalog = match parent {
             Node::Control => Arc::default(),
             // A name that is there may be that of another snapshot by now, made a moment ago.
-            _ => self.listing.freshen().await,
+            _ => self.listing.fresh_catalog().await,
         };
         find_child(parent, &catalog, name)
     }
@@ -379,7 +379,7 @@ impl Tree {
             Node::Jobs | Node::Job(_) => self.control.children(&node),
             Node::Control => children(&node, &Catalog::default()),
             Node::New => self.new.as_ref().map(new::New::children).unwrap_or_default(),
-            _ => children(&node, self.listing.freshen().await.as_ref()),
+            _ => children(&node, self.listing.fresh_catalog().await.as_ref()),
         };
         let dots = [".", ".."].map(|name| DirectoryEntry {
             name: name.to_owned(),

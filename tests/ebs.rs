@@ -80,7 +80,7 @@ fn faults_do_not_show(#[case] more: &str) {
 }
 
 #[test]
-fn what_is_spoilt_on_its_way_to_the_service_is_put_again() {
+fn puts_a_corrupted_block_again() {
     let mut sandbox = sandbox();
     sandbox.serve(&["--inject", "put.corrupt=20%,put.fail=ConflictingBlockUpdate:20%"]);
     sandbox.image("disk.img", 40 * MIB, &[(0, 40 * MIB)]);
@@ -124,7 +124,7 @@ fn a_snapshot_that_not_all_know_yet_is_waited_for() {
 #[case::listing_denied("list.fail=AccessDeniedException", Errno::EACCES, "list the blocks")]
 #[case::expired("get.fail=ExpiredTokenException", Errno::EACCES, "ExpiredTokenException")]
 #[case::quota("get.fail=ServiceQuotaExceededException", Errno::EDQUOT, "Quota")]
-fn what_does_not_pass_is_told(#[case] fault: &str, #[case] expected: Errno, #[case] says: &str) {
+fn tells_faults_that_do_not_pass(#[case] fault: &str, #[case] expected: Errno, #[case] says: &str) {
     if !support::can_mount(&[]) {
         return;
     }
@@ -300,7 +300,7 @@ fn the_list_is_narrowed_down_by_the_service() {
 }
 
 #[test]
-fn what_requests_cost_is_told() {
+fn tells_what_requests_cost() {
     let mut sandbox = sandbox();
     sandbox.serve(&[]);
     sandbox.image("disk.img", 10 * MIB, &[(0, 10 * MIB)]);
@@ -378,7 +378,7 @@ fn the_holes_of_an_encrypted_snapshot_are_put() {
 }
 
 #[test]
-fn what_differs_is_found() {
+fn finds_blocks_that_differ() {
     let mut sandbox = sandbox();
     sandbox.serve(&[]);
     sandbox.image("disk.img", 30 * MIB, &[(0, 10 * MIB), (20 * MIB, MIB)]);

@@ -198,7 +198,7 @@ fn what_is_deleted_vanishes() {
 }
 
 #[test]
-fn what_is_not_there_is_not_found() {
+fn a_missing_snapshot_is_not_found() {
     if !can_mount(&["ls"]) {
         return;
     }

@@ -78,7 +78,7 @@ impl Report {
 
 /// A report that is being made.
 #[derive(Debug)]
-pub(super) struct Making<F> {
+pub(super) struct ReportBuilder<F> {
     report: Report,
     show: F,
 }
@@ -104,14 +104,14 @@ pub(super) trait Findings {
     }
 }
 
-impl<F: FnMut(&Check)> Findings for Making<F> {
+impl<F: FnMut(&Check)> Findings for ReportBuilder<F> {
     fn add(&mut self, check: Check) {
         (self.show)(&check);
         self.report.checks.push(check);
     }
 }
 
-impl<F: FnMut(&Check)> Making<F> {
+impl<F: FnMut(&Check)> ReportBuilder<F> {
     pub(super) fn new(show: F) -> Self {
         Self { report: Report::default(), show }
     }
@@ -142,13 +142,13 @@ mod tests {
     #[test]
     fn a_report_is_healthy_unless_something_failed() {
         let mut shown = Vec::new();
-        let mut making = Making::new(|check: &Check| shown.push(check.check.clone()));
-        making.ok("a", "fine");
-        making.warn("b", "so so", "do this");
-        making.skip("c", "because of b");
-        assert!(making.report.is_healthy());
-        making.fail("d", "bad\nnews", "do that");
-        let report = making.finish();
+        let mut builder = ReportBuilder::new(|check: &Check| shown.push(check.check.clone()));
+        builder.ok("a", "fine");
+        builder.warn("b", "so so", "do this");
+        builder.skip("c", "because of b");
+        assert!(builder.report.is_healthy());
+        builder.fail("d", "bad\nnews", "do that");
+        let report = builder.finish();
         assert!(!report.is_healthy());
         assert_eq!(shown, ["a", "b", "c", "d"]);
         let json = serde_json::to_value(&report).unwrap();

@@ -47,13 +47,13 @@ pub(crate) struct Job {
     number: u64,
     command: String,
     started: Timestamp,
-    told: Mutex<Told>,
+    status: Mutex<Status>,
     cancel: watch::Sender<bool>,
 }
 
 /// What a job has told of itself.
 #[derive(Debug)]
-struct Told {
+struct Status {
     state: State,
     done: u64,
     total: u64,
@@ -63,7 +63,7 @@ struct Told {
 
 impl Job {
     pub(super) fn new(number: u64, command: String) -> Self {
-        let told = Told {
+        let status = Status {
             state: State::Running,
             done: 0,
             total: 0,
@@ -74,13 +74,13 @@ impl Job {
             number,
             command,
             started: Timestamp::now(),
-            told: Mutex::new(told),
+            status: Mutex::new(status),
             cancel: watch::Sender::new(false),
         }
     }
 
-    fn told(&self) -> MutexGuard<'_, Told> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    fn status(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Its number.
@@ -100,41 +100,41 @@ impl Job {
 
     /// Where it is.
     pub(crate) fn state(&self) -> State {
-        self.told().state
+        self.status().state
     }
 
     /// Blocks done, and blocks in all as far as is known.
     pub(crate) fn progress(&self) -> (u64, u64) {
-        let told = self.told();
-        (told.done, told.total)
+        let status = self.status();
+        (status.done, status.total)
     }
 
     /// What the command would have printed on stdout.
     pub(crate) fn result(&self) -> String {
-        self.told().result.clone()
+        self.status().result.clone()
     }
 
     /// What the command would have printed on stderr; of much, the end.
     pub(crate) fn log_text(&self) -> String {
-        self.told().log.to_string()
+        self.status().log.to_string()
     }
 
     /// Notes how far it is, in blocks.
     pub(crate) fn set_progress(&self, done: u64, total: u64) {
-        let mut told = self.told();
-        (told.done, told.total) = (done, total);
+        let mut status = self.status();
+        (status.done, status.total) = (done, total);
     }
 
     /// Adds a line to its result.
     pub(crate) fn print(&self, line: impl fmt::Display) {
-        let result = &mut self.told().result;
+        let result = &mut self.status().result;
         result.push_str(&line.to_string());
         result.push('\n');
     }
 
     /// Adds lines to its log.
     pub(crate) fn log(&self, text: &str) {
-        let log = &mut self.told().log;
+        let log = &mut self.status().log;
         text.lines().for_each(|line| log.add(line));
     }
 
@@ -152,7 +152,7 @@ impl Job {
 
     pub(super) fn end(&self, code: ExitCode) {
         let cancelled = *self.cancel.borrow();
-        self.told().state = match code {
+        self.status().state = match code {
             DONE => State::Done,
             _ if cancelled => State::Cancelled,
             code => State::Failed(code),

@@ -80,7 +80,7 @@ pub(crate) fn check_within(snapshot: &Snapshot, last: Option<BlockIndex>) -> Res
 }
 
 /// The error of a listing that ends nowhere.
-pub(crate) fn no_progress(id: &SnapshotId, at: BlockIndex) -> Error {
+pub(crate) fn endless_listing(id: &SnapshotId, at: BlockIndex) -> Error {
     let message = format!("the listing of {id} makes no progress at block {at}");
     Error::new(ErrorKind::Unavailable, message)
 }

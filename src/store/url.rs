@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_store_says_what_would_be() {
+    fn refuses_other_store_urls_with_an_example() {
         for text in ["", "s3://bucket/prefix", "file:snaps", "file://host/snaps", "http://x"] {
             let error = text.parse::<StoreUrl>().unwrap_err().to_string();
             assert!(error.contains("/srv/snaps"), "{error}");

@@ -22,7 +22,7 @@ fn status(tid: u32) -> String {
 /// Reading that of a program in `execve` waits until that is done, and closing what is close-on-exec
 /// is part of it: both would wait for ever. Only a program that has no memory left is on its way
 /// out, and no such one executes another; `status` tells that, and never waits.
-pub fn dying_of(tid: u32) -> Option<String> {
+pub fn killed_by(tid: u32) -> Option<String> {
     if status(tid).lines().any(|line| line.starts_with("VmSize:")) {
         return None;
     }
@@ -40,13 +40,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn we_are_alive() {
+    fn a_running_process_is_not_killed() {
         let me = std::process::id();
         assert_eq!(thread_group(me), me);
         let thread = std::thread::spawn(|| nix::unistd::gettid().as_raw());
         let tid = u32::try_from(thread.join().unwrap()).unwrap();
         assert!(thread_group(tid) == 0 || thread_group(tid) == me);
-        assert_eq!(dying_of(me), None);
+        assert_eq!(killed_by(me), None);
         assert_eq!(thread_group(0), 0);
     }
 }

@@ -475,7 +475,7 @@ impl Tree {
     }
 
     /// The end of the mount: clean images go, the others stay for the next one.
-    pub async fn leave_new(&self) {
+    pub async fn close_new(&self) {
         for (name, image) in self.new.as_ref().map(New::all).unwrap_or_default() {
             if let Err(error) = image.sync().await {
                 tracing::error!(

@@ -32,19 +32,19 @@ pub(super) struct Listing {
     store: SharedStore,
     /// Counts what the mount itself changes.
     calls: Option<Arc<Counters>>,
-    catalog: RwLock<(Arc<Catalog>, Option<Listed>)>,
+    catalog: RwLock<(Arc<Catalog>, Option<ListedAt>)>,
     /// Held by whoever lists, so that nobody else does.
     refreshing: tokio::sync::Mutex<()>,
     /// What was found when an id was looked for that is not in the catalog.
-    others: Mutex<LruCache<SnapshotId, Looked>>,
+    others: Mutex<LruCache<SnapshotId, FoundAt>>,
 }
 
 /// What was found of an id, and when.
-type Looked = (Option<Arc<Snapshot>>, Instant);
+type FoundAt = (Option<Arc<Snapshot>>, Instant);
 
 /// When a list was made.
 #[derive(Clone, Copy, Debug)]
-struct Listed {
+struct ListedAt {
     began: Instant,
     took: Duration,
     /// Changes that the mount had made by then.
@@ -66,13 +66,13 @@ impl Listing {
         Arc::clone(&self.catalog.read().unwrap_or_else(PoisonError::into_inner).0)
     }
 
-    fn listed(&self) -> Option<Listed> {
+    fn listed(&self) -> Option<ListedAt> {
         self.catalog.read().unwrap_or_else(PoisonError::into_inner).1
     }
 
     /// Whether it is not worth listing again: what this mount has made is to be seen at once.
     fn is_fresh(&self) -> bool {
-        self.listed().is_some_and(|Listed { began, took, changes }| {
+        self.listed().is_some_and(|ListedAt { began, took, changes }| {
             changes == self.changes() && began.elapsed() <= took * (1 + FRESH)
         })
     }
@@ -95,14 +95,14 @@ impl Listing {
         }
         let (began, changes) = (Instant::now(), self.changes());
         let catalog = Arc::new(Catalog::new(list_all(&*self.store).await?));
-        let listed = Listed { began, took: began.elapsed(), changes };
+        let listed = ListedAt { began, took: began.elapsed(), changes };
         *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = (catalog, Some(listed));
         Ok(())
     }
 
     /// Lists the snapshots anew, unless that was done a moment ago; shows the last list if it takes
     /// too long or fails. The listing goes on in the background.
-    pub(super) async fn freshen(self: &Arc<Self>) -> Arc<Catalog> {
+    pub(super) async fn fresh_catalog(self: &Arc<Self>) -> Arc<Catalog> {
         if !self.is_fresh() {
             let listing = Arc::clone(self);
             let refresh = tokio::spawn(async move { listing.refresh().await });

@@ -178,7 +178,7 @@ async fn a_store_that_fails_is_shown_as_it_was_and_read_again_later() {
 }
 
 #[tokio::test]
-async fn what_the_kernel_forgets_is_forgotten() {
+async fn forgets_nodes_that_the_kernel_forgets() {
     let place = place().await;
     let id = snapshot(&place.store, 1, &[(NAME_TAG, "web")]).await;
     let name = format!("{id}.img");

@@ -6,7 +6,7 @@ use super::probe::Probe;
 use crate::doctor::report::Findings;
 
 /// Worth a word: it will be more one day.
-const ODD: Duration = Duration::from_mins(1);
+const DRIFT: Duration = Duration::from_mins(1);
 
 /// What signatures may be off.
 const REFUSED: Duration = Duration::from_mins(5);
@@ -15,7 +15,7 @@ const REFUSED: Duration = Duration::from_mins(5);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Clock {
     Right,
-    Odd,
+    Drifting,
     Wrong,
 }
 
@@ -30,7 +30,7 @@ fn off(ours: SystemTime, theirs: SystemTime) -> (Duration, bool) {
 fn judge(off: Duration) -> Clock {
     match off {
         off if off > REFUSED => Clock::Wrong,
-        off if off > ODD => Clock::Odd,
+        off if off > DRIFT => Clock::Drifting,
         _ => Clock::Right,
     }
 }
@@ -56,7 +56,7 @@ pub(super) fn examine(probes: &[&Probe], report: &mut impl Findings) {
             report.ok(SUBJECT, "it agrees with that of the service");
         }
         Clock::Right => report.ok(SUBJECT, found),
-        Clock::Odd => report.warn(SUBJECT, found, cure),
+        Clock::Drifting => report.warn(SUBJECT, found, cure),
         Clock::Wrong => {
             let found = format!("{found}: signatures are refused above 5 minutes");
             report.fail(SUBJECT, found, cure);
@@ -82,8 +82,8 @@ mod tests {
         for (off, clock) in [
             (0, Clock::Right),
             (60, Clock::Right),
-            (61, Clock::Odd),
-            (300, Clock::Odd),
+            (61, Clock::Drifting),
+            (300, Clock::Drifting),
             (301, Clock::Wrong),
         ] {
             assert_eq!(judge(seconds(off)), clock, "{off}");

@@ -155,10 +155,10 @@ mod tests {
 
     #[test]
     fn expired_ones_are_a_failure() {
-        use crate::doctor::report::{Check, Making, Status};
+        use crate::doctor::report::{Check, ReportBuilder, Status};
         let status = |expiry: Option<SystemTime>| {
             let found = Credentials::new("AKIAIOSFODNN7EXAMPLE", "secret", None, expiry, "test");
-            let mut report = Making::new(|_: &Check| {});
+            let mut report = ReportBuilder::new(|_: &Check| {});
             found_some(&found, &mut report);
             let report = report.finish();
             let json = serde_json::to_string(&report).unwrap();

@@ -1,5 +1,6 @@
 //! The first request to each endpoint: where it went, what came back, and when.
 
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -143,14 +144,16 @@ pub(super) async fn ask<T>(
     tokio::time::timeout(REQUEST, request).await.unwrap_or_else(late)
 }
 
-/// The same, of a client of the SDK.
-pub(super) async fn ask_sdk<T, E>(
-    request: impl Future<Output = Result<T, SdkError<E>>>,
-) -> Result<T, Failure>
+/// The same, of a client of the SDK, whose futures are large.
+pub(super) fn ask_sdk<'a, T, E>(
+    request: impl Future<Output = Result<T, SdkError<E>>> + 'a,
+) -> Pin<Box<dyn Future<Output = Result<T, Failure>> + 'a>>
 where
     E: std::error::Error + ProvideErrorMetadata + 'static,
+    T: 'a,
 {
-    ask(async { request.await.map_err(|error| Failure::of_sdk(&error, None)) }).await
+    let request = async { request.await.map_err(|error| Failure::of_sdk(&error, None)) };
+    Box::pin(ask(request))
 }
 
 fn made(service: Service, witness: &Witness, began: Instant, result: Result<(), Failure>) -> Probe {

@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_is_as_by_default() {
+    fn missing_options_have_their_defaults() {
         for text in ["synth:", "synth:?", "synth:?size=8GiB&density=1.0&content=random&seed=0"] {
             let recipe: Recipe = text.parse().unwrap();
             assert_eq!(recipe, Recipe::default(), "{text}");
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_with_a_right_example() {
+    fn names_a_wrong_option_with_a_right_example() {
         for (text, says) in [
             ("synth:size=1GiB", "begin with `?`"),
             ("synth://x", "begin with `?`"),

@@ -197,7 +197,7 @@ async fn a_list_of_many_has_pages() {
 }
 
 #[tokio::test]
-async fn what_is_not_of_the_recipe_is_not_there() {
+async fn finds_only_snapshots_of_the_recipe() {
     let store = store("synth:?versions=2&seed=7");
     for id in [
         "snap-00000007000100000",
