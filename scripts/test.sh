@@ -82,14 +82,9 @@ trap 'rm -rf "$scratch"' EXIT
 export FSPFS_SKIPPED=$scratch/skipped
 output=$scratch/output
 
-# nextest runs no documentation tests. They come first, so that its summary is at the end.
+# There are no documentation tests: they would take a build of their own.
 runner=(cargo test --locked)
-if have cargo-nextest; then
-    runner=(cargo nextest run --locked)
-    if [ $# -eq 0 ]; then
-        cargo test --doc --locked
-    fi
-fi
+! have cargo-nextest || runner=(cargo nextest run --locked)
 
 colour=()
 [ ! -t 1 ] || colour=(--color always)
