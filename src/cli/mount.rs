@@ -42,7 +42,9 @@ pub(super) fn mount(global: &Global, args: &MountArgs) -> anyhow::Result<Exit> {
 /// The arguments of this program, with the mount point as `ps` should show it.
 fn arguments(args: &MountArgs, mount_point: &Path) -> Vec<OsString> {
     let mut arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    if let Some(given) = arguments.iter_mut().rfind(|argument| **argument == args.mount_point) {
+    let mut given = arguments.iter_mut().filter(|argument| **argument == args.mount_point);
+    // One that looks like it may be the value of an option.
+    if let (Some(given), None) = (given.next(), given.next()) {
         *given = mount_point.into();
     }
     arguments
