@@ -19,6 +19,7 @@ mod mount;
 mod output;
 mod run;
 mod serve;
+mod transfer;
 mod umount;
 mod values;
 mod working;
@@ -289,7 +290,9 @@ struct ListArgs {
 Examples:
   fspfs -s /srv/snaps upload --name web disk.img
   fspfs -s /srv/snaps upload --parent-snapshot-id snap-0123456789abcdef0 disk.img
-  id=$(fspfs -s /srv/snaps upload disk.img | tail -n 1)")]
+  id=$(fspfs -s /srv/snaps upload disk.img | tail -n 1)
+
+What is stopped goes on where it was when the same command is given again.")]
 struct UploadArgs {
     /// A disk image or a block device
     #[arg(value_name = "FILE")]
@@ -321,11 +324,25 @@ struct UploadArgs {
     /// What becomes of the holes of an encrypted snapshot
     #[arg(long, value_name = "HOW", default_value = "write")]
     encrypted_holes: EncryptedHoles,
+    #[command(flatten)]
+    resume: ResumeArgs,
+}
+
+/// What is done with the journal of a transfer.
+#[derive(Args, Clone, Debug)]
+struct ResumeArgs {
+    /// Begin anew, whatever an earlier run has left
+    #[arg(long)]
+    restart: bool,
+    /// Keep no journal: what is stopped begins anew
+    #[arg(long, visible_alias = "suppress_writes")]
+    suppress_writes: bool,
 }
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
 A file is replaced as a whole once everything is there. A device is written in place, holes as zeros.
+What is stopped goes on where it was when the same command is given again.
 
 Examples:
   fspfs -s /srv/snaps download snap-0123456789abcdef0 disk.img
@@ -337,6 +354,8 @@ struct DownloadArgs {
     /// A file or a block device
     #[arg(value_name = "FILE")]
     path: PathBuf,
+    #[command(flatten)]
+    resume: ResumeArgs,
 }
 
 #[derive(Args, Debug)]

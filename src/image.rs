@@ -10,8 +10,8 @@ use crate::model::{
     BLOCK_SIZE, BLOCK_SIZE_U64, Block, BlockIndex, BlockMap, BlockPart, BlockState, Digest,
     Snapshot, block_parts, zeros,
 };
-use crate::store::page::{MAX_IDLE_PAGES, check_ascending, check_within, endless_listing};
-use crate::store::{Error, ErrorKind, ListFrom, ListedBlock, Result, SharedStore};
+use crate::store::listing::{Blocks, list_span, read_listed};
+use crate::store::{ErrorKind, ListedBlock, Result, SharedStore};
 
 mod prefetch;
 mod reader;
@@ -153,17 +153,6 @@ impl Image {
         index.offset() >= self.len() || self.map().state(index) == BlockState::Empty
     }
 
-    /// What the store lists at `index`: nothing, if it is a hole.
-    async fn listed(
-        self: &Arc<Self>,
-        index: BlockIndex,
-    ) -> Result<Option<ListedBlock>, SharedError> {
-        if index >= self.snapshot.volume_size.blocks() {
-            return Ok(None);
-        }
-        Ok(find(&self.listing(index, Urgency::Reader).await?, index).cloned())
-    }
-
     /// The block at `index`, from memory or the store.
     ///
     /// # Errors
@@ -217,20 +206,7 @@ impl Image {
         listed: ListedBlock,
     ) -> impl Future<Output = Result<Value>> + Send + 'static + use<> {
         let image = Arc::clone(self);
-        async move {
-            let (id, index) = (&image.snapshot.id, listed.index);
-            let block = image.store.get_block(id, index, &listed.token).await?;
-            match listed.digest {
-                Some(digest) if digest != block.digest() => {
-                    let message = format!(
-                        "block {index} of {id} was listed with the SHA-256 {digest}, and has {}",
-                        block.digest()
-                    );
-                    Err(Error::new(ErrorKind::Corrupt, message))
-                }
-                _ => Ok(Value::Block(block)),
-            }
-        }
+        async move { read_listed(&image.store, &image.snapshot.id, &listed).await.map(Value::Block) }
     }
 
     fn block_key(&self, listed: &ListedBlock) -> Key {
@@ -265,42 +241,12 @@ impl Image {
     /// Lists one span, and keeps what the store tells of those behind it.
     async fn list_span(&self, span: u32) -> Result<Value> {
         let start = BlockIndex(span * SPAN_BLOCKS);
-        let end = BlockIndex(start.0 + SPAN_BLOCKS).min(self.map().end());
-        let mut blocks: Vec<ListedBlock> = Vec::new();
-        let mut covered = start;
-        let mut from = ListFrom::Index(start);
-        let mut idle = 0;
-        let id = &self.snapshot.id;
-        while covered < end {
-            if idle == MAX_IDLE_PAGES {
-                return Err(endless_listing(id, covered));
-            }
-            idle += 1;
-            let followed = matches!(from, ListFrom::Page(_));
-            let page = match self.store.list_blocks(id, from, SPAN_BLOCKS as usize).await {
-                // The token of a page lives for a while only: go on from where it had come to.
-                Err(error) if error.kind() == ErrorKind::ExpiredToken && followed => {
-                    blocks.truncate(blocks.partition_point(|block| block.index < covered));
-                    from = ListFrom::Index(covered);
-                    continue;
-                }
-                page => page?,
-            };
-            check_ascending(id, covered, blocks.last(), &page.blocks)?;
-            check_within(&self.snapshot, page.blocks.last().map(|block| block.index))?;
-            if let Some(now) = page.covered.filter(|now| *now > covered) {
-                covered = now.min(self.map().end());
-                idle = 0;
-            }
-            blocks.extend(page.blocks);
-            match page.next {
-                Some(token) => from = ListFrom::Page(token),
-                None => {
-                    covered = self.map().end();
-                    break;
-                }
-            }
-        }
+        let volume = self.map().end();
+        let end = BlockIndex(start.0 + SPAN_BLOCKS).min(volume);
+        let list = Blocks(self.snapshot.id.clone());
+        let listed =
+            list_span(&self.store, &list, start..end, volume, SPAN_BLOCKS as usize).await?;
+        let (mut blocks, covered) = (listed.items, listed.covered);
         self.learn(start, covered, blocks.iter());
         let beyond = blocks.split_off(blocks.partition_point(|block| block.index < end));
         self.keep(&beyond, span + 1, covered);

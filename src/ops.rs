@@ -1,12 +1,14 @@
 //! The operations of the command line, one small file each.
 
-mod blocks;
+use std::path::PathBuf;
+
+use crate::model::SnapshotId;
+use crate::{store, transfer};
+
 pub mod download;
 pub mod list;
 pub mod upload;
 pub mod verify;
-
-use crate::{store, transfer};
 
 /// What goes wrong with an operation.
 #[derive(Debug, thiserror::Error)]
@@ -15,16 +17,48 @@ pub enum Error {
     /// The store.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// A file or device.
+    /// The transfer.
     #[error(transparent)]
     Transfer(#[from] transfer::Error),
     /// It was stopped by a signal.
     #[error("interrupted by {0}")]
     Interrupted(&'static str),
+    /// It could go on, and what was begun is left for that.
+    #[error("{cause}")]
+    Unfinished {
+        /// Why it ended.
+        cause: Box<Error>,
+        /// What is left.
+        left: Left,
+    },
+}
+
+/// What a transfer has left to go on with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// A pending snapshot.
+    Snapshot(SnapshotId),
+    /// A snapshot that was asked for, and may be pending under an id that is not known.
+    Asked,
+    /// A file that is not whole.
+    Partial(PathBuf),
+    /// A device that holds a part of the image.
+    Device(PathBuf),
 }
 
 /// What came of an operation.
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// Where a transfer keeps a journal, and what it does with that of an earlier run.
+#[derive(Clone, Debug, Default)]
+pub struct Resume {
+    /// The directory of all journals; without it there is no going on.
+    pub journals: Option<PathBuf>,
+    /// The store, as it is told from others.
+    pub store: String,
+    /// Begins anew, whatever an earlier run has left.
+    pub restart: bool,
+}
 
 /// Runs `work` until it is done or a signal asks to stop: then it is dropped.
 pub async fn until_signal<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
@@ -39,4 +73,9 @@ pub async fn until_signal<T>(work: impl Future<Output = Result<T>>) -> Result<T>
         _ = interrupt.recv() => Err(Error::Interrupted("SIGINT")),
         _ = terminate.recv() => Err(Error::Interrupted("SIGTERM")),
     }
+}
+
+/// A transfer is as good without a journal, but for going on.
+fn warn_of_no_journal(error: &transfer::Error) {
+    tracing::warn!("{error}: if this stops it begins anew; XDG_STATE_HOME names another place");
 }

@@ -33,6 +33,7 @@ pub(crate) mod document;
 pub mod ebs;
 mod error;
 pub(crate) mod limiter;
+pub(crate) mod listing;
 mod options;
 pub(crate) mod page;
 mod pattern;
@@ -206,6 +207,11 @@ pub trait SnapshotStore: Debug + Send + Sync + 'static {
     /// for that by themselves.
     fn settling(&self) -> Duration {
         Duration::ZERO
+    }
+
+    /// Whether a block that was put may be lost until [`flush`](Self::flush) returns.
+    fn needs_flush(&self) -> bool {
+        true
     }
 
     /// What tells it from others that the same URL leads to, at another time or for another user; nothing, if

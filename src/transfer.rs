@@ -1,15 +1,18 @@
-//! Moving blocks between snapshots and files or devices.
+//! Moving blocks between snapshots, files and devices.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::model::Digest;
+use crate::store::{self, ErrorKind};
 
+pub(crate) mod engine;
 pub(crate) mod holes;
+pub(crate) mod journal;
+pub(crate) mod sink;
 pub(crate) mod source;
-pub(crate) mod target;
-pub(crate) mod thread;
 
 /// Runs of [`Digest::lanes`] blocks that are read from a file at the same time: one for each core, while
 /// one more is read, and no more than 8, which are 16 to 128 MiB.
@@ -46,10 +49,13 @@ impl Progress for Silent {
 /// A progress that is shared between tasks.
 pub type SharedProgress = Arc<dyn Progress>;
 
-/// What goes wrong with a file or a device.
-#[derive(Debug, thiserror::Error)]
+/// What goes wrong with a transfer.
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// The store.
+    #[error("{0}")]
+    Store(Arc<store::Error>),
     /// The file cannot be used for this.
     #[error("{path}: {why}")]
     Unsuitable {
@@ -66,8 +72,20 @@ pub enum Error {
         /// The file.
         path: String,
         /// What it says.
-        cause: std::io::Error,
+        cause: Arc<std::io::Error>,
     },
+    /// What is staged cannot be read.
+    #[error("{0}")]
+    Staging(Arc<dyn std::error::Error + Send + Sync>),
+    /// Nothing was read, written or acknowledged any more.
+    #[error("nothing has moved for {} seconds", .0.as_secs())]
+    Stalled(Duration),
+    /// It was told to stop, and can go on later.
+    #[error("it was stopped")]
+    Stopped,
+    /// It was told to give up.
+    #[error("it was given up")]
+    Cancelled,
 }
 
 impl Error {
@@ -76,9 +94,43 @@ impl Error {
     }
 
     pub(crate) fn io(doing: &'static str, path: &std::path::Path, cause: std::io::Error) -> Self {
-        Self::Io { doing, path: path.display().to_string(), cause }
+        Self::Io { doing, path: path.display().to_string(), cause: Arc::new(cause) }
+    }
+
+    /// What a caller can do about it, if it is the store's.
+    pub fn kind(&self) -> Option<ErrorKind> {
+        match self {
+            Self::Store(error) => Some(error.kind()),
+            _ => None,
+        }
+    }
+
+    /// Whether the same transfer may come further another time, without anything else being given.
+    pub(crate) fn could_go_on(&self) -> bool {
+        match self {
+            Self::Store(error) => matches!(
+                error.kind(),
+                ErrorKind::Throttled
+                    | ErrorKind::ExpiredToken
+                    | ErrorKind::Credentials
+                    | ErrorKind::Quota
+                    | ErrorKind::Unavailable
+                    | ErrorKind::Timeout
+            ),
+            Self::Io { .. } | Self::Stalled(_) | Self::Stopped => true,
+            Self::Unsuitable { .. } | Self::Staging(_) | Self::Cancelled => false,
+        }
     }
 }
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        Self::Store(Arc::new(error))
+    }
+}
+
+/// What came of a part of a transfer.
+pub(crate) type Result<T> = std::result::Result<T, Error>;
 
 /// Runs `work` in a task of its own, so that all cores have something to do; dropping it ends it.
 pub(crate) async fn spawned<T: Send + 'static>(

@@ -1,10 +1,8 @@
 //! Running a command.
 
 use std::io::{IsTerminal as _, Write as _};
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 use std::time::Instant;
 
 use anyhow::Context as _;
@@ -13,16 +11,16 @@ use serde::Serialize;
 
 use super::output::{self, Output};
 use super::{
-    Cli, Command, CompletionsArgs, DeleteArgs, DownloadArgs, EncryptedHoles, GcArgs, Global,
-    InitArgs, ListArgs, ManArgs, ScopeArgs, UploadArgs, VerifyArgs, jobs, mount, working,
+    Cli, Command, CompletionsArgs, DeleteArgs, GcArgs, Global, InitArgs, ListArgs, ManArgs,
+    ScopeArgs, VerifyArgs, jobs, mount, transfer, working,
 };
-use crate::model::{BLOCK_SIZE_U64, NAME_TAG, Snapshot, SnapshotId, SnapshotState};
-use crate::ops::download::Download;
-use crate::ops::upload::{self, Upload};
+use crate::model::{BLOCK_SIZE_U64, Snapshot, SnapshotId};
 use crate::ops::{self, list, until_signal};
 use crate::store::ebs::EbsUrl;
 use crate::store::repository::Repository;
 use crate::store::{self, SharedStore, StoreOptions, StoreUrl};
+use crate::transfer::engine::Run;
+use crate::transfer::journal::forget_snapshot;
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,8 +88,8 @@ pub fn run(cli: &Cli) -> anyhow::Result<Exit> {
             Command::Staged(args) => working::staged(out, args).await,
             Command::Jobs(args) => jobs::jobs(out, args).await,
             Command::List(args) => list(global, out, args).await,
-            Command::Upload(args) => upload(global, out, args).await,
-            Command::Download(args) => download(global, out, args).await,
+            Command::Upload(args) => transfer::upload(global, out, args).await,
+            Command::Download(args) => transfer::download(global, out, args).await,
             Command::Delete(args) => delete(global, out, args).await,
             Command::Verify(args) => verify(global, out, args).await,
             Command::Gc(args) => gc(global, out, args).await,
@@ -167,7 +165,7 @@ async fn list(global: &Global, out: Output, args: &ListArgs) -> anyhow::Result<E
 }
 
 /// Says what the requests to a service that is paid for have cost.
-fn tell_cost(out: Output, store: &SharedStore) {
+pub(super) fn tell_cost(out: Output, store: &SharedStore) {
     let Some(usage) = store.usage() else { return };
     let sent: u64 = usage.requests.iter().map(|(_, sent)| sent).sum();
     let again = match usage.again {
@@ -178,100 +176,9 @@ fn tell_cost(out: Output, store: &SharedStore) {
 }
 
 /// The original's line.
-fn contains(id: &SnapshotId, blocks: u64, seconds: f64) -> String {
+pub(super) fn contains(id: &SnapshotId, blocks: u64, seconds: f64) -> String {
     let bytes = blocks * BLOCK_SIZE_U64;
     format!("Snapshot {id} contains {blocks} chunks and {bytes} bytes, took {seconds:.2} seconds.")
-}
-
-/// How long an upload that was interrupted while it began waits for the id of its snapshot.
-const STARTING: Duration = Duration::from_secs(10);
-
-async fn upload(global: &Global, out: Output, args: &UploadArgs) -> anyhow::Result<Exit> {
-    let store = store::open(&store_url(global), &store_options(global, None)).await?;
-    let mut tags: crate::model::Tags = args.tags.iter().cloned().collect();
-    if let Some(name) = &args.name {
-        tags.insert(NAME_TAG.to_owned(), name.clone());
-    }
-    let operation = Upload {
-        path: args.path.clone(),
-        parent: args.parent_snapshot_id.clone(),
-        description: args.description.clone(),
-        tags,
-        volume_id: args.volume_id.clone(),
-        full_copy: args.full_copy,
-        encrypted: args.encrypted,
-        kms_key: args.kms_key_id.clone(),
-        encrypted_holes: args.encrypted_holes == EncryptedHoles::Write,
-    };
-    let file = args.path.display().to_string();
-    let progress = out.progress("Uploading");
-    let mut started: Option<SnapshotId> = None;
-    let mut starting = {
-        let (store, operation) = (store.clone(), operation.clone());
-        tokio::spawn(async move { operation.begin(&store).await })
-    };
-    let result = until_signal(async {
-        let begun = (&mut starting).await;
-        let begun = begun.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
-        started = Some(begun.id().clone());
-        let (len, chunks) = (begun.source_len(), begun.source_len().div_ceil(BLOCK_SIZE_U64));
-        progress.total(chunks);
-        // A closed pipe shows again when the result is printed.
-        let _ = out.line(format_args!("Size of {file} is {len} bytes and {chunks} chunks"));
-        operation.run(store.clone(), begun, progress.clone()).await
-    });
-    let done = match result.await {
-        Err(error @ ops::Error::Interrupted(_)) => {
-            if started.is_none() {
-                // The store may have started it, and not have said so yet.
-                let begun = tokio::time::timeout(STARTING, starting).await;
-                started = begun.ok().and_then(|begun| Some(begun.ok()?.ok()?.id().clone()));
-            }
-            if let Some(id) = started {
-                upload::abort(&store, &id).await;
-            }
-            return Err(error.into());
-        }
-        result => result.with_context(|| format!("cannot upload {file}"))?,
-    };
-    if !done.unchanged {
-        out.note(format_args!(
-            "{file} was written to while it was read: the snapshot may hold a mixture"
-        ));
-    }
-    out.line(format_args!("{file} {}", output::rate(done.elapsed, done.blocks * BLOCK_SIZE_U64)))?;
-    out.line(format_args!("Total chunks uploaded {}", done.blocks))?;
-    tell_cost(out, &store);
-    if done.snapshot.state == SnapshotState::Pending {
-        out.note(format_args!("{} is pending until EBS has processed it", done.snapshot.id));
-    }
-    out.result(&done.snapshot, || vec![done.snapshot.id.to_string()])?;
-    Ok(Exit::Done)
-}
-
-async fn download(global: &Global, out: Output, args: &DownloadArgs) -> anyhow::Result<Exit> {
-    let url = store_url(global);
-    let store = store::open(&url, &store_options(global, None)).await?;
-    let operation = Download {
-        id: args.snapshot.clone(),
-        path: args.path.clone(),
-        not_in: url.directory().ok().map(Path::to_owned),
-    };
-    let progress = out.progress("Downloading");
-    let done = until_signal(operation.run(store.clone(), progress))
-        .await
-        .with_context(|| format!("cannot download {} to {}", args.snapshot, args.path.display()))?;
-    let id = &done.snapshot.id;
-    if let Some(why) = &done.snapshot.state_message {
-        out.note(format_args!("{id} may be longer than what it was made from: {why}"));
-    }
-    let listed = done.blocks + done.snapshot.zero_blocks.unwrap_or(0);
-    out.line(contains(id, listed, done.elapsed.as_secs_f64()))?;
-    let rate = output::rate(done.elapsed, done.blocks * BLOCK_SIZE_U64);
-    out.line(format_args!("download {rate}"))?;
-    tell_cost(out, &store);
-    out.result(&done.snapshot, || vec![id.to_string()])?;
-    Ok(Exit::Done)
 }
 
 #[derive(Debug, Serialize)]
@@ -290,6 +197,8 @@ async fn delete(global: &Global, out: Output, args: &DeleteArgs) -> anyhow::Resu
     for id in &args.snapshots {
         match store.delete(id).await {
             Ok(()) => {
+                // Nothing goes on with it.
+                forget_snapshot(&transfer::journals(), id);
                 out.line(id)?;
                 report.deleted.push(id.clone());
             }
@@ -338,7 +247,7 @@ async fn read_all(global: &Global, out: Output, args: &VerifyArgs) -> anyhow::Re
     }
     let store = store::open(&store_url(global), &store_options(global, None)).await?;
     let began = Instant::now();
-    let progress = out.progress("Verifying");
+    let run = Run { progress: out.progress("Verifying"), ..Run::default() };
     let mut report = ops::verify::Report::default();
     until_signal(async {
         let ids = match &args.snapshots[..] {
@@ -349,12 +258,12 @@ async fn read_all(global: &Global, out: Output, args: &VerifyArgs) -> anyhow::Re
             ids => ids.to_vec(),
         };
         for id in &ids {
-            ops::verify::verify(&store, id, args.against.clone(), &progress, &mut report).await?;
+            ops::verify::verify(&store, id, args.against.clone(), &run, &mut report).await?;
         }
         Ok(())
     })
     .await?;
-    drop(progress);
+    drop(run);
     tell_cost(out, &store);
     out.result(&report, || output::was_read(&report, began.elapsed()))?;
     Ok(if report.wrong == 0 { Exit::Done } else { Exit::Failed })

@@ -35,7 +35,7 @@ pub(super) fn errno(error: &Error) -> Errno {
         Error::NotReady(..) => Errno::EAGAIN,
         Error::Store(error) => match error.kind() {
             ErrorKind::NotFound => Errno::ENOENT,
-            ErrorKind::Denied => Errno::EACCES,
+            ErrorKind::Denied | ErrorKind::Credentials => Errno::EACCES,
             ErrorKind::Throttled | ErrorKind::NotReady => Errno::EAGAIN,
             ErrorKind::Timeout => Errno::ETIMEDOUT,
             ErrorKind::Quota => Errno::EDQUOT,

@@ -399,7 +399,8 @@ impl Files {
         self.sums.write_all_at(&sum.0, u64::from(index) * 32)
     }
 
-    fn read_sum(&self, index: u32) -> io::Result<Digest> {
+    /// The SHA-256 that was noted of a block.
+    pub(crate) fn read_sum(&self, index: u32) -> io::Result<Digest> {
         let mut sum = [0; 32];
         self.sums.read_exact_at(&mut sum, u64::from(index) * 32)?;
         Ok(Digest(sum))

@@ -27,6 +27,7 @@ use crate::model::{
     BLOCK_SIZE_U64, BlockIndex, LENGTH_TAG, NAME_TAG, SnapshotId, SnapshotState, Tags, check_tags,
 };
 use crate::store::{ErrorKind, SharedStore};
+use crate::transfer::engine::Memory;
 
 mod attributes;
 mod base;
@@ -49,6 +50,9 @@ pub use opened::{Closed, Opened};
 
 /// Commits that put blocks at the same time, at most: as many as the budget has memory for.
 const MAX_COMMITS: usize = 2;
+
+/// Part of the budget of the mount that blocks on their way to the store may take.
+const PUT_SHARE: usize = 8;
 
 /// Locks that keep two writers from copying up one block at the same time.
 const COPY_UPS: usize = 64;
@@ -122,6 +126,8 @@ pub struct Workshop {
     staging: Staging,
     settings: Settings,
     commits: Semaphore,
+    /// What blocks on their way to the store take room in.
+    memory: Memory,
     damaged: Mutex<Vec<Damaged>>,
 }
 
@@ -146,7 +152,8 @@ impl Workshop {
     ) -> Arc<Self> {
         let at_once = (cache.budget() / put::COMMIT_MEMORY).clamp(1, MAX_COMMITS);
         let (commits, damaged) = (Semaphore::new(at_once), Mutex::default());
-        Arc::new(Self { store, cache, staging, settings, commits, damaged })
+        let memory = Memory::new(cache.budget() / PUT_SHARE);
+        Arc::new(Self { store, cache, staging, settings, commits, memory, damaged })
     }
 
     /// What [`WorkingImage::load_all`] could not use.

@@ -1,19 +1,21 @@
 //! `download`: a snapshot becomes a file, or is written to a device.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::TryStreamExt as _;
+use serde::{Deserialize, Serialize};
 
-use super::blocks::Listing;
-use super::{Error, Result};
+use super::{Error, Left, Result, Resume};
 use crate::blocking::blocking;
-use crate::model::{BLOCK_SIZE_U64, BlockIndex, Digest, Snapshot, SnapshotId};
-use crate::store::page::check_within;
-use crate::store::{self, ErrorKind, ListedBlock, SharedStore};
-use crate::transfer::target::{Target, Writer};
-use crate::transfer::thread::{WriteQueue, WriteThread};
-use crate::transfer::{self, SharedProgress, spawned};
+use crate::model::{Digest, Snapshot, SnapshotId};
+use crate::store::{self, ErrorKind, SharedStore};
+use crate::transfer;
+use crate::transfer::engine::{Run, transfer_to};
+use crate::transfer::journal::{Ends, FileJournal, Journal, NoJournal};
+use crate::transfer::sink::Sink;
+use crate::transfer::sink::file::FileSink;
+use crate::transfer::source::snapshot::SnapshotSource;
 
 /// What to download, and where to.
 #[derive(Clone, Debug)]
@@ -24,6 +26,8 @@ pub struct Download {
     pub path: PathBuf,
     /// A directory that the file must not be in: the store itself.
     pub not_in: Option<PathBuf>,
+    /// Its journal.
+    pub resume: Resume,
 }
 
 /// What was done.
@@ -31,15 +35,29 @@ pub struct Download {
 pub struct Done {
     /// The snapshot.
     pub snapshot: Snapshot,
-    /// Blocks that hold data, each read, checked and written.
+    /// Blocks that were ever written to it.
     pub blocks: u64,
+    /// Those of them that an earlier run had downloaded.
+    pub kept: u64,
     /// How long it took.
     pub elapsed: Duration,
 }
 
+/// What a journal says of a download.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Attempt {
+    /// Bytes of the image.
+    len: u64,
+}
+
 impl Download {
-    /// Does it. Dropping this leaves a file as it was, and a device half written.
-    pub async fn run(self, store: SharedStore, progress: SharedProgress) -> Result<Done> {
+    /// Does it. A file gets its name once it is whole. What ends it before leaves a part that the same download
+    /// goes on with, if there is a journal and the cause may go away.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unfinished`] if it can go on; else nothing is left, but what was written to a device.
+    pub async fn run(self, store: SharedStore, run: &Run) -> Result<Done> {
         let began = Instant::now();
         let snapshot = store.describe(&self.id).await?;
         if !snapshot.is_readable() {
@@ -49,11 +67,70 @@ impl Download {
             return Err(store::Error::new(ErrorKind::NotReady, message).into());
         }
         self.check_place()?;
-        progress.total(snapshot.data_blocks.unwrap_or(0));
-        let target = Target::open(&self.path, snapshot.image_len())?;
-        let written = write_blocks(&store, &snapshot, &target, &progress).await?;
-        blocking(move || target.finish()).await?;
-        Ok(Done { snapshot, blocks: written, elapsed: began.elapsed() })
+        run.progress.total(snapshot.data_blocks.unwrap_or(0));
+        let len = snapshot.image_len();
+        let (journal, goes_on, key) = self.journal(len).await?;
+        let sink = Arc::new(FileSink::open(&self.path, len, key, goes_on).await?);
+        let source = Arc::new(SnapshotSource::new(store, snapshot.clone()));
+        let left = match sink.partial() {
+            Some(partial) => Left::Partial(partial),
+            None => Left::Device(self.path.clone()),
+        };
+        let keeps = journal.is_kept();
+        let sink: Arc<dyn Sink> = sink;
+        match transfer_to(source, sink, journal, run).await {
+            Ok(finished) => {
+                let (blocks, kept) = (finished.blocks, finished.kept);
+                Ok(Done { snapshot, blocks, kept, elapsed: began.elapsed() })
+            }
+            Err(error) if keeps && error.could_go_on() => {
+                Err(Error::Unfinished { cause: Box::new(error.into()), left })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The journal, whether it has something, and what the name of the partial file is told from others by.
+    async fn journal(&self, len: u64) -> Result<(Arc<dyn Journal>, bool, Option<String>)> {
+        let Some(root) = self.resume.journals.clone() else {
+            return Ok((Arc::new(NoJournal), false, None));
+        };
+        let place = self.place().unwrap_or_else(|| self.path.clone());
+        let place = std::path::absolute(&place).unwrap_or(place);
+        let from = format!("{} {}", self.resume.store, self.id);
+        let ends = Ends { operation: "download".to_owned(), from, to: place.display().to_string() };
+        let key = Digest::of(format!("{}\n{}", ends.from, ends.to).as_bytes()).to_hex();
+        let restart = self.resume.restart;
+        let attempt = Attempt { len };
+        let opened = blocking(move || {
+            if restart {
+                FileJournal::remove(&root, &ends)
+                    .map_err(|e| transfer::Error::io("remove the journal in", &root, e))?;
+            }
+            let (journal, found) = FileJournal::open(&root, ends)?;
+            let goes_on = found.as_ref() == Some(&attempt);
+            if !goes_on {
+                journal.begin(&attempt);
+            }
+            Ok::<_, transfer::Error>((journal, goes_on))
+        });
+        match opened.await {
+            Ok((journal, goes_on)) => Ok((Arc::new(journal), goes_on, Some(key[..8].to_owned()))),
+            Err(error @ transfer::Error::Io { .. }) => {
+                super::warn_of_no_journal(&error);
+                Ok((Arc::new(NoJournal), false, None))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Where the file is or will be, without links.
+    fn place(&self) -> Option<PathBuf> {
+        let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        self.path.canonicalize().ok().or_else(|| {
+            let directory = directory.unwrap_or(Path::new(".")).canonicalize().ok()?;
+            Some(directory.join(self.path.file_name()?))
+        })
     }
 
     /// The store is not to be overwritten with what comes out of it.
@@ -61,103 +138,11 @@ impl Download {
         let Some(store) = self.not_in.as_deref().and_then(|store| store.canonicalize().ok()) else {
             return Ok(());
         };
-        let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let place = self
-            .path
-            .canonicalize()
-            .ok()
-            .or_else(|| directory.unwrap_or(Path::new(".")).canonicalize().ok());
-        match place {
+        match self.place() {
             Some(place) if place.starts_with(&store) => {
                 Err(transfer::Error::unsuitable(&self.path, "it is inside the store itself").into())
             }
             _ => Ok(()),
-        }
-    }
-}
-
-async fn write_blocks(
-    store: &SharedStore,
-    snapshot: &Snapshot,
-    target: &Target,
-    progress: &SharedProgress,
-) -> Result<u64> {
-    let id = &snapshot.id;
-    let end = BlockIndex::containing(snapshot.image_len().next_multiple_of(BLOCK_SIZE_U64));
-    let mut zeroed = Zeroed { writer: target.writer(), needed: target.is_device(), at: 0 };
-    let written = progress.clone();
-    let thread = WriteThread::new(target.writer(), move || written.advance(1))
-        .map_err(|e| transfer::Error::io("write", target.path(), e))?;
-    let mut copied = 0;
-    {
-        let listed = Listing::new(store.clone(), id.clone()).stream();
-        let within = listed.and_then(|block| {
-            let checked = check_within(snapshot, Some(block.index));
-            futures::future::ready(checked.map(|()| block))
-        });
-        let data = within.map_err(Error::from).try_filter(|block| {
-            let data = block.digest != Some(Digest::OF_ZEROS) && block.index < end;
-            futures::future::ready(data)
-        });
-        // What is between the blocks is zeroed in order, while the blocks are written in any.
-        let holes = data.and_then(|block| {
-            let zero = zeroed.up_to(block.index.offset());
-            let next = block.index.next().offset();
-            zeroed.at = next;
-            async move {
-                zero.await?;
-                Ok(block)
-            }
-        });
-        let writes = holes
-            .map_ok(|block| {
-                let (store, id) = (store.clone(), id.clone());
-                spawned(copy_block(store, id, block, thread.queue()))
-            })
-            .try_buffer_unordered(store.parallelism());
-        let mut writes = std::pin::pin!(writes);
-        // If nothing is written any more, the thread says why.
-        while writes.try_next().await? == Some(true) {
-            copied += 1;
-        }
-    }
-    thread.finish().await?;
-    zeroed.up_to(snapshot.volume_size.bytes()).await?;
-    Ok(copied)
-}
-
-async fn copy_block(
-    store: SharedStore,
-    id: SnapshotId,
-    listed: ListedBlock,
-    queue: WriteQueue,
-) -> Result<bool> {
-    let index = listed.index;
-    queue.room().await;
-    let block = store.get_block(&id, index, &listed.token).await?;
-    if listed.digest.is_some_and(|digest| digest != block.digest()) {
-        let message = format!("block {index} of {id} is not what was listed");
-        return Err(store::Error::new(ErrorKind::Corrupt, message).into());
-    }
-    Ok(queue.write(index, block).await)
-}
-
-/// Zeros the holes of a device, in order.
-struct Zeroed {
-    writer: Writer,
-    needed: bool,
-    /// Everything before this offset is written, or about to be.
-    at: u64,
-}
-
-impl Zeroed {
-    fn up_to(&self, end: u64) -> impl Future<Output = Result<()>> + use<> {
-        let hole = (self.needed && self.at < end).then(|| (self.writer.clone(), self.at));
-        async move {
-            match hole {
-                Some((writer, start)) => Ok(blocking(move || writer.zero(start, end)).await?),
-                None => Ok(()),
-            }
         }
     }
 }

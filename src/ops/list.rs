@@ -1,9 +1,9 @@
 //! `list`: which snapshots there are, and how large one is.
 
 use super::Result;
-use super::blocks::Listing;
 use crate::model::{Snapshot, SnapshotId};
 use crate::store::SharedStore;
+use crate::store::listing::Listing;
 use crate::store::page::list_all;
 
 /// All snapshots, from old to new.
@@ -19,7 +19,7 @@ pub async fn block_count(store: &SharedStore, id: &SnapshotId) -> Result<u64> {
     if let (Some(data), Some(zero)) = (snapshot.data_blocks, snapshot.zero_blocks) {
         return Ok(data + zero);
     }
-    let mut listing = Listing::new(store.clone(), id.clone());
+    let mut listing = Listing::blocks(store.clone(), &snapshot);
     let mut blocks = 0;
     while listing.next().await?.is_some() {
         blocks += 1;

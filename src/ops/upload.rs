@@ -1,32 +1,30 @@
 //! `upload`: a file or device becomes a snapshot.
 
-use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::stream::{self, TryReadyChunksError};
-use futures::{StreamExt as _, TryStreamExt as _};
+use serde::{Deserialize, Serialize};
 
-use super::blocks::Listing;
-use super::{Error, Result};
+use super::{Error, Left, Result, Resume};
 use crate::blocking::blocking;
 use crate::model::{
-    Block, BlockIndex, Digester, LENGTH_TAG, MAX_DESCRIPTION_CHARS, Snapshot, SnapshotId,
-    SnapshotState, Tags,
+    Digest, LENGTH_TAG, MAX_DESCRIPTION_CHARS, Snapshot, SnapshotId, SnapshotState, Tags,
 };
-use crate::store::{self, CompleteRequest, ErrorKind, ListedBlock, SharedStore, StartRequest};
-use crate::transfer::holes::too_many;
+use crate::store::{ErrorKind, SharedStore, StartRequest};
+use crate::transfer;
+use crate::transfer::engine::{Run, transfer_to};
+use crate::transfer::journal::{Ends, FileJournal, Journal, NoJournal};
+use crate::transfer::sink::Sink;
+use crate::transfer::sink::snapshot::{SnapshotSink, Zeros, abort};
 use crate::transfer::source::Source;
-use crate::transfer::{SharedProgress, concurrent_runs, run_len, spawned};
+use crate::transfer::source::file::{FileSource, Times};
 
-/// How long it may take to learn whether a snapshot is completed that was to be given up.
-const LOOK: Duration = Duration::from_secs(5);
-
-/// How long it is tried to remove a snapshot that will not be completed: somebody waits to be let go.
-const ABORT: Duration = Duration::from_secs(15);
+/// How long an upload that is stopped while it begins waits for the id of its snapshot.
+const STARTING: Duration = Duration::from_secs(10);
 
 /// What to upload, and as what.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Upload {
     /// The file or device.
     pub path: PathBuf,
@@ -46,6 +44,8 @@ pub struct Upload {
     pub kms_key: Option<String>,
     /// Put the holes of a snapshot that the store encrypts, as zeros.
     pub encrypted_holes: bool,
+    /// Its journal.
+    pub resume: Resume,
 }
 
 /// What was done.
@@ -53,103 +53,49 @@ pub struct Upload {
 pub struct Done {
     /// The new snapshot.
     pub snapshot: Snapshot,
-    /// Length of the file in bytes.
-    pub len: u64,
     /// Blocks that were put.
     pub blocks: u64,
+    /// Those of them that an earlier run had put.
+    pub kept: u64,
     /// How long it took.
     pub elapsed: Duration,
     /// Whether the file seems to have stayed the same while it was read.
     pub unchanged: bool,
 }
 
-/// A block that may have to be put.
-#[derive(Clone, Debug)]
-pub(super) struct Candidate {
-    pub(super) index: BlockIndex,
-    /// Whether the file has something there; else it is a hole.
-    pub(super) in_file: bool,
-    /// What the parent has there.
-    pub(super) parent: Option<ListedBlock>,
+/// What a journal says of an upload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Attempt {
+    client_token: String,
+    /// What the snapshot was asked for with.
+    request: Digest,
+    /// What tells whether the file is as it was; a device is read again.
+    times: Option<Times>,
+    len: u64,
+    /// Known once it is started.
+    snapshot: Option<SnapshotId>,
 }
 
-/// A file, and the snapshot that was started for it.
+/// A file that is about to be uploaded.
 #[derive(Debug)]
-pub struct Begun {
-    source: Source,
-    snapshot: Snapshot,
-}
-
-impl Begun {
-    /// The id of the snapshot.
-    pub fn id(&self) -> &SnapshotId {
-        &self.snapshot.id
-    }
-
-    /// Length of the file in bytes.
-    pub fn source_len(&self) -> u64 {
-        self.source.len()
-    }
+pub struct Opened {
+    upload: Upload,
+    source: FileSource,
 }
 
 impl Upload {
-    /// Opens the file and starts the snapshot. Dropping this may leave one that nobody knows of: whoever
-    /// cannot wait has it run to its end elsewhere, and [`abort`]s what comes of it.
-    pub async fn begin(&self, store: &SharedStore) -> Result<Begun> {
+    /// Opens the file.
+    ///
+    /// # Errors
+    ///
+    /// If it is no image, or cannot be read.
+    pub async fn open(self) -> Result<Opened> {
         let path = self.path.clone();
-        let source = blocking(move || Source::open(&path)).await?;
-        let snapshot = store.start(self.request(&source)).await?;
-        Ok(Begun { source, snapshot })
+        let source = blocking(move || FileSource::open(&path)).await?;
+        Ok(Opened { upload: self, source })
     }
 
-    /// Does it. If it fails there is no snapshot, unless it fails at the very end, where that may not be
-    /// known; if this is dropped, call [`abort`].
-    pub async fn run(
-        self,
-        store: SharedStore,
-        begun: Begun,
-        progress: SharedProgress,
-    ) -> Result<Done> {
-        let began = Instant::now();
-        let Begun { source, snapshot } = begun;
-        let put = self.put_all(&store, &snapshot, &source, &progress).await;
-        let done = match put {
-            Ok(request) => store.complete(&snapshot.id, request).await.map(|s| (s, request)),
-            Err(error) => {
-                abort(&store, &snapshot.id).await;
-                return Err(error);
-            }
-        };
-        match done {
-            Ok((snapshot, _)) if snapshot.state == SnapshotState::Error => {
-                let why = snapshot.state_message.unwrap_or_default();
-                let message = format!("{} failed in the store: {why}", snapshot.id);
-                Err(store::Error::new(ErrorKind::Unavailable, message).into())
-            }
-            Ok((snapshot, request)) => Ok(Done {
-                snapshot,
-                len: source.len(),
-                blocks: request.changed_blocks,
-                elapsed: began.elapsed(),
-                unchanged: source.is_unchanged(),
-            }),
-            // It may be complete, and then it is as it should be.
-            Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => {
-                let id = &snapshot.id;
-                tracing::warn!(
-                    "whether {id} was completed is not known: `fspfs list` tells; \
-                     `fspfs delete {id}` removes it if it stays pending"
-                );
-                Err(error.into())
-            }
-            Err(error) => {
-                abort(&store, &snapshot.id).await;
-                Err(error.into())
-            }
-        }
-    }
-
-    fn request(&self, source: &Source) -> StartRequest {
+    fn request(&self, source: &FileSource) -> StartRequest {
         let path = self.path.canonicalize().unwrap_or_else(|_| self.path.clone());
         let origin: String =
             path.display().to_string().chars().take(MAX_DESCRIPTION_CHARS).collect();
@@ -174,193 +120,216 @@ impl Upload {
         }
     }
 
-    async fn put_all(
-        &self,
-        store: &SharedStore,
-        snapshot: &Snapshot,
-        source: &Source,
-        progress: &SharedProgress,
-    ) -> Result<CompleteRequest> {
-        let zeros = snapshot.encrypted && self.encrypted_holes;
-        let filled_from = self.filled_from(store, source, zeros).await?;
-        let parent = self.parent.clone().map(|id| Parent { store: store.clone(), id });
-        let listing = parent.as_ref().map(|p| Listing::new(p.store.clone(), p.id.clone()));
-        let mut checksum = Digester::default();
-        let mut changed_blocks = 0;
-        let rule = Rule { full_copy: self.full_copy, zeros };
-        // What the parent has may have to be read, which takes as long as a put.
-        let reads = if parent.is_some() { store.parallelism().div_ceil(run_len()) } else { 0 };
-        let candidates = candidates(source.clone(), filled_from, listing).await?;
-        let read = candidates
-            .try_ready_chunks(run_len())
-            .map_err(|TryReadyChunksError(_, error)| error)
-            .map_ok(|run| spawned(examine(source.clone(), parent.clone(), run, rule)))
-            .try_buffered(reads.max(concurrent_runs()))
-            .map_ok(|run| stream::iter(run).map(Ok))
-            .try_flatten();
-        let puts = read
-            .try_filter_map(|(index, block, needed)| {
-                progress.advance(1);
-                if needed {
-                    checksum.update(block.digest().0);
-                    changed_blocks += 1;
-                }
-                futures::future::ready(Ok(needed.then_some((index, block))))
-            })
-            .map_ok(|(index, block)| {
-                let (store, id) = (store.clone(), snapshot.id.clone());
-                spawned(async move { Ok::<_, Error>(store.put_block(&id, index, block).await?) })
-            })
-            .try_buffer_unordered(store.parallelism());
-        puts.try_collect::<()>().await?;
-        source.check_len()?;
-        Ok(CompleteRequest { changed_blocks, checksum: Some(checksum.finish()) })
+    /// What an earlier run must have asked for, too.
+    fn asked(&self, request: &StartRequest) -> Digest {
+        let zeros = (self.full_copy, self.encrypted_holes);
+        Digest::of(format!("{request:?} {zeros:?}").as_bytes())
+    }
+}
+
+impl Opened {
+    /// Length of the file in bytes.
+    pub fn source_len(&self) -> u64 {
+        self.source.len()
     }
 
-    /// From where on holes are candidates too. Those of an encrypted parent were put with it.
-    async fn filled_from(
-        &self,
-        store: &SharedStore,
-        source: &Source,
-        zeros: bool,
-    ) -> Result<BlockIndex> {
-        let end = source.volume_size().blocks();
-        if !zeros {
-            return Ok(end);
-        }
-        let begin = match &self.parent {
-            Some(parent) => store.describe(parent).await?.volume_size.blocks().min(end),
-            None => BlockIndex::ZERO,
-        };
-        let mut holes = u64::from(end.0 - begin.0);
-        for extent in source.extents() {
+    fn data_blocks(&self) -> Result<u64> {
+        let mut blocks = 0;
+        for extent in self.source.extents() {
             let extent = extent?;
-            holes -= u64::from(extent.end.max(begin).0 - extent.start.max(begin).0);
+            blocks += u64::from(extent.end.0 - extent.start.0);
         }
-        match too_many(holes) {
-            Some(why) => Err(store::Error::new(ErrorKind::Quota, why).into()),
-            None => Ok(begin),
-        }
+        Ok(blocks)
     }
-}
 
-/// What blocks of zeros are put for.
-#[derive(Clone, Copy, Debug)]
-struct Rule {
-    /// They are in the file.
-    full_copy: bool,
-    /// They are missing in the snapshot else.
-    zeros: bool,
-}
-
-/// The snapshot that the new one begins with.
-#[derive(Clone, Debug)]
-struct Parent {
-    store: SharedStore,
-    id: SnapshotId,
-}
-
-/// Reads blocks of the file, and finds out which have to be put.
-async fn examine(
-    source: Source,
-    parent: Option<Parent>,
-    run: Vec<Candidate>,
-    rule: Rule,
-) -> Result<Vec<(BlockIndex, Block, bool)>> {
-    let in_file = run.iter().filter(|c| c.in_file).map(|c| c.index).collect();
-    let mut blocks = source.read_all(in_file).await?.into_iter();
-    let found = run.into_iter().map(|candidate| {
-        let block = if candidate.in_file { blocks.next() } else { None };
-        is_needed(candidate, block.unwrap_or(Block::Zero), parent.as_ref(), rule)
-    });
-    // All at once: each may have to be read from the parent.
-    futures::future::try_join_all(found).await
-}
-
-async fn is_needed(
-    candidate: Candidate,
-    block: Block,
-    parent: Option<&Parent>,
-    rule: Rule,
-) -> Result<(BlockIndex, Block, bool)> {
-    let Candidate { index, in_file, parent: theirs } = candidate;
-    // What the parent has is put where it differs; zeros too, or the parent shows through.
-    let needed = match (theirs, parent) {
-        (Some(ListedBlock { digest: Some(digest), .. }), _) => digest != block.digest(),
-        (Some(listed), Some(Parent { store, id })) => {
-            // To read one costs half of what putting one does, and a block that is put is paid for
-            // as long as the snapshot is there.
-            store.get_block(id, index, &listed.token).await?.digest() != block.digest()
+    /// Uploads it. What ends it before leaves a pending snapshot that the same upload goes on with, if there is a
+    /// journal and the cause may go away.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unfinished`] if it can go on; else there is no snapshot.
+    pub async fn run(self, store: SharedStore, run: &Run) -> Result<Done> {
+        let began = Instant::now();
+        let parent = match &self.upload.parent {
+            Some(parent) => Some((store.describe(parent).await?, false)),
+            None => None,
+        };
+        run.progress.total(self.data_blocks()?);
+        let (journal, found) = self.journal().await?;
+        let start = Starting { opened: &self, store: &store, journal: journal.as_ref(), run };
+        let snapshot = start.snapshot(found).await?;
+        let journal: Arc<dyn Journal> = match journal {
+            Some(journal) => Arc::new(journal),
+            None => Arc::new(NoJournal),
+        };
+        let done = |snapshot: Snapshot, blocks, kept| Done {
+            snapshot,
+            blocks,
+            kept,
+            elapsed: began.elapsed(),
+            unchanged: self.source.is_unchanged(),
+        };
+        if snapshot.state == SnapshotState::Completed {
+            // It was completed by the run before, which did not hear of it.
+            journal.forget();
+            return Ok(done(snapshot, 0, 0));
         }
-        _ => !block.is_zero() || rule.zeros || (rule.full_copy && in_file),
-    };
-    Ok((index, block, needed))
-}
-
-/// Removes a snapshot that will not be completed, unless it is all the same. A failure is logged: then it
-/// stays pending.
-pub async fn abort(store: &SharedStore, id: &SnapshotId) {
-    if let Ok(Ok(found)) = tokio::time::timeout(LOOK, store.describe(id)).await
-        && found.state == SnapshotState::Completed
-    {
-        tracing::warn!("{id} is completed, and stays");
-        return;
-    }
-    let why = match tokio::time::timeout(ABORT, store.delete(id)).await {
-        Ok(Ok(())) => return,
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => format!("the store did not delete it within {} s", ABORT.as_secs()),
-    };
-    tracing::error!("{id} stays pending: {why}; `fspfs delete {id}` removes it");
-}
-
-/// The blocks that the file or the parent has, ascending; from `filled_from` on, all.
-pub(super) async fn candidates(
-    source: Source,
-    filled_from: BlockIndex,
-    mut parent: Option<Listing>,
-) -> Result<impl futures::Stream<Item = Result<Candidate>>> {
-    let next_parent = next(&mut parent).await?;
-    let (extents, end) = (source.extents(), source.volume_size().blocks());
-    let state = (extents, None::<Range<u32>>, filled_from.0..end.0, (parent, next_parent));
-    Ok(futures::stream::try_unfold(
-        state,
-        move |(mut extents, mut run, mut filler, (mut parent, mut theirs))| async move {
-            while run.as_ref().is_none_or(Range::is_empty) {
-                match extents.next() {
-                    Some(extent) => run = Some(extent.map(|r| r.start.0..r.end.0)?),
-                    None => {
-                        run = None;
-                        break;
-                    }
-                }
+        let id = snapshot.id.clone();
+        let zeros = Zeros {
+            full_copy: self.upload.full_copy,
+            encrypted_holes: snapshot.encrypted && self.upload.encrypted_holes,
+        };
+        let sink = SnapshotSink::new(store.clone(), snapshot, parent, zeros, &self.source).await;
+        let sink: Arc<dyn Sink> = match sink {
+            Ok(sink) => Arc::new(sink),
+            Err(error) => {
+                abort(&store, &id).await;
+                journal.forget();
+                return Err(error.into());
             }
-            let ours = run.as_ref().map(|run| BlockIndex(run.start));
-            // What the parent has beyond the end of a smaller volume is not in the child anyway.
-            let other = theirs.as_ref().map(|block: &ListedBlock| block.index).filter(|i| *i < end);
-            let hole = (!filler.is_empty()).then_some(BlockIndex(filler.start));
-            let Some(index) = [ours, other, hole].into_iter().flatten().min() else {
-                return Ok(None);
+        };
+        let keeps = journal.is_kept();
+        let source: Arc<dyn Source> = Arc::new(self.source.clone());
+        match transfer_to(source, sink, journal, run).await {
+            Ok(finished) => {
+                let snapshot = finished.snapshot.expect("a snapshot was made");
+                Ok(done(snapshot, finished.blocks, finished.kept))
+            }
+            Err(error) if keeps && error.could_go_on() => {
+                Err(Error::Unfinished { cause: Box::new(error.into()), left: Left::Snapshot(id) })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn journal(&self) -> Result<(Option<FileJournal>, Option<Attempt>)> {
+        let Resume { journals, store, restart } = self.upload.resume.clone();
+        let Some(root) = journals else { return Ok((None, None)) };
+        let path = self.upload.path.canonicalize().unwrap_or_else(|_| self.upload.path.clone());
+        let operation = "upload".to_owned();
+        let ends = Ends { operation, from: path.display().to_string(), to: store };
+        let opened = blocking(move || {
+            if restart {
+                // What it began is given up with it.
+                let begun = FileJournal::open::<Attempt>(&root, ends.clone());
+                let begun = begun.ok().and_then(|(_, attempt)| attempt);
+                FileJournal::remove(&root, &ends)
+                    .map_err(|e| transfer::Error::io("remove the journal in", &root, e))?;
+                let (journal, _) = FileJournal::open::<Attempt>(&root, ends)?;
+                let begun = begun.map(|attempt| Attempt { request: Digest([0; 32]), ..attempt });
+                return Ok((journal, begun));
+            }
+            FileJournal::open(&root, ends)
+        });
+        match opened.await {
+            Ok((journal, found)) => Ok((Some(journal), found)),
+            Err(error @ transfer::Error::Io { .. }) => {
+                super::warn_of_no_journal(&error);
+                Ok((None, None))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// An upload that begins, or goes on.
+struct Starting<'a> {
+    opened: &'a Opened,
+    store: &'a SharedStore,
+    journal: Option<&'a FileJournal>,
+    run: &'a Run,
+}
+
+impl Starting<'_> {
+    /// The snapshot that is put to: that of an earlier run, or a new one.
+    async fn snapshot(&self, found: Option<Attempt>) -> Result<Snapshot> {
+        let Opened { upload, source } = self.opened;
+        let request = upload.request(source);
+        let wanted = Attempt {
+            client_token: uuid::Uuid::new_v4().simple().to_string(),
+            request: upload.asked(&request),
+            times: source.times().cloned(),
+            len: source.len(),
+            snapshot: None,
+        };
+        if let Some(found) = found {
+            let (client_token, snapshot) = (found.client_token.clone(), found.snapshot.clone());
+            let is_same = found == Attempt { client_token, snapshot, ..wanted.clone() };
+            if let Some(going_on) = self.go_on(found, is_same, &request).await? {
+                return Ok(going_on);
+            }
+        }
+        if let Some(journal) = self.journal {
+            journal.begin(&wanted);
+        }
+        self.start(wanted, request).await
+    }
+
+    /// The snapshot of an earlier run, if it takes more.
+    async fn go_on(
+        &self,
+        found: Attempt,
+        is_same: bool,
+        request: &StartRequest,
+    ) -> Result<Option<Snapshot>> {
+        let Some(id) = found.snapshot.clone() else {
+            // It may have been started without our having heard of it.
+            return match is_same {
+                true => self.start(found, request.clone()).await.map(Some),
+                false => Ok(None),
             };
-            let in_file = ours == Some(index);
-            if in_file {
-                run.as_mut().map(Iterator::next);
+        };
+        let state = match self.store.describe(&id).await {
+            Ok(snapshot) => snapshot,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                tracing::warn!("{id}, which was begun before, is gone: beginning anew");
+                return Ok(None);
             }
-            filler.start = filler.start.max(index.0 + 1);
-            let mut candidate = Candidate { index, in_file, parent: None };
-            if other == Some(index) {
-                candidate.parent = theirs.take();
-                theirs = next(&mut parent).await?;
+            Err(error) => return Err(error.into()),
+        };
+        match state.state {
+            SnapshotState::Completed if is_same => return Ok(Some(state)),
+            SnapshotState::Pending if is_same => {
+                tracing::info!("going on with {id}");
+                return Ok(Some(state));
             }
-            Ok::<_, Error>(Some((candidate, (extents, run, filler, (parent, theirs)))))
-        },
-    ))
-}
+            SnapshotState::Completed => {}
+            SnapshotState::Pending => {
+                let why = "it was begun for something else, or before the file was changed";
+                tracing::warn!("{id} is removed, and it begins anew: {why}");
+                abort(self.store, &id).await;
+            }
+            SnapshotState::Error | SnapshotState::Archived => {
+                let why = state.state_message.unwrap_or_else(|| "it waited too long".to_owned());
+                tracing::warn!("{id} takes no more ({why}): beginning anew");
+                abort(self.store, &id).await;
+            }
+        }
+        Ok(None)
+    }
 
-async fn next(listing: &mut Option<Listing>) -> Result<Option<ListedBlock>> {
-    match listing {
-        Some(listing) => Ok(listing.next().await?),
-        None => Ok(None),
+    /// Starts a snapshot, in a task of its own: the id of one that is started when nobody waits for it any more
+    /// is told all the same.
+    async fn start(&self, mut attempt: Attempt, mut request: StartRequest) -> Result<Snapshot> {
+        request.client_token = Some(attempt.client_token.clone());
+        let store = self.store.clone();
+        let mut starting = tokio::spawn(async move { store.start(request).await });
+        let joined = tokio::select! {
+            started = &mut starting => Some(started),
+            () = self.run.stop.cancelled() => tokio::time::timeout(STARTING, starting).await.ok(),
+            () = self.run.cancel.cancelled() => tokio::time::timeout(STARTING, starting).await.ok(),
+        };
+        let cause = || Box::new(transfer::Error::Stopped.into());
+        let Some(started) = joined else {
+            return Err(Error::Unfinished { cause: cause(), left: Left::Asked });
+        };
+        let snapshot: Snapshot =
+            started.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        attempt.snapshot = Some(snapshot.id.clone());
+        if let Some(journal) = self.journal {
+            journal.update(&attempt);
+        }
+        Ok(snapshot)
     }
 }
 
@@ -369,7 +338,6 @@ mod tests {
     use super::*;
     use crate::store::repository::Repository;
     use crate::store::wrap::{Call, Wrapper};
-    use crate::transfer::Silent;
 
     /// A store that takes everything, and then cannot complete it.
     #[derive(Debug)]
@@ -395,20 +363,9 @@ mod tests {
         let path = dir.path().join("x.img");
         std::fs::write(&path, "x").unwrap();
         let repository = Repository::create(&dir.path().join("store")).await.unwrap();
-        let store: SharedStore = std::sync::Arc::new(Failing(std::sync::Arc::new(repository)));
-        let upload = Upload {
-            path,
-            parent: None,
-            description: None,
-            tags: Tags::default(),
-            volume_id: None,
-            full_copy: false,
-            encrypted: false,
-            kms_key: None,
-            encrypted_holes: false,
-        };
-        let begun = upload.begin(&store).await.unwrap();
-        let error = upload.run(store, begun, std::sync::Arc::new(Silent)).await.unwrap_err();
+        let store: SharedStore = Arc::new(Failing(Arc::new(repository)));
+        let opened = Upload { path, ..Upload::default() }.open().await.unwrap();
+        let error = opened.run(store, &Run::default()).await.unwrap_err();
         assert!(error.to_string().contains("its key is disabled"), "{error}");
     }
 }

@@ -1,19 +1,24 @@
 //! `verify`, where a store cannot check itself: every block is read, and compared with its SHA-256;
 //! and with a file, if there is one.
 
+use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use futures::TryStreamExt as _;
+use async_trait::async_trait;
+use futures::stream::{self, BoxStream, StreamExt as _};
 use serde::Serialize;
 
-use super::blocks::Listing;
-use super::upload::{Candidate, candidates};
-use super::{Error, Result};
+use super::Result;
 use crate::blocking::blocking;
-use crate::model::{BLOCK_SIZE_U64, Block, BlockIndex, SnapshotId};
+use crate::model::{BLOCK_SIZE_U64, BlockIndex, Digest, SnapshotId};
 use crate::store::{self, ErrorKind, SharedStore};
-use crate::transfer::source::Source;
-use crate::transfer::{self, SharedProgress, spawned};
+use crate::transfer;
+use crate::transfer::engine::{Run, transfer_to};
+use crate::transfer::journal::NoJournal;
+use crate::transfer::sink::{Content, Finished, Sink, Step};
+use crate::transfer::source::file::FileSource;
+use crate::transfer::source::snapshot::SnapshotSource;
 
 /// Findings that a report has at most; beyond, they are only counted.
 const MAX_FINDINGS: usize = 1000;
@@ -62,7 +67,7 @@ pub async fn verify(
     store: &SharedStore,
     id: &SnapshotId,
     against: Option<PathBuf>,
-    progress: &SharedProgress,
+    run: &Run,
     report: &mut Report,
 ) -> Result<()> {
     let snapshot = store.describe(id).await?;
@@ -70,71 +75,131 @@ pub async fn verify(
         let message = format!("{id} is {}, and cannot be read", snapshot.state.as_str());
         return Err(store::Error::new(ErrorKind::NotReady, message).into());
     }
-    let listing = Listing::new(store.clone(), id.clone());
-    let source = match against {
+    let file = match against {
         Some(path) => {
-            let source = blocking(move || Source::open(&path)).await?;
-            if source.len() != snapshot.image_len() {
+            let file = blocking(move || FileSource::open(&path)).await?;
+            if file.len() != snapshot.image_len() {
                 let why =
-                    format!("it has {} bytes, and {id} has {}", source.len(), snapshot.image_len());
-                return Err(transfer::Error::unsuitable(source.path(), why).into());
+                    format!("it has {} bytes, and {id} has {}", file.len(), snapshot.image_len());
+                return Err(transfer::Error::unsuitable(file.path(), why).into());
             }
-            Some(source)
+            Some(file)
         }
         None => None,
     };
-    let everything =
-        match source.clone() {
-            Some(source) => {
-                let end = source.volume_size().blocks();
-                futures::future::Either::Left(candidates(source, end, Some(listing)).await?)
-            }
-            None => futures::future::Either::Right(listing.stream().map_err(Error::from).map_ok(
-                |block| Candidate { index: block.index, in_file: false, parent: Some(block) },
-            )),
-        };
-    let checks = everything
-        .map_ok(|candidate| spawned(check(store.clone(), id.clone(), source.clone(), candidate)))
-        .try_buffer_unordered(store.parallelism());
-    let mut checks = std::pin::pin!(checks);
-    while let Some((index, read, problem)) = checks.try_next().await? {
-        progress.advance(1);
-        report.blocks += u64::from(read);
-        if let Some(problem) = problem {
-            report.add(id, index, problem);
-        }
-    }
+    let source = Arc::new(SnapshotSource::new(store.clone(), snapshot));
+    let sink = Arc::new(Check::new(id.clone(), file, std::mem::take(report)));
+    let done = transfer_to(source, Arc::clone(&sink) as Arc<dyn Sink>, Arc::new(NoJournal), run);
+    let done = done.await;
+    *report = std::mem::take(&mut *sink.report());
+    done?;
     report.bytes = report.blocks * BLOCK_SIZE_U64;
     report.snapshots += 1;
     Ok(())
 }
 
-/// Reads one block: whether there is one, and what is wrong with it.
-async fn check(
-    store: SharedStore,
+/// Takes note of what is wrong with the blocks that come, and keeps none.
+#[derive(Debug)]
+struct Check {
     id: SnapshotId,
-    source: Option<Source>,
-    candidate: Candidate,
-) -> Result<(BlockIndex, bool, Option<String>)> {
-    let Candidate { index, in_file, parent: listed } = candidate;
-    let read = listed.is_some();
-    let block = match listed {
-        None => Block::Zero,
-        Some(listed) => match store.get_block(&id, index, &listed.token).await {
-            Ok(block) if listed.digest.is_none_or(|digest| digest == block.digest()) => block,
-            Ok(_) => return Ok((index, true, Some("it is not what was listed".to_owned()))),
-            Err(error) if error.kind() == ErrorKind::Corrupt => {
-                return Ok((index, true, Some(error.to_string())));
+    file: Option<FileSource>,
+    /// The blocks that the file has, in order.
+    in_file: Mutex<FileBlocks>,
+    report: Mutex<Report>,
+}
+
+impl Check {
+    fn new(id: SnapshotId, file: Option<FileSource>, report: Report) -> Self {
+        let in_file = Mutex::new(FileBlocks::of(file.as_ref()));
+        Self { id, file, in_file, report: Mutex::new(report) }
+    }
+
+    fn report(&self) -> MutexGuard<'_, Report> {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn step(blocks: Range<BlockIndex>, in_source: bool) -> Step {
+        Step { blocks, beneath: None, in_source, is_stale: false, turn: 0 }
+    }
+}
+
+#[async_trait]
+impl Sink for Check {
+    async fn plan(&self, index: BlockIndex) -> transfer::Result<Step> {
+        Ok(Self::step(index..index.next(), true))
+    }
+
+    fn plan_zeros(&self, blocks: Range<BlockIndex>) -> BoxStream<'_, transfer::Result<Step>> {
+        let steps = std::iter::from_fn(move || {
+            let mut in_file = self.in_file.lock().unwrap_or_else(PoisonError::into_inner);
+            let next = in_file.next_within(&blocks).transpose()?;
+            Some(next.map(|index| Self::step(index..index.next(), false)))
+        });
+        stream::iter(steps).boxed()
+    }
+
+    async fn write(&self, step: Step, content: Content) -> transfer::Result<Option<Digest>> {
+        let index = step.index();
+        self.report().blocks += u64::from(step.in_source);
+        let (Some(file), Content::Block(block)) = (&self.file, content) else { return Ok(None) };
+        if index.offset() < file.len() {
+            let theirs = file.read_all(vec![index]).await?;
+            if theirs != [block] {
+                let problem = format!("it differs from {}", file.path().display());
+                self.report().add(&self.id, index, problem);
             }
-            Err(error) => return Err(error.into()),
-        },
-    };
-    let Some(source) = source else { return Ok((index, read, None)) };
-    let path = source.path().display().to_string();
-    let other = match in_file {
-        true => source.read(index).await?,
-        false => Block::Zero,
-    };
-    let problem = (other != block).then(|| format!("it differs from {path}"));
-    Ok((index, read, problem))
+        }
+        Ok(None)
+    }
+
+    fn damaged(&self, index: BlockIndex, error: transfer::Error) -> transfer::Result<()> {
+        let mut report = self.report();
+        report.blocks += 1;
+        report.add(&self.id, index, error.to_string());
+        Ok(())
+    }
+
+    fn parallelism(&self) -> usize {
+        1
+    }
+
+    async fn finish(&self) -> transfer::Result<Finished> {
+        Ok(Finished::default())
+    }
+
+    async fn abort(&self) {}
+}
+
+/// The blocks of a file that are not holes, ascending.
+struct FileBlocks {
+    extents: Box<dyn Iterator<Item = transfer::Result<Range<BlockIndex>>> + Send>,
+    extent: Range<u32>,
+}
+
+impl FileBlocks {
+    fn of(file: Option<&FileSource>) -> Self {
+        let extents = file.map(FileSource::extents);
+        Self { extents: Box::new(extents.into_iter().flatten()), extent: 0..0 }
+    }
+
+    /// The next one within a range; the ranges ascend.
+    fn next_within(&mut self, range: &Range<BlockIndex>) -> transfer::Result<Option<BlockIndex>> {
+        loop {
+            self.extent.start = self.extent.start.max(range.start.0);
+            if self.extent.is_empty() {
+                let Some(extent) = self.extents.next().transpose()? else { return Ok(None) };
+                self.extent = extent.start.0..extent.end.0;
+            } else if self.extent.start >= range.end.0 {
+                return Ok(None);
+            } else {
+                return Ok(self.extent.next().map(BlockIndex));
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for FileBlocks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FileBlocks").field("extent", &self.extent).finish_non_exhaustive()
+    }
 }

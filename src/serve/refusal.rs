@@ -64,7 +64,7 @@ impl Refusal {
                 Self::new(StatusCode::NOT_FOUND, "ResourceNotFoundException", detail.as_str())
                     .because("SNAPSHOT_NOT_FOUND")
             }
-            ErrorKind::Denied => {
+            ErrorKind::Denied | ErrorKind::Credentials => {
                 let message = "You are not authorized to perform this operation.";
                 Self::new(StatusCode::FORBIDDEN, "AccessDeniedException", message)
                     .because("UNAUTHORIZED_ACCOUNT")

@@ -180,6 +180,10 @@ impl SnapshotStore for Ebs {
         self.service.max_in_flight()
     }
 
+    fn needs_flush(&self) -> bool {
+        false
+    }
+
     fn settling(&self) -> Duration {
         self.settling
     }

@@ -14,6 +14,8 @@ pub enum ErrorKind {
     NotFound,
     /// The caller may not do this. Trying again does not help.
     Denied,
+    /// The caller is nobody that the store knows, or not any more. With new credentials it may be done.
+    Credentials,
     /// Too many requests. Trying again later helps.
     Throttled,
     /// A token does not work, or no longer: list again.

@@ -1,266 +1,65 @@
-//! A file or a device that is read.
+//! Where the blocks of a transfer come from.
 
-use std::fs::{File, Metadata};
-use std::os::fd::AsFd as _;
-use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::fmt::Debug;
+use std::ops::Range;
 
-use bytes::Bytes;
-use nix::unistd::{Whence, lseek};
+use async_trait::async_trait;
+use futures::TryStreamExt as _;
+use futures::stream::BoxStream;
 
-use super::Error;
-use crate::blocking::blocking;
-use crate::model::{BLOCK_SIZE_U64, Block, BlockBuffer, BlockIndex, InvalidVolumeSize, VolumeSize};
+use super::Result;
+use crate::model::{Block, BlockIndex};
+use crate::store::ListedBlock;
 
-/// A file or block device that is read block by block.
-#[derive(Clone, Debug)]
-pub(crate) struct Source(Arc<Inner>);
+pub(crate) mod file;
+pub(crate) mod snapshot;
 
-#[derive(Debug)]
-struct Inner {
-    path: PathBuf,
-    file: File,
-    len: u64,
-    size: VolumeSize,
-    /// Modification time when it was opened; a device has none that counts.
-    modified: Option<(i64, i64)>,
+/// A part of what a source has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// A block, to be read; with what is known of it, if it was listed.
+    Data(BlockIndex, Option<ListedBlock>),
+    /// Blocks that read as zeros, and are in no place.
+    Zeros(Range<BlockIndex>),
 }
 
-impl Source {
-    /// Opens a file or a block device.
+/// One end of a transfer: an image, or what was changed of one.
+#[async_trait]
+pub(crate) trait Source: Debug + Send + Sync + 'static {
+    /// What it has, ascending, each block once at most. What it does not speak of is as before; a whole image
+    /// speaks of every block of its volume.
+    fn changes(&self) -> BoxStream<'static, Result<Change>>;
+
+    /// Blocks that are read by one call.
+    fn run_len(&self) -> usize;
+
+    /// Blocks that are worth being read at the same time.
+    fn parallelism(&self) -> usize;
+
+    /// Reads blocks, in this order.
+    async fn read(&self, blocks: &[(BlockIndex, Option<ListedBlock>)]) -> Result<Vec<Block>>;
+
+    /// Whether what was read in an earlier run is still what it has.
+    fn is_as_before(&self) -> bool;
+
+    /// Checks that all of it was there until the end: everything was read, and no sink is finished.
     ///
     /// # Errors
     ///
-    /// If it is neither, is empty, or is larger than the largest volume.
-    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
-        let metadata = path.metadata().map_err(|e| Error::io("read", path, e))?;
-        let kind = metadata.file_type();
-        if kind.is_dir() {
-            let why = "it is a directory; give a disk image or a block device";
-            return Err(Error::unsuitable(path, why));
-        }
-        if !kind.is_file() && !kind.is_block_device() {
-            let why = "it is neither a file nor a block device; what comes from a pipe must be in a file first";
-            return Err(Error::unsuitable(path, why));
-        }
-        // Without O_NONBLOCK a file that becomes a pipe meanwhile would hang this.
-        let mut options = File::options();
-        options.read(true).custom_flags(libc::O_NONBLOCK);
-        let file = options.open(path).map_err(|e| Error::io("read", path, e))?;
-        let metadata = file.metadata().map_err(|e| Error::io("read", path, e))?;
-        let len = length(&file, &metadata).map_err(|e| Error::io("read", path, e))?;
-        let size = VolumeSize::holding(len)
-            .map_err(|e: InvalidVolumeSize| Error::unsuitable(path, e.to_string()))?;
-        let modified = metadata.is_file().then(|| (metadata.mtime(), metadata.mtime_nsec()));
-        Ok(Self(Arc::new(Inner { path: path.to_owned(), file, len, size, modified })))
-    }
-
-    /// Where it is.
-    pub(crate) fn path(&self) -> &Path {
-        &self.0.path
-    }
-
-    /// Length in bytes.
-    pub(crate) fn len(&self) -> u64 {
-        self.0.len
-    }
-
-    /// Size of the volume that holds it.
-    pub(crate) fn volume_size(&self) -> VolumeSize {
-        self.0.size
-    }
-
-    /// The blocks that are not holes, as runs, ascending.
-    ///
-    /// Asks the file system, a run at a time; a device has no holes. A run that begins where the last
-    /// one ended belongs to the same extent, and blocks that two extents share are in the first.
-    pub(crate) fn extents(
-        &self,
-    ) -> impl Iterator<Item = Result<std::ops::Range<BlockIndex>, Error>> + use<> {
-        let inner = Arc::clone(&self.0);
-        let mut at = 0;
-        std::iter::from_fn(move || {
-            if at >= inner.len {
-                return None;
-            }
-            match inner.next_extent(at) {
-                Ok(Some((start, end))) => {
-                    let first = BlockIndex::containing(start.max(at));
-                    let last = BlockIndex(BlockIndex::containing(end - 1).0 + 1);
-                    at = last.offset();
-                    Some(Ok(first..last))
-                }
-                Ok(None) => None,
-                Err(error) => {
-                    at = inner.len;
-                    Some(Err(Error::io("read", &inner.path, error)))
-                }
-            }
-        })
-    }
-
-    /// Reads one block; what is behind the end of the file in it is zeros.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be read, or has become shorter.
-    pub(crate) async fn read(&self, index: BlockIndex) -> Result<Block, Error> {
-        let source = self.clone();
-        blocking(move || source.read_bytes(index).map(Block::new)).await
-    }
-
-    /// Reads blocks, and hashes them together.
-    ///
-    /// # Errors
-    ///
-    /// As [`read`](Self::read).
-    pub(crate) async fn read_all(&self, indexes: Vec<BlockIndex>) -> Result<Vec<Block>, Error> {
-        let source = self.clone();
-        blocking(move || {
-            let bytes = indexes.into_iter().map(|index| source.read_bytes(index));
-            Ok(Block::many(bytes.collect::<Result<_, _>>()?))
-        })
-        .await
-    }
-
-    /// Waits for the disk.
-    fn read_bytes(&self, index: BlockIndex) -> Result<Bytes, Error> {
-        let Inner { path, file, len, .. } = &*self.0;
-        let start = index.offset();
-        let wanted = usize::try_from((len - start).min(BLOCK_SIZE_U64)).expect("at most a block");
-        let mut buffer = BlockBuffer::block();
-        file.read_exact_at(&mut buffer[..wanted], start).map_err(|e| match e.kind() {
-            std::io::ErrorKind::UnexpectedEof => shorter(path, *len),
-            _ => Error::io("read", path, e),
-        })?;
-        buffer[wanted..].fill(0);
-        Ok(buffer.freeze())
-    }
-
-    /// Checks that nothing is missing that was there when it was opened.
-    ///
-    /// # Errors
-    ///
-    /// If the file has become shorter: then what was behind its new end looked like a hole.
-    pub(crate) fn check_len(&self) -> Result<(), Error> {
-        let Inner { path, file, len, modified, .. } = &*self.0;
-        match (modified, file.metadata()) {
-            (None, _) => Ok(()),
-            (Some(_), Ok(now)) if now.len() >= *len => Ok(()),
-            (Some(_), Ok(_)) => Err(shorter(path, *len)),
-            (Some(_), Err(error)) => Err(Error::io("read", path, error)),
-        }
-    }
-
-    /// Whether the file seems to be what it was when it was opened.
-    pub(crate) fn is_unchanged(&self) -> bool {
-        let Inner { file, len, modified, .. } = &*self.0;
-        match (modified, file.metadata()) {
-            (None, _) => true,
-            (Some(then), Ok(now)) => now.len() == *len && (now.mtime(), now.mtime_nsec()) == *then,
-            (Some(_), Err(_)) => false,
-        }
+    /// If what it spoke of is not all of it.
+    async fn check(&self) -> Result<()> {
+        Ok(())
     }
 }
 
-impl Inner {
-    /// The bytes of the first run of data at or behind `at`.
-    fn next_extent(&self, at: u64) -> std::io::Result<Option<(u64, u64)>> {
-        if self.modified.is_none() {
-            return Ok(Some((at, self.len)));
-        }
-        let offset = i64::try_from(at).expect("less than 64 TiB");
-        let start = match lseek(self.file.as_fd(), offset, Whence::SeekData) {
-            Ok(start) => start,
-            Err(nix::Error::ENXIO) => return Ok(None),
-            // A file system that cannot tell has no holes.
-            Err(nix::Error::EINVAL | nix::Error::EOPNOTSUPP) => return Ok(Some((at, self.len))),
-            Err(error) => return Err(error.into()),
+/// Blocks from `start` on that are in no place.
+pub(crate) async fn holes(source: &dyn Source, start: BlockIndex) -> Result<u64> {
+    let holes = source.changes().try_fold(0, |sum, change| {
+        let blocks = match change {
+            Change::Zeros(range) => u64::from(range.end.0.saturating_sub(range.start.max(start).0)),
+            Change::Data(..) => 0,
         };
-        let end =
-            lseek(self.file.as_fd(), start, Whence::SeekHole).map_err(std::io::Error::from)?;
-        let bytes = |offset: i64| u64::try_from(offset).expect("an offset is not negative");
-        // A hole of no length (FUSE file systems may say so) is data of at least one byte.
-        let (start, end) = (bytes(start), bytes(end).min(self.len));
-        Ok((start < self.len).then(|| (start, end.max(start + 1))))
-    }
-}
-
-fn shorter(path: &Path, len: u64) -> Error {
-    let why = format!(
-        "it has become shorter than {len} bytes while it was read; upload it when nobody writes to it"
-    );
-    Error::unsuitable(path, why)
-}
-
-fn length(file: &File, metadata: &Metadata) -> std::io::Result<u64> {
-    if metadata.file_type().is_block_device() {
-        Ok(crate::sys::block_device_len(file.as_fd())?)
-    } else {
-        Ok(metadata.len())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::{BLOCK_SIZE, GIB};
-
-    fn file(len: u64, writes: &[(u64, &[u8])]) -> (tempfile::NamedTempFile, Source) {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(len).unwrap();
-        for (at, bytes) in writes {
-            file.as_file().write_all_at(bytes, *at).unwrap();
-        }
-        let source = Source::open(file.path()).unwrap();
-        (file, source)
-    }
-
-    fn blocks(source: &Source) -> Vec<u32> {
-        source.extents().map(Result::unwrap).flat_map(|run| run.start.0..run.end.0).collect()
-    }
-
-    #[test]
-    fn only_data_is_in_the_extents() {
-        let (_file, source) =
-            file(3 * GIB + 5, &[(0, b"a"), (BLOCK_SIZE_U64 * 9 - 1, b"bc"), (3 * GIB, b"d")]);
-        assert_eq!(blocks(&source), [0, 8, 9, 6144]);
-        assert_eq!(source.volume_size().gib(), 4);
-        let tail = source.read_bytes(BlockIndex(6144)).unwrap();
-        assert_eq!(&tail[..6], b"d\0\0\0\0\0");
-        assert_eq!(tail.len(), BLOCK_SIZE);
-        assert_eq!(source.read_bytes(BlockIndex(1)).unwrap(), crate::model::zeros());
-    }
-
-    #[test]
-    #[allow(clippy::large_stack_arrays)]
-    fn a_file_that_shrinks_is_an_error() {
-        let (file, source) = file(BLOCK_SIZE_U64 * 2, &[(0, &[1; 2 * BLOCK_SIZE])]);
-        assert!(source.is_unchanged());
-        file.as_file().set_len(BLOCK_SIZE_U64).unwrap();
-        assert!(source.read_bytes(BlockIndex(0)).is_ok());
-        assert!(source.read_bytes(BlockIndex(1)).unwrap_err().to_string().contains("shorter"));
-        assert!(!source.is_unchanged());
-    }
-
-    #[test]
-    fn what_is_no_image_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let fifo = dir.path().join("fifo");
-        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
-        let empty = dir.path().join("empty");
-        std::fs::write(&empty, "").unwrap();
-        let missing = dir.path().join("missing");
-        for (path, says) in [
-            (dir.path(), "is a directory"),
-            (&fifo, "pipe"),
-            (&empty, "is empty"),
-            (&missing, "No such file"),
-            (Path::new("/dev/zero"), "neither a file nor a block device"),
-        ] {
-            let error = Source::open(path).unwrap_err().to_string();
-            assert!(error.contains(says) && error.contains(&path.display().to_string()), "{error}");
-        }
-    }
+        futures::future::ready(Ok(sum + blocks))
+    });
+    holes.await
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::super::staging::NoRoom;
 use crate::cache::SharedError;
 use crate::model::MAX_TAGS;
-use crate::store;
+use crate::{store, transfer};
 
 /// What came of a request.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -97,6 +97,22 @@ impl From<store::Error> for Error {
 impl From<SharedError> for Error {
     fn from(error: SharedError) -> Self {
         Self::Store(error)
+    }
+}
+
+impl From<transfer::Error> for Error {
+    fn from(error: transfer::Error) -> Self {
+        match error {
+            transfer::Error::Store(error) => Self::Store(error),
+            transfer::Error::Io { doing, path, cause } => Self::Io { doing, path, cause },
+            transfer::Error::Staging(error) => match error.downcast_ref::<Self>() {
+                Some(error) => error.clone(),
+                None => Self::Refused(error.to_string()),
+            },
+            transfer::Error::Stalled(time) => Self::Stalled(time),
+            transfer::Error::Stopped | transfer::Error::Cancelled => Self::Cancelled,
+            error @ transfer::Error::Unsuitable { .. } => Self::Refused(error.to_string()),
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use super::failure::{Class, Failure};
 use super::kinds;
 use super::service::{Request, RetryPolicy, Service};
 use crate::model::{BLOCK_SIZE_U64, Snapshot, SnapshotId, SnapshotState, Tags, VolumeSize};
-use crate::store::page::MAX_IDLE_PAGES;
+use crate::store::listing::MAX_IDLE_PAGES;
 use crate::store::request::Kind;
 use crate::store::{Error, ErrorKind, Filter, ListToken, Result, SnapshotPage, StoreOptions};
 

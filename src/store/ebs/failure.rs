@@ -247,7 +247,7 @@ impl Failure {
             Class::Transient | Class::Foreign => ErrorKind::Unavailable,
             Class::Corrupt => ErrorKind::Corrupt,
             Class::NotFound => ErrorKind::NotFound,
-            Class::Credentials => ErrorKind::Denied,
+            Class::Credentials => ErrorKind::Credentials,
             Class::Final(kind) => kind,
         }
     }

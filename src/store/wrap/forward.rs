@@ -78,6 +78,10 @@ impl<W: Wrapper> SnapshotStore for W {
         self.inner().settling()
     }
 
+    fn needs_flush(&self) -> bool {
+        self.inner().needs_flush()
+    }
+
     fn place(&self) -> String {
         self.inner().place()
     }

@@ -8,11 +8,13 @@ use std::os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt as _, Per
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tempfile::NamedTempFile;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use tempfile::{NamedTempFile, TempPath};
 
-use super::Error;
-use crate::model::{BLOCK_SIZE_U64, Block, BlockIndex};
+use crate::model::{BLOCK_SIZE_U64, Block, BlockBuffer, BlockIndex};
 use crate::sys;
+use crate::transfer::Error;
 
 /// Bytes of a device that are made zero with one call.
 const ZERO_STEP: u64 = 64 << 20;
@@ -29,21 +31,24 @@ pub(crate) struct Target {
     path: PathBuf,
     len: u64,
     kind: Kind,
+    /// Nobody has written to it before.
+    is_fresh: bool,
 }
 
 #[derive(Debug)]
 enum Kind {
-    File { staged: NamedTempFile, handle: Arc<File> },
-    Device { handle: Arc<File>, len: u64 },
+    File { staged: NamedTempFile, handle: Arc<File>, _lock: Flock<File> },
+    Device { handle: Arc<File>, direct: Arc<File>, len: u64 },
 }
 
 impl Target {
-    /// Opens the place for an image of `len` bytes.
+    /// Opens the place for an image of `len` bytes. With a `key` the file that is not whole has it in its name, and
+    /// that of an earlier run is taken up.
     ///
     /// # Errors
     ///
     /// If it is a directory, a device that is too small or in use, or cannot be written.
-    pub(crate) fn open(path: &Path, len: u64) -> Result<Self, Error> {
+    pub(crate) fn open(path: &Path, len: u64, key: Option<&str>) -> Result<Self, Error> {
         match path.metadata() {
             _ if path == Path::new("-") => {
                 let why = "blocks come in any order, and standard output takes them in one; \
@@ -57,31 +62,58 @@ impl Target {
             Ok(found) if found.is_file() => {
                 // The file behind a link is replaced, not the link.
                 let real = path.canonicalize().map_err(|e| Error::io("write", path, e))?;
-                Self::open_file(&real, len, found.permissions().mode() & 0o7777)
+                Self::open_file(&real, len, found.permissions().mode() & 0o7777, key)
             }
             Ok(_) => Err(Error::unsuitable(path, "it is neither a file nor a block device")),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                Self::open_file(path, len, 0o600)
+                Self::open_file(path, len, 0o600, key)
             }
             Err(error) => Err(Error::io("write", path, error)),
         }
     }
 
-    fn open_file(path: &Path, len: u64, mode: u32) -> Result<Self, Error> {
+    fn open_file(path: &Path, len: u64, mode: u32, key: Option<&str>) -> Result<Self, Error> {
         let failed = |e| Error::io("write", path, e);
         let directory = directory_of(path);
         let name =
             path.file_name().ok_or_else(|| Error::unsuitable(path, "it is not a file name"))?;
-        let name = OsStr::from_bytes(beginning(name.as_bytes()));
-        let staged = tempfile::Builder::new()
-            .prefix(&[OsStr::new("."), name].into_iter().collect::<OsString>())
-            .suffix(".part")
-            .permissions(std::fs::Permissions::from_mode(mode))
-            .tempfile_in(directory)
-            .map_err(failed)?;
+        let mut prefix = OsString::from(".");
+        prefix.push(OsStr::from_bytes(beginning(name.as_bytes())));
+        let mut builder = tempfile::Builder::new();
+        builder.permissions(std::fs::Permissions::from_mode(mode)).suffix(".part");
+        let (staged, is_fresh) = match key {
+            None => (builder.prefix(&prefix).tempfile_in(directory).map_err(failed)?, true),
+            Some(key) => {
+                prefix.push(format!(".{key}"));
+                let made = builder.prefix(&prefix).rand_bytes(0).tempfile_in(directory);
+                match made {
+                    Ok(staged) => (staged, true),
+                    Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                        prefix.push(".part");
+                        (take_up(&directory.join(prefix))?, false)
+                    }
+                    Err(error) => return Err(failed(error)),
+                }
+            }
+        };
+        let lock = staged.as_file().try_clone().map_err(failed)?;
+        let lock =
+            Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
+                Errno::EWOULDBLOCK => Error::unsuitable(
+                    path,
+                    "another process is writing it; wait until that has ended",
+                ),
+                error => failed(error.into()),
+            })?;
         staged.as_file().set_len(len).map_err(failed)?;
         let handle = Arc::new(staged.as_file().try_clone().map_err(failed)?);
-        Ok(Self { path: path.to_owned(), len, kind: Kind::File { staged, handle } })
+        let kind = Kind::File { staged, handle, _lock: lock };
+        let mut target = Self { path: path.to_owned(), len, kind, is_fresh };
+        // What is found by its name outlives whatever ends this process: no error on the way may remove it.
+        if key.is_some() {
+            target.keep();
+        }
+        Ok(target)
     }
 
     fn open_device(path: &Path, len: u64) -> Result<Self, Error> {
@@ -101,13 +133,50 @@ impl Target {
             let why = format!("it is too small: it has {has} bytes, and the image has {len}");
             return Err(Error::unsuitable(path, why));
         }
-        let kind = Kind::Device { handle: Arc::new(file), len: has };
-        Ok(Self { path: path.to_owned(), len, kind })
+        let mut options = File::options();
+        options.read(true).custom_flags(libc::O_DIRECT);
+        let direct = options.open(path).map_err(|e| Error::io("read", path, e))?;
+        let kind = Kind::Device { handle: Arc::new(file), direct: Arc::new(direct), len: has };
+        Ok(Self { path: path.to_owned(), len, kind, is_fresh: false })
     }
 
-    /// Where it is.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
+    /// Whether nobody has written to it before.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.is_fresh
+    }
+
+    /// The file that is not whole.
+    pub(crate) fn partial(&self) -> Option<PathBuf> {
+        match &self.kind {
+            Kind::File { staged, .. } => Some(staged.path().to_owned()),
+            Kind::Device { .. } => None,
+        }
+    }
+
+    /// Removes what an earlier run has left in a file. Waits for the disk.
+    pub(crate) fn clear(&mut self) -> Result<(), Error> {
+        if let Kind::File { handle, .. } = &self.kind
+            && !self.is_fresh
+        {
+            let emptied = handle.set_len(0).and_then(|()| handle.set_len(self.len));
+            emptied.map_err(|e| Error::io("write", &self.path, e))?;
+            self.is_fresh = true;
+        }
+        Ok(())
+    }
+
+    /// Leaves a file that is not whole when this is dropped.
+    fn keep(&mut self) {
+        if let Kind::File { staged, .. } = &mut self.kind {
+            staged.disable_cleanup(true);
+        }
+    }
+
+    /// Removes a file that is not whole. Waits for the disk.
+    pub(crate) fn discard(mut self) {
+        if let Kind::File { staged, .. } = &mut self.kind {
+            staged.disable_cleanup(false);
+        }
     }
 
     /// Whether holes have to be written.
@@ -125,8 +194,12 @@ impl Target {
 
     /// What writes to it, from any thread.
     pub(crate) fn writer(&self) -> Writer {
-        let (Kind::File { handle, .. } | Kind::Device { handle, .. }) = &self.kind;
-        Writer { path: self.path.clone(), file: Arc::clone(handle), capacity: self.capacity() }
+        let (file, reader) = match &self.kind {
+            Kind::File { handle, .. } => (handle, handle),
+            Kind::Device { handle, direct, .. } => (handle, direct),
+        };
+        let (file, reader) = (Arc::clone(file), Arc::clone(reader));
+        Writer { path: self.path.clone(), file, reader, capacity: self.capacity() }
     }
 
     /// Makes everything durable, and gives a file its name. Waits for the disk.
@@ -149,15 +222,25 @@ impl Target {
 pub(crate) struct Writer {
     path: PathBuf,
     file: Arc<File>,
+    /// What is read past the page cache, of a device.
+    reader: Arc<File>,
     capacity: u64,
 }
 
 impl Writer {
-    /// One of any file that can be written.
-    #[cfg(test)]
-    pub(crate) fn of_file(path: &Path, capacity: u64) -> Self {
-        let file = Arc::new(File::options().write(true).open(path).expect("it is there"));
-        Self { path: path.to_owned(), file, capacity }
+    /// Reads one block; `None` if the target ends before it. Waits for the disk.
+    pub(crate) fn read(&self, index: BlockIndex) -> Result<Option<Block>, Error> {
+        let start = index.offset();
+        let len = self.capacity.saturating_sub(start).min(BLOCK_SIZE_U64);
+        let len = usize::try_from(len).expect("at most a block");
+        if len == 0 {
+            return Ok(None);
+        }
+        let mut buffer = BlockBuffer::block();
+        let read = self.reader.read_exact_at(&mut buffer[..len], start);
+        read.map_err(|e| Error::io("read", &self.path, e))?;
+        buffer[len..].fill(0);
+        Ok(Some(Block::new(buffer.freeze())))
     }
 
     /// Writes one block, as far as the target reaches. Waits for the disk.
@@ -195,6 +278,20 @@ impl Writer {
     }
 }
 
+/// The file that an earlier run has left, if it is one of ours.
+fn take_up(path: &Path) -> Result<NamedTempFile, Error> {
+    let failed = |e| Error::io("write", path, e);
+    let mut options = File::options();
+    let options = options.read(true).write(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    let file = options.open(path).map_err(failed)?;
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(Error::unsuitable(path, "it is in the way, and is no file; remove it"));
+    }
+    let mut place = TempPath::try_from_path(path).map_err(failed)?;
+    place.disable_cleanup(true);
+    Ok(NamedTempFile::from_parts(file, place))
+}
+
 /// As much of a name as its copy has, without a part of a character.
 fn beginning(name: &[u8]) -> &[u8] {
     let len = name.len().min(MAX_PREFIX);
@@ -224,12 +321,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out.img");
         std::fs::write(&path, "old").unwrap();
-        let target = Target::open(&path, 600_000).unwrap();
+        let target = Target::open(&path, 600_000, None).unwrap();
         target.writer().write(BlockIndex(0), &data()).unwrap();
         drop(target);
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
-        let target = Target::open(&path, 600_000).unwrap();
+        let target = Target::open(&path, 600_000, None).unwrap();
         target.writer().write(BlockIndex(1), &data()).unwrap();
         target.finish().unwrap();
         let written = std::fs::read(&path).unwrap();
@@ -250,7 +347,7 @@ mod tests {
         // It need not be UTF-8.
         assert_eq!(beginning(&[0x80; 255]), [0x80; MAX_PREFIX]);
         let path = dir.path().join(name);
-        Target::open(&path, 10).unwrap().finish().unwrap();
+        Target::open(&path, 10, None).unwrap().finish().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), [0; 10]);
     }
 
@@ -260,7 +357,7 @@ mod tests {
         let (link, real) = (dir.path().join("link"), dir.path().join("real"));
         std::fs::write(&real, "old").unwrap();
         std::os::unix::fs::symlink(&real, &link).unwrap();
-        Target::open(&link, 10).unwrap().finish().unwrap();
+        Target::open(&link, 10, None).unwrap().finish().unwrap();
         assert!(link.symlink_metadata().unwrap().is_symlink());
         assert_eq!(std::fs::read(&real).unwrap(), [0; 10]);
     }
@@ -274,7 +371,7 @@ mod tests {
             (PathBuf::from("-"), "./- is a file"),
             (PathBuf::from("/dev/null"), "neither a file nor a block device"),
         ] {
-            let error = Target::open(&path, 1).unwrap_err().to_string();
+            let error = Target::open(&path, 1, None).unwrap_err().to_string();
             assert!(error.contains(says), "{error}");
         }
     }

@@ -1,0 +1,395 @@
+//! What of a transfer is done, for a later run that goes on with it.
+//!
+//! A journal is a directory, named by a digest of the operation and its ends. `transfer.json` says what was begun.
+//! `blocks` has a slot of 40 bytes for each block of the volume: the SHA-256 of what was brought there durably, and
+//! a check that ties it to its place and to what was begun. A slot that was torn, or is of another attempt, counts
+//! for nothing.
+
+use std::fmt::Debug;
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{Error, Result};
+use crate::model::{BlockIndex, Digest, SnapshotId};
+use crate::store::document;
+
+/// The version of what is written here.
+const FORMAT: u32 = 1;
+
+const DOCUMENT: &str = "transfer.json";
+const BLOCKS: &str = "blocks";
+const SLOT: usize = 40;
+
+/// Knows what an earlier run has brought to a sink.
+pub(crate) trait Journal: Debug + Send + Sync + 'static {
+    /// The SHA-256 of what was brought to a block durably, if anything was.
+    fn digest(&self, index: BlockIndex) -> Option<Digest>;
+
+    /// Notes what was brought durably.
+    ///
+    /// # Errors
+    ///
+    /// If the transfer must not go on without that being noted.
+    fn note(&self, blocks: &[(BlockIndex, Digest)]) -> Result<()>;
+
+    /// Whether there is one, and a later run may go on.
+    fn is_kept(&self) -> bool;
+
+    /// Whether a later run may go on after this error.
+    fn outlasts(&self, error: &Error) -> bool {
+        self.is_kept() && error.could_go_on()
+    }
+
+    /// Forgets everything: there is nothing to go on with.
+    fn forget(&self);
+}
+
+/// No journal: there is no going on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NoJournal;
+
+impl Journal for NoJournal {
+    fn digest(&self, _: BlockIndex) -> Option<Digest> {
+        None
+    }
+
+    fn note(&self, _: &[(BlockIndex, Digest)]) -> Result<()> {
+        Ok(())
+    }
+
+    fn is_kept(&self) -> bool {
+        false
+    }
+
+    fn forget(&self) {}
+}
+
+/// What is transferred where: the name of its journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ends {
+    pub(crate) operation: String,
+    pub(crate) from: String,
+    pub(crate) to: String,
+}
+
+/// `transfer.json`.
+#[derive(Debug, Serialize, Deserialize)]
+struct Document {
+    format: u32,
+    ends: Ends,
+    /// Ties the slots to this attempt.
+    salt: Uuid,
+    attempt: serde_json::Value,
+}
+
+/// A journal in a directory.
+#[derive(Debug)]
+pub(crate) struct FileJournal {
+    directory: PathBuf,
+    ends: Ends,
+    salt: Mutex<Uuid>,
+    blocks: Flock<File>,
+    /// Slots of an earlier run may be there.
+    is_old: AtomicBool,
+    /// Nothing can be noted any more.
+    is_full: AtomicBool,
+    /// What was begun is on record.
+    is_kept: AtomicBool,
+}
+
+impl FileJournal {
+    /// The journal of a transfer under `root`, and what was begun, if anything was.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be made, is that of another process, or is damaged.
+    pub(crate) fn open<T: DeserializeOwned>(root: &Path, ends: Ends) -> Result<(Self, Option<T>)> {
+        let name = Digest::of(&serde_json::to_vec(&ends).expect("it has string keys only"));
+        let directory = root.join(&name.to_hex()[..32]);
+        let failed = |e| Error::io("keep a journal in", &directory, e);
+        let mut builder = std::fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700).create(&directory).map_err(failed)?;
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let blocks = options.open(directory.join(BLOCKS)).map_err(failed)?;
+        let blocks = match Flock::lock(blocks, FlockArg::LockExclusiveNonblock) {
+            Ok(blocks) => blocks,
+            Err((_, Errno::EWOULDBLOCK)) => {
+                let why = format!(
+                    "another process is at the {} of {} to {}",
+                    ends.operation, ends.from, ends.to
+                );
+                return Err(Error::unsuitable(&directory, why));
+            }
+            Err((_, error)) => return Err(failed(error.into())),
+        };
+        let found = match std::fs::read(directory.join(DOCUMENT)) {
+            Ok(bytes) => Some(read(&directory, &ends, &bytes)?),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => return Err(failed(error)),
+        };
+        let is_old = AtomicBool::new(found.is_some());
+        let salt = found.as_ref().map_or_else(Uuid::new_v4, |(salt, _)| *salt).into();
+        let (is_full, is_kept) = (AtomicBool::new(false), AtomicBool::new(true));
+        let journal = Self { directory, ends, salt, blocks, is_old, is_full, is_kept };
+        Ok((journal, found.map(|(_, attempt)| attempt)))
+    }
+
+    /// Removes the journal of a transfer, whatever is in it.
+    pub(crate) fn remove(root: &Path, ends: &Ends) -> io::Result<()> {
+        let name = Digest::of(&serde_json::to_vec(ends).expect("it has string keys only"));
+        match std::fs::remove_dir_all(root.join(&name.to_hex()[..32])) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Begins anew with this attempt: nothing is done. If that cannot be written there is no going on.
+    pub(crate) fn begin<T: Serialize>(&self, attempt: &T) {
+        *self.salt.lock().unwrap_or_else(PoisonError::into_inner) = Uuid::new_v4();
+        self.is_old.store(false, Ordering::Relaxed);
+        let begun = self.blocks.set_len(0).and_then(|()| self.write(attempt));
+        if let Err(error) = begun {
+            self.is_kept.store(false, Ordering::Relaxed);
+            let place = self.directory.display();
+            tracing::warn!(
+                "there is no journal, and if this stops it begins anew: {place}: {error}"
+            );
+        }
+    }
+
+    /// Notes more of the same attempt.
+    pub(crate) fn update<T: Serialize>(&self, attempt: &T) {
+        if self.is_kept()
+            && let Err(error) = self.write(attempt)
+        {
+            // What was begun is found by its client token, too.
+            tracing::warn!("cannot write to {}: {error}", self.directory.display());
+        }
+    }
+
+    fn write<T: Serialize>(&self, attempt: &T) -> io::Result<()> {
+        let attempt = serde_json::to_value(attempt).expect("it has string keys only");
+        let document =
+            Document { format: FORMAT, ends: self.ends.clone(), salt: self.salt(), attempt };
+        let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
+        io::Write::write_all(&mut file, &document::encode(&document))?;
+        file.as_file().sync_data()?;
+        file.persist(self.directory.join(DOCUMENT)).map_err(|e| e.error)?;
+        File::open(&self.directory)?.sync_all()
+    }
+
+    fn salt(&self) -> Uuid {
+        *self.salt.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn slot(&self, index: BlockIndex, digest: Digest) -> [u8; SLOT] {
+        let mut slot = [0; SLOT];
+        slot[..32].copy_from_slice(&digest.0);
+        let mut tied = self.salt().as_bytes().to_vec();
+        tied.extend_from_slice(&index.0.to_le_bytes());
+        tied.extend_from_slice(&digest.0);
+        slot[32..].copy_from_slice(&Digest::of(&tied).0[..SLOT - 32]);
+        slot
+    }
+}
+
+/// The salt and the attempt of a document.
+fn read<T: DeserializeOwned>(directory: &Path, ends: &Ends, bytes: &[u8]) -> Result<(Uuid, T)> {
+    let cure = "--restart begins anew";
+    let bad = |why: String| Error::unsuitable(directory, format!("{why}; {cure}"));
+    let found: serde_json::Value =
+        document::decode("the journal of an earlier run", bytes).map_err(|e| bad(e.to_string()))?;
+    let format = found.get("format").and_then(serde_json::Value::as_u64);
+    if format != Some(FORMAT.into()) {
+        return Err(bad("the journal there is of another version of fspfs".to_owned()));
+    }
+    let found: Document =
+        serde_json::from_value(found).map_err(|e| bad(format!("the journal is damaged: {e}")))?;
+    if found.ends != *ends {
+        let Ends { operation, from, to } = found.ends;
+        return Err(bad(format!("the journal there is of the {operation} of {from} to {to}")));
+    }
+    let attempt = serde_json::from_value(found.attempt);
+    Ok((found.salt, attempt.map_err(|e| bad(format!("the journal is damaged: {e}")))?))
+}
+
+impl Journal for FileJournal {
+    fn digest(&self, index: BlockIndex) -> Option<Digest> {
+        if !self.is_old.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut slot = [0; SLOT];
+        self.blocks.read_exact_at(&mut slot, u64::from(index.0) * SLOT as u64).ok()?;
+        let digest = Digest(slot[..32].try_into().expect("32 bytes"));
+        (self.slot(index, digest) == slot).then_some(digest)
+    }
+
+    fn note(&self, blocks: &[(BlockIndex, Digest)]) -> Result<()> {
+        for (index, digest) in blocks {
+            if self.is_full.load(Ordering::Relaxed) {
+                break;
+            }
+            let at = u64::from(index.0) * SLOT as u64;
+            // The rest of the transfer is as good without it.
+            if let Err(error) = self.blocks.write_all_at(&self.slot(*index, *digest), at)
+                && !self.is_full.swap(true, Ordering::Relaxed)
+            {
+                let place = self.directory.display();
+                tracing::warn!(
+                    "what is done from now on is done again if this stops: {place}: {error}"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn is_kept(&self) -> bool {
+        self.is_kept.load(Ordering::Relaxed)
+    }
+
+    fn forget(&self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.directory) {
+            tracing::warn!(
+                "{} is of no use any more, and stays: {error}",
+                self.directory.display()
+            );
+        }
+    }
+}
+
+/// Removes the journals of transfers that make the snapshot `id`: it is given up.
+pub(crate) fn forget_snapshot(root: &Path, id: &SnapshotId) {
+    let of_it = |directory: &Path| {
+        let bytes = std::fs::read(directory.join(DOCUMENT)).ok()?;
+        let document: Document = document::decode(DOCUMENT, &bytes).ok()?;
+        (document.attempt.get("snapshot")?.as_str()? == id.as_str()).then_some(())
+    };
+    for entry in std::fs::read_dir(root).into_iter().flatten().flatten() {
+        if of_it(&entry.path()).is_some()
+            && let Err(error) = std::fs::remove_dir_all(entry.path())
+        {
+            tracing::warn!("{} is of no use any more, and stays: {error}", entry.path().display());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ends(to: &str) -> Ends {
+        Ends { operation: "upload".to_owned(), from: "/a".to_owned(), to: to.to_owned() }
+    }
+
+    fn open(root: &Path) -> Result<(FileJournal, Option<String>)> {
+        FileJournal::open(root, ends("b"))
+    }
+
+    fn digest(n: u8) -> Digest {
+        Digest::of(&[n])
+    }
+
+    #[test]
+    fn what_was_noted_is_there_in_the_next_run() {
+        let root = tempfile::tempdir().unwrap();
+        let (journal, found) = open(root.path()).unwrap();
+        assert_eq!(found, None);
+        journal.begin(&"first");
+        for n in [0, 7, 200_000] {
+            journal.note(&[(BlockIndex(n), digest(n as u8))]).unwrap();
+            assert_eq!(journal.digest(BlockIndex(n)), None, "it is of this run");
+        }
+        let other = open(root.path()).unwrap_err().to_string();
+        assert!(other.contains("another process"), "{other}");
+        drop(journal);
+        let (journal, found) = open(root.path()).unwrap();
+        assert_eq!(found.as_deref(), Some("first"));
+        assert_eq!(journal.digest(BlockIndex(7)), Some(digest(7)));
+        assert_eq!(journal.digest(BlockIndex(200_000)), Some(digest(64)));
+        assert_eq!(journal.digest(BlockIndex(6)), None);
+        assert_eq!(journal.digest(BlockIndex(200_001)), None);
+        journal.begin(&"second");
+        drop(journal);
+        let (journal, found) = open(root.path()).unwrap();
+        assert_eq!((found.as_deref(), journal.digest(BlockIndex(7))), (Some("second"), None));
+        journal.forget();
+        assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_slot_that_is_torn_or_of_another_attempt_counts_for_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let (journal, _) = open(root.path()).unwrap();
+        journal.begin(&"first");
+        journal.note(&[(BlockIndex(1), digest(1)), (BlockIndex(2), digest(2))]).unwrap();
+        let path = journal.directory.join(BLOCKS);
+        let old = std::fs::read(&path).unwrap();
+        for at in [40, 71, 72, 79] {
+            let mut torn = old.clone();
+            torn[at] ^= 1;
+            std::fs::write(&path, torn).unwrap();
+            journal.is_old.store(true, Ordering::Relaxed);
+            assert_eq!(journal.digest(BlockIndex(1)), None, "{at}");
+            assert_eq!(journal.digest(BlockIndex(2)), Some(digest(2)), "{at}");
+        }
+        journal.begin(&"second");
+        std::fs::write(&path, old).unwrap();
+        journal.is_old.store(true, Ordering::Relaxed);
+        assert_eq!(journal.digest(BlockIndex(2)), None);
+    }
+
+    #[test]
+    fn a_journal_that_cannot_be_used_is_told_with_its_cure() {
+        let root = tempfile::tempdir().unwrap();
+        let (journal, _) = open(root.path()).unwrap();
+        journal.begin(&"first");
+        let path = journal.directory.join(DOCUMENT);
+        let bytes = std::fs::read(&path).unwrap();
+        drop(journal);
+        let told = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            open(root.path()).unwrap_err().to_string()
+        };
+        let other = |change: fn(&mut Document)| {
+            let mut document: Document = document::decode("", &bytes).unwrap();
+            change(&mut document);
+            document::encode(&document)
+        };
+        for (bytes, says) in [
+            (bytes[..20].to_vec(), "damaged"),
+            (other(|d| d.format = 2).to_vec(), "another version"),
+            (other(|d| d.ends.to = "c".to_owned()).to_vec(), "of the upload of /a to c"),
+            (other(|d| d.attempt = 7.into()).to_vec(), "damaged"),
+        ] {
+            let told = told(&bytes);
+            assert!(told.contains(says) && told.contains("--restart"), "{told}");
+        }
+        FileJournal::remove(root.path(), &ends("b")).unwrap();
+        assert_eq!(open(root.path()).unwrap().1, None);
+    }
+
+    #[test]
+    fn the_journal_of_a_snapshot_that_is_deleted_goes() {
+        let root = tempfile::tempdir().unwrap();
+        let id = |n| format!("snap-{n:017}").parse::<SnapshotId>().unwrap();
+        for n in 0..2 {
+            let (journal, _) =
+                FileJournal::open::<serde_json::Value>(root.path(), ends(&n.to_string())).unwrap();
+            journal.begin(&serde_json::json!({ "snapshot": id(n) }));
+        }
+        forget_snapshot(root.path(), &id(1));
+        assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 1);
+        forget_snapshot(&root.path().join("none"), &id(0));
+    }
+}

@@ -1,0 +1,115 @@
+//! Where the blocks of a transfer go.
+
+use std::fmt::Debug;
+use std::ops::Range;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::stream::{self, BoxStream, StreamExt as _};
+
+use super::{Error, Result};
+use crate::model::{Block, BlockIndex, Digest, Snapshot};
+use crate::store::ListedBlock;
+
+pub(crate) mod file;
+pub(crate) mod snapshot;
+mod target;
+
+/// A block that a sink is about to get.
+#[derive(Clone, Debug)]
+pub(crate) struct Step {
+    pub(crate) blocks: Range<BlockIndex>,
+    /// What is in its place now, where that is known: the parent's.
+    pub(crate) beneath: Option<ListedBlock>,
+    /// The source has something there, zeros or not; else it is a hole.
+    pub(crate) in_source: bool,
+    /// The sink has another block there, of an earlier run.
+    pub(crate) is_stale: bool,
+    /// Its turn among all that the sink has planned.
+    pub(crate) turn: u64,
+}
+
+impl Step {
+    /// The one block of it.
+    pub(crate) fn index(&self) -> BlockIndex {
+        self.blocks.start
+    }
+}
+
+/// What a step brings.
+#[derive(Clone, Debug)]
+pub(crate) enum Content {
+    /// A block. Zeros, where there are several.
+    Block(Block),
+    /// Nothing new: an earlier run has brought a block with this digest, which is still there.
+    Done(Digest),
+}
+
+/// What came of a transfer for one sink.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Finished {
+    /// Blocks that were written.
+    pub(crate) blocks: u64,
+    /// Those of them that an earlier run had written.
+    pub(crate) kept: u64,
+    /// The snapshot that was made.
+    pub(crate) snapshot: Option<Snapshot>,
+}
+
+/// One end of a transfer.
+///
+/// Steps are planned in ascending order, one after the other, and written in any.
+#[async_trait]
+pub(crate) trait Sink: Debug + Send + Sync + 'static {
+    /// Plans one block that the source has.
+    async fn plan(&self, index: BlockIndex) -> Result<Step>;
+
+    /// Plans blocks that read as zeros. Where that is so already nothing has to be done.
+    fn plan_zeros(&self, blocks: Range<BlockIndex>) -> BoxStream<'_, Result<Step>> {
+        drop(blocks);
+        stream::empty().boxed()
+    }
+
+    /// Whether the block is still there that an earlier run has written.
+    async fn has_still(&self, index: BlockIndex, digest: Digest) -> Result<bool> {
+        let _ = (index, digest);
+        Ok(true)
+    }
+
+    /// Writes a block, if that is needed; answers its digest if it was.
+    async fn write(&self, step: Step, content: Content) -> Result<Option<Digest>>;
+
+    /// Takes note of a block that the source has, but damaged.
+    ///
+    /// # Errors
+    ///
+    /// The damage, unless it is looked for.
+    fn damaged(&self, index: BlockIndex, error: Error) -> Result<()> {
+        let _ = index;
+        Err(error)
+    }
+
+    /// Blocks that are worth being written at the same time.
+    fn parallelism(&self) -> usize;
+
+    /// How long it may take until the first block is taken.
+    fn settling(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    /// Whether what [`write`](Self::write) has written needs a [`flush`](Self::flush) to be found by a later run.
+    fn needs_flush(&self) -> bool {
+        false
+    }
+
+    /// Makes durable what was written.
+    async fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Makes the whole of it.
+    async fn finish(&self) -> Result<Finished>;
+
+    /// Removes what was begun, within a bound. A failure is logged.
+    async fn abort(&self);
+}

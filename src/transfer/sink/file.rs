@@ -1,0 +1,134 @@
+//! A file or a device that becomes an image.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use async_trait::async_trait;
+use futures::stream::{self, BoxStream, StreamExt as _};
+
+use super::target::{Target, Writer};
+use super::{Content, Finished, Result, Sink, Step};
+use crate::blocking::blocking;
+use crate::model::{BlockIndex, Digest};
+use crate::transfer::{Error, concurrent_runs};
+
+/// A file, which gets its name at the end, or a device, which is written in place.
+#[derive(Debug)]
+pub(crate) struct FileSink {
+    target: Mutex<Option<Target>>,
+    writer: Writer,
+    is_device: bool,
+    /// Nobody has written to it before.
+    is_fresh: bool,
+    /// A file takes one write at a time anyway.
+    writing: tokio::sync::Mutex<()>,
+    written: AtomicU64,
+    kept: AtomicU64,
+}
+
+impl FileSink {
+    /// Opens the place for an image of `len` bytes. A file that is not whole has `key` in its name, if there is
+    /// one, and a later run finds it. What an earlier one has left counts only if this `goes_on`.
+    ///
+    /// # Errors
+    ///
+    /// If it is a directory, a device that is too small or in use, or cannot be written.
+    pub(crate) async fn open(
+        path: &Path,
+        len: u64,
+        key: Option<String>,
+        goes_on: bool,
+    ) -> Result<Self> {
+        let path = path.to_owned();
+        let opened = blocking(move || {
+            let mut target = Target::open(&path, len, key.as_deref())?;
+            if !goes_on {
+                target.clear()?;
+            }
+            Ok::<_, Error>(target)
+        });
+        let target = opened.await?;
+        let (writer, is_device) = (target.writer(), target.is_device());
+        Ok(Self {
+            is_fresh: target.is_fresh(),
+            target: Mutex::new(Some(target)),
+            writer,
+            is_device,
+            writing: tokio::sync::Mutex::default(),
+            written: AtomicU64::new(0),
+            kept: AtomicU64::new(0),
+        })
+    }
+
+    /// The file that is not whole.
+    pub(crate) fn partial(&self) -> Option<PathBuf> {
+        let target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
+        target.as_ref().and_then(Target::partial)
+    }
+
+    fn step(blocks: Range<BlockIndex>, in_source: bool) -> Step {
+        Step { blocks, beneath: None, in_source, is_stale: false, turn: 0 }
+    }
+}
+
+#[async_trait]
+impl Sink for FileSink {
+    async fn plan(&self, index: BlockIndex) -> Result<Step> {
+        Ok(Self::step(index..index.next(), true))
+    }
+
+    fn plan_zeros(&self, blocks: Range<BlockIndex>) -> BoxStream<'_, Result<Step>> {
+        // What nobody has written to a file is a hole.
+        let step = self.is_device.then(|| Ok(Self::step(blocks, false)));
+        stream::iter(step).boxed()
+    }
+
+    async fn has_still(&self, index: BlockIndex, digest: Digest) -> Result<bool> {
+        let writer = self.writer.clone();
+        let found = blocking(move || writer.read(index)).await?;
+        Ok(found.is_some_and(|block| block.digest() == digest))
+    }
+
+    async fn write(&self, step: Step, content: Content) -> Result<Option<Digest>> {
+        let block = match content {
+            Content::Done(digest) => {
+                self.written.fetch_add(1, Ordering::Relaxed);
+                self.kept.fetch_add(1, Ordering::Relaxed);
+                return Ok(Some(digest));
+            }
+            Content::Block(block) => block,
+        };
+        let (writer, digest, range) = (self.writer.clone(), block.digest(), step.blocks);
+        self.written.fetch_add(u64::from(step.in_source), Ordering::Relaxed);
+        if block.is_zero() && self.is_device {
+            blocking(move || writer.zero(range.start.offset(), range.end.offset())).await?;
+        } else if !block.is_zero() || !self.is_fresh {
+            let _alone = self.writing.lock().await;
+            blocking(move || writer.write(range.start, &block)).await?;
+        }
+        Ok(step.in_source.then_some(digest))
+    }
+
+    fn parallelism(&self) -> usize {
+        concurrent_runs()
+    }
+
+    async fn finish(&self) -> Result<Finished> {
+        let target = self.target.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(target) = target {
+            blocking(move || target.finish()).await?;
+        }
+        let (blocks, kept) = (&self.written, &self.kept);
+        let [blocks, kept] = [blocks, kept].map(|count| count.load(Ordering::Relaxed));
+        Ok(Finished { blocks, kept, snapshot: None })
+    }
+
+    async fn abort(&self) {
+        let target = self.target.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(target) = target {
+            blocking(move || target.discard()).await;
+        }
+    }
+}
