@@ -327,7 +327,7 @@ pub(crate) struct Files {
     pub(crate) id: Uuid,
     pub(crate) data: File,
     pub(crate) map: Mutex<map::MapFile>,
-    /// 32 bytes a block: the SHA-256 of those whose content is settled.
+    /// 32 bytes a block: the SHA-256 of those that are vouched for.
     sums: File,
     paths: [PathBuf; 3],
     /// Blocks that were seen to be what their sums say.

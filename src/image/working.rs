@@ -510,7 +510,7 @@ impl Inner {
 
     /// Whether what is staged is known to be what a commit failed to make a snapshot of, or may
     /// have made one of: a change must be noted first.
-    fn is_settled(&self) -> bool {
+    fn is_as_attempted(&self) -> bool {
         let [layer] = &self.layers[..] else { return false };
         let attempt = layer.attempt.as_ref();
         let begun = attempt.is_some_and(|attempt| attempt.snapshot.is_some() && !attempt.changed);

@@ -423,7 +423,7 @@ impl Tree {
         let commit = async {
             let id = image.commit().await?;
             if completed {
-                image.settled().await?;
+                image.until_completed().await?;
             }
             Ok(id)
         };

@@ -62,7 +62,7 @@ impl WorkingImage {
         let _writing = self.gate.try_read().ok()?;
         let files = {
             let mut state = self.state();
-            if state.is_settled() {
+            if state.is_as_attempted() {
                 return None;
             }
             let files = Arc::clone(&state.active()?.files);
@@ -126,23 +126,23 @@ impl WorkingImage {
     fn put_at(&self, files: &Arc<Files>, offset: u64, end: u64, data: &[u8]) -> Result<()> {
         let blocks = BlockIndex::containing(offset).0..end_block(end);
         let failed = |e| Error::io("stage in", &self.directory, e);
-        let (new, settled) = {
+        let (new, vouched) = {
             let state = self.state();
             let marks = &state.layers.last().expect("the caller holds the gate").marks;
             let there = marks.staged.range_cardinality(blocks.clone());
-            let settled: Vec<_> = marks.hashed.range(blocks.clone()).collect();
-            (u64::from(blocks.end - blocks.start) - there, settled)
+            let vouched: Vec<_> = marks.hashed.range(blocks.clone()).collect();
+            (u64::from(blocks.end - blocks.start) - there, vouched)
         };
-        for index in settled.iter().map(|index| BlockIndex(*index)) {
+        for index in vouched.iter().map(|index| BlockIndex(*index)) {
             let covered = offset <= index.offset() && index.next().offset() <= end;
             if !covered {
                 self.check_staged(files, index)?;
             }
         }
         self.shop.staging.take(new)?;
-        if !settled.is_empty() {
+        if !vouched.is_empty() {
             // Nothing may vouch for what is about to change.
-            for index in settled {
+            for index in vouched {
                 self.mark(Mark::Staged, index..index + 1).map_err(failed)?;
             }
             files.sync().map_err(failed)?;
@@ -185,8 +185,8 @@ impl WorkingImage {
             let writing = self.gate.read().await;
             let files = {
                 let mut state = self.state();
-                let settled = state.is_settled();
-                state.active().filter(|_| !settled).map(|layer| Arc::clone(&layer.files))
+                let as_attempted = state.is_as_attempted();
+                state.active().filter(|_| !as_attempted).map(|layer| Arc::clone(&layer.files))
             };
             if let Some(files) = files {
                 return Ok((writing, files));
@@ -201,7 +201,7 @@ impl WorkingImage {
     pub(super) async fn ensure_active(self: &Arc<Self>) -> Result<Arc<Files>> {
         let image = Arc::clone(self);
         blocking(move || {
-            image.unsettle()?;
+            image.note_change()?;
             let len = {
                 let mut state = image.state();
                 if let Some(layer) = state.active() {
@@ -253,10 +253,10 @@ impl WorkingImage {
 
     /// Notes, durably and before anything changes, that this is no longer what a commit has failed
     /// to make a snapshot of.
-    fn unsettle(&self) -> Result<()> {
+    fn note_change(&self) -> Result<()> {
         let before = {
             let mut state = self.state();
-            if !state.is_settled() {
+            if !state.is_as_attempted() {
                 return Ok(());
             }
             let trouble = state.trouble.clone();

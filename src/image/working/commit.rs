@@ -131,7 +131,7 @@ impl WorkingImage {
     }
 
     /// Waits until the store calls the snapshots of all commits completed, or one of them failed.
-    pub async fn settled(&self) -> Result<()> {
+    pub async fn until_completed(&self) -> Result<()> {
         let mut pause = ASK_FIRST;
         loop {
             {
@@ -549,7 +549,7 @@ impl Inner {
 }
 
 impl Layer {
-    /// Takes no more writes, and settles what its snapshot will be.
+    /// Takes no more writes, and decides what its snapshot will be.
     fn freeze(&mut self, len: u64, name: String, wishes: crate::image::staging::record::Wishes) {
         self.frozen = true;
         self.durable = false;
