@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{RwLock, Semaphore};
 
+use self::base::Base;
 use self::layer::{Layer, Source};
 use super::staging::Staging;
 use super::staging::record::{self, GenerationRecord, ImageRecord, Trouble, Wishes, boot};
@@ -198,9 +199,7 @@ struct Inner {
     gid: u32,
     modified: Timestamp,
     len: u64,
-    base: Option<Arc<Reader>>,
-    /// The base, as long as the store does not tell of it.
-    missing: Option<base::Missing>,
+    base: Base,
     /// From the bottom up. All but the last one are frozen.
     layers: Vec<Layer>,
     trouble: Option<Trouble>,
@@ -273,8 +272,7 @@ impl WorkingImage {
                 gid: maker.gid,
                 modified: Timestamp::now(),
                 len: base.as_ref().map_or(0, |base| base.len()),
-                base: base.map(|base| Arc::new(Reader::new(base))),
-                missing: None,
+                base: base.map_or(Base::None, Base::from),
                 layers: Vec::new(),
                 trouble: None,
                 notice: None,
@@ -468,7 +466,7 @@ impl Inner {
             uid: self.uid,
             gid: self.gid,
             modified: self.modified,
-            base: self.base_id(),
+            base: self.base.id(),
             snapshot: self.snapshot.clone(),
             trouble: self.trouble.clone(),
             wishes: self.wishes.clone(),
@@ -487,11 +485,11 @@ impl Inner {
                 return Source::Zeros;
             }
         }
-        if let Some(missing) = &self.missing {
-            return Source::Missing(missing.error());
-        }
         match &self.base {
-            Some(base) if !base.image().is_known_empty(index) => Source::Base(Arc::clone(base)),
+            Base::Known(base) if !base.image().is_known_empty(index) => {
+                Source::Base(Arc::clone(base))
+            }
+            Base::Missing(missing) => Source::Missing(missing.error()),
             _ => Source::Zeros,
         }
     }

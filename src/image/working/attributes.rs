@@ -76,7 +76,7 @@ const TOLD: [&str; 6] = ["state", "error", "snapshot", "base", "staged-bytes", "
 
 impl Inner {
     pub(super) fn status(&self) -> State {
-        if self.missing.is_some() && !self.running {
+        if self.base.missing().is_some() && !self.running {
             return State::Failed;
         }
         match &self.trouble {
@@ -100,11 +100,9 @@ impl WorkingImage {
         let state = self.state();
         let staged: u64 = state.layers.iter().map(|layer| layer.marks.staged.len()).sum();
         let cut_off = state.layers.iter().any(|layer| layer.marks.cut_off);
-        let beneath = match &state.base {
-            Some(base) if !cut_off => base.image().allocated(),
-            _ => 0,
-        };
-        let error = match (&state.missing, &state.trouble) {
+        let beneath = state.base.known().filter(|_| !cut_off);
+        let beneath = beneath.map_or(0, |base| base.image().allocated());
+        let error = match (state.base.missing(), &state.trouble) {
             (Some(missing), _) => Some(missing.why.clone()),
             (None, Some(Trouble::Failed(why) | Trouble::Interrupted(why))) => Some(why.clone()),
             (None, None) => state.notice.clone(),
@@ -113,7 +111,7 @@ impl WorkingImage {
             state: state.status(),
             error,
             snapshot: state.snapshot.clone(),
-            base: state.base_id(),
+            base: state.base.id(),
             len: state.len,
             staged: staged * BLOCK_SIZE_U64,
             allocated: (staged * BLOCK_SIZE_U64 + beneath).min(state.len),
@@ -179,7 +177,7 @@ impl WorkingImage {
         {
             let mut state = self.state();
             let refuse = |why: String| Err(Error::Refused(why));
-            let late = state.has_base() || state.layers.iter().any(|layer| layer.frozen);
+            let late = state.base.is_some() || state.layers.iter().any(|layer| layer.frozen);
             let mut wishes = state.wishes.clone();
             let copies = value.is_some() && state.copier == Some(by);
             match name {

@@ -1,12 +1,23 @@
-//! The snapshot beneath a working image, where the store does not tell of it.
+//! The snapshot beneath a working image, and what is done where the store does not tell of it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::put::in_time;
-use super::{Error, Inner, Reader, Result, WorkingImage, Workshop};
-use crate::model::{Snapshot, SnapshotId};
+use super::{Error, Reader, Result, WorkingImage, Workshop};
+use crate::image::Image;
+use crate::model::SnapshotId;
 use crate::store::{self, ErrorKind};
+
+/// What is beneath all generations.
+#[derive(Debug)]
+pub(super) enum Base {
+    /// Nothing: zeros.
+    None,
+    Known(Arc<Reader>),
+    /// A snapshot, of which the store does not tell.
+    Missing(Missing),
+}
 
 /// A base that could not be looked up: what is not staged cannot be read, and nothing be committed.
 #[derive(Clone, Debug)]
@@ -19,14 +30,13 @@ pub(super) struct Missing {
 /// it is looked for again.
 const AT_FIRST: Duration = Duration::from_secs(5);
 
-pub(super) async fn look_up(shop: &Workshop, id: &SnapshotId) -> Result<Snapshot> {
-    match tokio::time::timeout(AT_FIRST, shop.store.describe(id)).await {
-        Ok(found) => Ok(found?),
-        Err(_) => {
-            let message = format!("no answer within {AT_FIRST:?}");
-            Err(store::Error::new(ErrorKind::Timeout, message).into())
-        }
-    }
+pub(super) async fn look_up(shop: &Workshop, id: &SnapshotId) -> Base {
+    let error = match tokio::time::timeout(AT_FIRST, shop.store.describe(id)).await {
+        Ok(Ok(snapshot)) => return shop.image(snapshot).into(),
+        Ok(Err(error)) => error,
+        Err(_) => store::Error::new(ErrorKind::Timeout, format!("no answer within {AT_FIRST:?}")),
+    };
+    Base::Missing(Missing::new(id.clone(), &error.into()))
 }
 
 impl Missing {
@@ -47,13 +57,13 @@ impl WorkingImage {
     ///
     /// [`Error::NoBase`] if it is still missing.
     pub async fn find_base(self: &Arc<Self>) -> Result<()> {
-        let Some(id) = self.state().missing.as_ref().map(|missing| missing.id.clone()) else {
+        let Some(id) = self.state().base.missing().map(|missing| missing.id.clone()) else {
             return Ok(());
         };
         let found = in_time(self.shop.store.describe(&id)).await;
         let mut state = self.state();
         // Somebody else may have found it meanwhile.
-        if state.missing.is_none() {
+        if state.base.missing().is_none() {
             return Ok(());
         }
         match found {
@@ -63,29 +73,45 @@ impl WorkingImage {
                 if state.layers.is_empty() {
                     state.len = base.len();
                 }
-                state.base = Some(Arc::new(Reader::new(base)));
-                state.missing = None;
+                state.base = Base::from(base);
                 Ok(())
             }
             Err(error) => {
                 let missing = Missing::new(id, &error);
                 let error = missing.error();
-                state.missing = Some(missing);
+                state.base = Base::Missing(missing);
                 Err(error)
             }
         }
     }
 }
 
-impl Inner {
-    /// Whether there is a snapshot beneath all generations, known or not.
-    pub(super) fn has_base(&self) -> bool {
-        self.base.is_some() || self.missing.is_some()
+impl From<Arc<Image>> for Base {
+    fn from(image: Arc<Image>) -> Self {
+        Self::Known(Arc::new(Reader::new(image)))
+    }
+}
+
+impl Base {
+    pub(super) fn known(&self) -> Option<&Arc<Reader>> {
+        if let Self::Known(base) = self { Some(base) } else { None }
     }
 
-    /// The snapshot beneath all generations, known or not.
-    pub(super) fn base_id(&self) -> Option<SnapshotId> {
-        let known = self.base.as_ref().map(|base| base.image().snapshot().id.clone());
-        known.or_else(|| self.missing.as_ref().map(|missing| missing.id.clone()))
+    pub(super) fn missing(&self) -> Option<&Missing> {
+        if let Self::Missing(missing) = self { Some(missing) } else { None }
+    }
+
+    /// Whether there is a snapshot, known or not.
+    pub(super) fn is_some(&self) -> bool {
+        !matches!(self, Self::None)
+    }
+
+    /// The snapshot, known or not.
+    pub(super) fn id(&self) -> Option<SnapshotId> {
+        match self {
+            Self::None => None,
+            Self::Known(base) => Some(base.image().snapshot().id.clone()),
+            Self::Missing(missing) => Some(missing.id.clone()),
+        }
     }
 }

@@ -207,7 +207,7 @@ impl WorkingImage {
                 if let Some(layer) = state.active() {
                     return Ok(Arc::clone(&layer.files));
                 }
-                if let Some(missing) = state.missing.as_ref().filter(|_| state.layers.is_empty()) {
+                if let Some(missing) = state.base.missing().filter(|_| state.layers.is_empty()) {
                     // Nobody knows how long it is.
                     return Err(missing.error());
                 }
@@ -287,7 +287,7 @@ impl WorkingImage {
         let old = {
             let state = self.state();
             // Nothing changes, and that is no reason to commit.
-            if len == state.len && (len > 0 || (state.layers.is_empty() && !state.has_base())) {
+            if len == state.len && (len > 0 || (state.layers.is_empty() && !state.base.is_some())) {
                 return Ok(());
             }
             state.len
@@ -319,7 +319,7 @@ impl WorkingImage {
             let dropped = {
                 let mut state = image.state();
                 let blocks = end_block(len)..end_block(old).max(end_block(len));
-                let over = state.layers.len() > 1 || state.has_base();
+                let over = state.layers.len() > 1 || state.base.is_some();
                 let layer = state.layers.last_mut().expect("it was made");
                 let before = layer.marks.staged.len();
                 if len < old && inside > 0 && layer.marks.staged.contains(cut.0) {
@@ -382,7 +382,7 @@ impl WorkingImage {
             let failed = |e| Error::io("stage in", &image.directory, e);
             let (dropped, vouched) = {
                 let mut state = image.state();
-                let over = state.layers.len() > 1 || state.has_base();
+                let over = state.layers.len() > 1 || state.base.is_some();
                 let layer = state.layers.last_mut().expect("it was made");
                 let before = layer.marks.staged.len();
                 let vouched = layer.marks.hashed.range_cardinality(first..last) > 0;

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::base::Base;
 use super::layer::{Commit, Layer};
 use super::put::{Put, in_time};
-use super::{Error, Inner, Reader, Result, Trouble, WorkingImage, name};
+use super::{Error, Inner, Result, Trouble, WorkingImage, name};
 use crate::blocking::blocking;
 use crate::image::staging::files::read_padded;
 use crate::image::staging::map::Mark;
@@ -185,7 +186,7 @@ impl WorkingImage {
             if state.len == 0 && state.is_dirty() {
                 return Ok(Some(EMPTY.to_owned()));
             }
-            if state.has_base() || state.layers.len() != 1 || state.layers[0].frozen {
+            if state.base.is_some() || state.layers.len() != 1 || state.layers[0].frozen {
                 return Ok(None);
             }
             let layer = &state.layers[0];
@@ -397,11 +398,10 @@ impl WorkingImage {
 
     /// Makes the snapshot the base, and lets go of the generation that it was made of.
     async fn rebase(self: &Arc<Self>, snapshot: Snapshot) {
-        let base = Arc::new(Reader::new(self.shop.image(snapshot)));
+        let base = Base::from(self.shop.image(snapshot));
         let layer = {
             let mut state = self.state();
-            state.base = Some(base);
-            state.missing = None;
+            state.base = base;
             // Its parent was for the first snapshot.
             state.wishes.parent = None;
             state.layers.remove(0)

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
-use super::base::{self, Missing};
+use super::base::{self, Base, Missing};
 use super::layer::Layer;
-use super::{Damaged, Error, Inner, REMOVED, Reader, Result, Trouble, WorkingImage, Workshop};
+use super::{Damaged, Error, Inner, REMOVED, Result, Trouble, WorkingImage, Workshop};
 use crate::blocking::blocking;
 use crate::image::staging::record::{self, ImageRecord, RECORD, boot};
 use crate::image::staging::{Files, Staging};
@@ -64,16 +64,13 @@ impl WorkingImage {
             left.map_err(|e| Error::io("remove", directory, e))?;
             return Ok(None);
         }
-        let (mut base, mut missing) = (None, None);
-        if let Some(id) = &record.base {
-            match base::look_up(shop, id).await {
-                Ok(snapshot) => base = Some(shop.image(snapshot)),
-                Err(error) => missing = Some(Missing::new(id.clone(), &error)),
-            }
-        }
+        let mut base = match &record.base {
+            Some(id) => base::look_up(shop, id).await,
+            None => Base::None,
+        };
         let same_run = record.boot == boot();
         let mut layers = Vec::new();
-        let mut len = base.as_ref().map_or(0, |base| base.len());
+        let mut len = base.known().map_or(0, |base| base.image().len());
         for generation in &record.generations {
             let (place, id) = (directory.to_owned(), generation.id);
             let over_data = record.base.is_some() || !layers.is_empty();
@@ -89,8 +86,10 @@ impl WorkingImage {
             layers.push(layer);
         }
         // What was truncated to nothing has nothing of it.
-        missing = missing.filter(|_| !layers.first().is_some_and(|layer| layer.marks.cut_off));
-        if let Some(Missing { why, .. }) = &missing {
+        if base.missing().is_some() && layers.first().is_some_and(|layer| layer.marks.cut_off) {
+            base = Base::None;
+        }
+        if let Some(Missing { why, .. }) = base.missing() {
             tracing::error!("new/{}: {why}", record.name);
         }
         let mut trouble = record.trouble;
@@ -109,8 +108,7 @@ impl WorkingImage {
             gid: record.gid,
             modified: record.modified,
             len,
-            base: base.map(|base| Arc::new(Reader::new(base))),
-            missing,
+            base,
             layers,
             trouble,
             notice: None,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
+use super::base::Base;
 use super::layer::Source;
 use super::{Result, WorkingImage, end_block};
 use crate::blocking::blocking;
@@ -117,11 +118,9 @@ impl WorkingImage {
             return (source, u64::from(end) * BLOCK_SIZE_U64);
         }
         let end = u64::from(end) * BLOCK_SIZE_U64;
-        if let Some(missing) = &state.missing {
-            return (Source::Missing(missing.error()), end);
-        }
         match &state.base {
-            Some(base) if index.offset() < base.image().len() => {
+            Base::Missing(missing) => (Source::Missing(missing.error()), end),
+            Base::Known(base) if index.offset() < base.image().len() => {
                 let base_end = base.image().len().next_multiple_of(BLOCK_SIZE_U64);
                 (Source::Base(Arc::clone(base)), end.min(base_end))
             }

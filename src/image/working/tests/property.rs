@@ -201,7 +201,7 @@ impl World {
                 let mut ids = self.snapshots.keys();
                 let id = ids.nth(snapshot % self.snapshots.len()).unwrap().to_string();
                 let wished = image.wish("parent", Some(&id), 0).await;
-                let first = !image.state().has_base();
+                let first = !image.state().base.is_some();
                 let frozen = image.state().layers.iter().any(|layer| layer.frozen);
                 assert!(wished.is_ok() == (first && !frozen), "{wished:?}");
             }
