@@ -13,10 +13,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{RwLock, Semaphore};
 
+use self::attributes::Attributes;
 use self::base::Base;
 use self::layer::{Layer, Source};
 use super::staging::Staging;
@@ -45,7 +45,7 @@ mod read;
 #[cfg(test)]
 mod tests;
 
-pub use attributes::{State, Status};
+pub use attributes::{Maker, State, Status};
 pub use error::{Error, Result};
 pub use opened::{Closed, Opened};
 
@@ -194,10 +194,7 @@ struct Inner {
     name: String,
     /// It was unlinked, or another one was renamed over it.
     removed: bool,
-    mode: u16,
-    uid: u32,
-    gid: u32,
-    modified: Timestamp,
+    attributes: Attributes,
     len: u64,
     base: Base,
     /// From the bottom up. All but the last one are frozen.
@@ -230,17 +227,6 @@ impl fmt::Debug for WorkingImage {
     }
 }
 
-/// Who makes a file, and how.
-#[derive(Clone, Copy, Debug)]
-pub struct Maker {
-    /// The owner.
-    pub uid: u32,
-    /// The group.
-    pub gid: u32,
-    /// Permission bits.
-    pub mode: u16,
-}
-
 impl WorkingImage {
     /// A new, empty image.
     ///
@@ -264,30 +250,8 @@ impl WorkingImage {
                 .staging
                 .new_image()
                 .map_err(|e| Error::io("make a file in", shop.staging.path(), e))?;
-            let inner = Inner {
-                name,
-                removed: false,
-                mode: maker.mode,
-                uid: maker.uid,
-                gid: maker.gid,
-                modified: Timestamp::now(),
-                len: base.as_ref().map_or(0, |base| base.len()),
-                base: base.map_or(Base::None, Base::from),
-                layers: Vec::new(),
-                trouble: None,
-                notice: None,
-                wishes: Wishes::default(),
-                copier: None,
-                snapshot: None,
-                writers: HashMap::new(),
-                open: 0,
-                direct: 0,
-                starting: 0,
-                running: false,
-                runs: 0,
-                unsynced: true,
-            };
-            let image = Self::with(shop, directory, inner);
+            let base = base.map_or(Base::None, Base::from);
+            let image = Self::with(shop, directory, Inner::new(name, maker.into(), base));
             image.record(false)?;
             Ok(image)
         })
@@ -452,6 +416,30 @@ impl WorkingImage {
 }
 
 impl Inner {
+    /// An image of which nothing is staged.
+    fn new(name: String, attributes: Attributes, base: Base) -> Self {
+        Self {
+            name,
+            removed: false,
+            attributes,
+            len: base.known().map_or(0, |base| base.image().len()),
+            base,
+            layers: Vec::new(),
+            trouble: None,
+            notice: None,
+            wishes: Wishes::default(),
+            copier: None,
+            snapshot: None,
+            writers: HashMap::new(),
+            open: 0,
+            direct: 0,
+            starting: 0,
+            running: false,
+            runs: 0,
+            unsynced: true,
+        }
+    }
+
     fn record(&self, directory: &Path) -> ImageRecord {
         let generation = |layer: &Layer| GenerationRecord {
             id: layer.files.id,
@@ -459,13 +447,14 @@ impl Inner {
             durable: layer.durable,
             attempt: layer.attempt.clone(),
         };
+        let Attributes { mode, uid, gid, modified } = self.attributes;
         ImageRecord {
             id: record::id_of(directory).unwrap_or_default(),
             name: self.name.clone(),
-            mode: self.mode,
-            uid: self.uid,
-            gid: self.gid,
-            modified: self.modified,
+            mode,
+            uid,
+            gid,
+            modified,
             base: self.base.id(),
             snapshot: self.snapshot.clone(),
             trouble: self.trouble.clone(),

@@ -9,6 +9,32 @@ use crate::model::{
     BLOCK_SIZE_U64, InvalidTags, MAX_DESCRIPTION_CHARS, MAX_TAGS, SnapshotId, Tags, check_tags,
 };
 
+/// Who makes a file, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Maker {
+    /// The owner.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+    /// Permission bits.
+    pub mode: u16,
+}
+
+/// What a file system keeps of a file beside its content.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Attributes {
+    pub(super) mode: u16,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) modified: Timestamp,
+}
+
+impl From<Maker> for Attributes {
+    fn from(Maker { uid, gid, mode }: Maker) -> Self {
+        Self { mode, uid, gid, modified: Timestamp::now() }
+    }
+}
+
 /// Where a working image is between two snapshots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
@@ -107,6 +133,7 @@ impl WorkingImage {
             (None, Some(Trouble::Failed(why) | Trouble::Interrupted(why))) => Some(why.clone()),
             (None, None) => state.notice.clone(),
         };
+        let Attributes { mode, uid, gid, modified } = state.attributes;
         Status {
             state: state.status(),
             error,
@@ -115,10 +142,10 @@ impl WorkingImage {
             len: state.len,
             staged: staged * BLOCK_SIZE_U64,
             allocated: (staged * BLOCK_SIZE_U64 + beneath).min(state.len),
-            modified: state.modified,
-            uid: state.uid,
-            gid: state.gid,
-            mode: state.mode,
+            modified,
+            uid,
+            gid,
+            mode,
             links: u32::from(!state.removed),
             progress: match state.putting() {
                 Some(commit) => Some(commit.progress()),
@@ -136,11 +163,11 @@ impl WorkingImage {
         modified: Option<Timestamp>,
     ) -> Result<()> {
         {
-            let mut state = self.state();
-            state.mode = mode.unwrap_or(state.mode);
-            state.uid = uid.unwrap_or(state.uid);
-            state.gid = gid.unwrap_or(state.gid);
-            state.modified = modified.unwrap_or(state.modified);
+            let attributes = &mut self.state().attributes;
+            attributes.mode = mode.unwrap_or(attributes.mode);
+            attributes.uid = uid.unwrap_or(attributes.uid);
+            attributes.gid = gid.unwrap_or(attributes.gid);
+            attributes.modified = modified.unwrap_or(attributes.modified);
         }
         self.recorded(false).await
     }

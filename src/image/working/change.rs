@@ -162,7 +162,7 @@ impl WorkingImage {
     fn mark_staged(&self, blocks: Range<u32>, end: u64) -> std::io::Result<u64> {
         let mut state = self.state();
         state.len = state.len.max(end);
-        state.modified = Timestamp::now();
+        state.attributes.modified = Timestamp::now();
         let layer = state.layers.last_mut().expect("the caller holds the gate");
         let count = u64::from(blocks.end - blocks.start);
         let there = layer.marks.staged.range_cardinality(blocks.clone());
@@ -335,7 +335,7 @@ impl WorkingImage {
                 }
                 let dropped = before - layer.marks.staged.len();
                 state.len = len;
-                state.modified = Timestamp::now();
+                state.attributes.modified = Timestamp::now();
                 dropped
             };
             image.shop.staging.give_back(dropped);
@@ -389,7 +389,7 @@ impl WorkingImage {
                 layer
                     .mark(if over { Mark::Hole } else { Mark::Plain }, first..last)
                     .map_err(failed)?;
-                state.modified = Timestamp::now();
+                state.attributes.modified = Timestamp::now();
                 let layer = state.layers.last().expect("it was made");
                 (before - layer.marks.staged.len(), vouched)
             };

@@ -1,9 +1,9 @@
 //! Working images that an earlier mount has left.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
+use super::attributes::Attributes;
 use super::base::{self, Base, Missing};
 use super::layer::Layer;
 use super::{Damaged, Error, Inner, REMOVED, Result, Trouble, WorkingImage, Workshop};
@@ -100,29 +100,10 @@ impl WorkingImage {
             trouble = Some(Trouble::Interrupted(why.to_owned()));
             layers.last_mut().expect("there is one").frozen = false;
         }
-        let inner = Inner {
-            name: record.name,
-            removed: false,
-            mode: record.mode,
-            uid: record.uid,
-            gid: record.gid,
-            modified: record.modified,
-            len,
-            base,
-            layers,
-            trouble,
-            notice: None,
-            wishes: record.wishes,
-            copier: None,
-            snapshot: record.snapshot,
-            writers: HashMap::new(),
-            open: 0,
-            direct: 0,
-            starting: 0,
-            running: false,
-            runs: 0,
-            unsynced: true,
-        };
+        let ImageRecord { name, mode, uid, gid, modified, wishes, snapshot, .. } = record;
+        let attributes = Attributes { mode, uid, gid, modified };
+        let inner =
+            Inner { len, layers, trouble, wishes, snapshot, ..Inner::new(name, attributes, base) };
         Ok(Some(Self::with(Arc::clone(shop), directory.to_owned(), inner)))
     }
 
