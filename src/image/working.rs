@@ -7,7 +7,6 @@
 //! Locks, in the order in which they are taken: `gate`, a copy-up lock, `recording`, `state`. The
 //! last two are held for moments, and never over an `await`.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,6 +18,7 @@ use tokio::sync::{RwLock, Semaphore};
 use self::attributes::Attributes;
 use self::base::Base;
 use self::layer::{Layer, Source};
+use self::opened::Handles;
 use super::staging::Staging;
 use super::staging::record::{self, GenerationRecord, ImageRecord, Trouble, Wishes, boot};
 use super::{Image, Reader};
@@ -206,11 +206,7 @@ struct Inner {
     /// The thread that copies the attributes of another image to this one.
     copier: Option<u32>,
     snapshot: Option<SnapshotId>,
-    writers: HashMap<u64, opened::Writer>,
-    /// Open for reading or writing.
-    open: usize,
-    /// Open past the page cache of the kernel.
-    direct: usize,
+    handles: Handles,
     /// Commits that somebody is about to begin in the background.
     starting: usize,
     /// Somebody puts, or waits for the store.
@@ -370,7 +366,7 @@ impl WorkingImage {
     pub fn tidy(&self) {
         let layers = {
             let mut state = self.state();
-            if !state.removed || state.open > 0 || state.running {
+            if !state.removed || state.handles.open > 0 || state.running {
                 return;
             }
             std::mem::take(&mut state.layers)
@@ -396,7 +392,7 @@ impl WorkingImage {
                 return;
             }
             state.removed = true;
-            state.open = 0;
+            state.handles.open = 0;
         }
         self.tidy();
     }
@@ -430,9 +426,7 @@ impl Inner {
             wishes: Wishes::default(),
             copier: None,
             snapshot: None,
-            writers: HashMap::new(),
-            open: 0,
-            direct: 0,
+            handles: Handles::default(),
             starting: 0,
             running: false,
             runs: 0,

@@ -3,13 +3,24 @@
 //! A handle counts as closed from the flush of its opener if it has written, until it writes again;
 //! else from its release. `docs/semantics.md` says why.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{Error, Result, Trouble, WorkingImage, commit};
 
+/// Who has an image open.
+#[derive(Debug, Default)]
+pub(super) struct Handles {
+    writers: HashMap<u64, Writer>,
+    /// For reading or writing.
+    pub(super) open: usize,
+    /// Past the page cache of the kernel.
+    direct: usize,
+}
+
 /// An open handle that can write.
 #[derive(Debug)]
-pub(super) struct Writer {
+struct Writer {
     /// The thread group that opened it; 0 is nobody's.
     opener: u32,
     written: bool,
@@ -42,17 +53,17 @@ impl Opened {
     /// Opens an image; `opener` is the thread group, 0 if it is not known.
     pub fn new(image: Arc<WorkingImage>, readable: bool, writable: bool, opener: u32) -> Self {
         let (writer, direct) = {
-            let mut state = image.state();
+            let handles = &mut image.state().handles;
             // A program that only writes gains nothing from the page cache, which would cost it a
             // copy. As long as it writes past the cache, nobody else may read from there.
-            let direct = state.direct > 0 || (writable && !readable && state.open == 0);
-            state.open += 1;
-            state.direct += usize::from(direct);
+            let direct = handles.direct > 0 || (writable && !readable && handles.open == 0);
+            handles.open += 1;
+            handles.direct += usize::from(direct);
             let writer = writable.then(|| {
-                let number = state.writers.keys().max().map_or(1, |last| last + 1);
+                let number = handles.writers.keys().max().map_or(1, |last| last + 1);
                 let writer =
                     Writer { opener, written: false, closed: false, failed: None, spoiled: false };
-                state.writers.insert(number, writer);
+                handles.writers.insert(number, writer);
                 number
             });
             (writer, direct)
@@ -93,8 +104,8 @@ impl Opened {
     }
 
     fn with_writer(&self, change: impl FnOnce(&mut Writer)) {
-        let mut state = self.image.state();
-        if let Some(writer) = self.writer.and_then(|number| state.writers.get_mut(&number)) {
+        let handles = &mut self.image.state().handles;
+        if let Some(writer) = self.writer.and_then(|number| handles.writers.get_mut(&number)) {
             change(writer);
         }
     }
@@ -106,7 +117,8 @@ impl Opened {
     /// That of a write that failed before: the image is not committed then.
     pub fn flush(&self, closer: u32, dying: Option<String>) -> Result<Closed> {
         let mut state = self.image.state();
-        let Some(writer) = self.writer.and_then(|number| state.writers.get_mut(&number)) else {
+        let handles = &mut state.handles;
+        let Some(writer) = self.writer.and_then(|number| handles.writers.get_mut(&number)) else {
             return Ok(Closed::Nothing);
         };
         if !writer.written {
@@ -131,9 +143,10 @@ impl Opened {
     /// The last descriptor of this handle is gone.
     pub fn release(&self) -> Closed {
         let mut state = self.image.state();
-        state.open = state.open.saturating_sub(1);
-        state.direct = state.direct.saturating_sub(usize::from(self.direct));
-        let Some(writer) = self.writer.and_then(|number| state.writers.remove(&number)) else {
+        let handles = &mut state.handles;
+        handles.open = handles.open.saturating_sub(1);
+        handles.direct = handles.direct.saturating_sub(usize::from(self.direct));
+        let Some(writer) = self.writer.and_then(|number| handles.writers.remove(&number)) else {
             return Closed::Nothing;
         };
         if let Some(error) = writer.failed {
@@ -161,7 +174,7 @@ impl WorkingImage {
 impl super::Inner {
     /// What the end of one writer means for the image.
     fn closed(&mut self, spoiled: bool) -> Closed {
-        let open = self.writers.values().any(|writer| !writer.closed);
+        let open = self.handles.writers.values().any(|writer| !writer.closed);
         let wanted = self.is_dirty() || self.trouble.is_some();
         if !wanted && self.len == 0 && self.snapshot.is_none() {
             // Nobody ever wrote to it, so there is not even something staged.
@@ -173,7 +186,7 @@ impl super::Inner {
     /// Remembers that the image may not be whole, unless nothing was changed since the last commit
     /// began.
     pub(super) fn interrupt(&mut self, why: String) {
-        for writer in self.writers.values_mut() {
+        for writer in self.handles.writers.values_mut() {
             writer.spoiled = true;
         }
         if !self.is_dirty() {
