@@ -19,6 +19,7 @@ use self::attributes::Attributes;
 use self::base::Base;
 use self::layer::{Layer, Source};
 use self::opened::Handles;
+use self::phase::Phase;
 use super::staging::Staging;
 use super::staging::record::{self, GenerationRecord, ImageRecord, Trouble, Wishes, boot};
 use super::{Image, Reader};
@@ -40,6 +41,7 @@ mod layer;
 mod load;
 mod name;
 mod opened;
+mod phase;
 mod put;
 mod read;
 #[cfg(test)]
@@ -199,20 +201,14 @@ struct Inner {
     base: Base,
     /// From the bottom up. All but the last one are frozen.
     layers: Vec<Layer>,
-    trouble: Option<Trouble>,
-    /// Why closing it made no snapshot, where nothing is wrong.
-    notice: Option<String>,
+    phase: Phase,
+    /// Commits that somebody is about to begin in the background.
+    starting: usize,
     wishes: Wishes,
     /// The thread that copies the attributes of another image to this one.
     copier: Option<u32>,
     snapshot: Option<SnapshotId>,
     handles: Handles,
-    /// Commits that somebody is about to begin in the background.
-    starting: usize,
-    /// Somebody puts, or waits for the store.
-    running: bool,
-    /// Times that this began.
-    runs: u64,
     /// The document, or a name of it, may not be durable.
     unsynced: bool,
 }
@@ -306,7 +302,7 @@ impl WorkingImage {
     /// Whether a writer was cut short, and that is not written down durably.
     fn is_newly_interrupted(&self) -> bool {
         let state = self.state();
-        state.unsynced && matches!(state.trouble, Some(Trouble::Interrupted(_)))
+        state.unsynced && matches!(state.phase.trouble(), Some(Trouble::Interrupted(_)))
     }
 
     /// Writes down that a writer was cut short, if one was: the next mount is to know it, whatever ends this
@@ -350,7 +346,11 @@ impl WorkingImage {
         let abort = {
             let mut state = self.state();
             state.removed = true;
-            if state.running { None } else { state.layers.first().and_then(Layer::pending) }
+            if state.phase.is_committing() {
+                None
+            } else {
+                state.layers.first().and_then(Layer::pending)
+            }
         };
         // So that it does not come back if the mount dies before it is gone.
         if let Err(error) = std::fs::write(self.directory.join(REMOVED), b"") {
@@ -366,7 +366,7 @@ impl WorkingImage {
     pub fn tidy(&self) {
         let layers = {
             let mut state = self.state();
-            if !state.removed || state.handles.open > 0 || state.running {
+            if !state.removed || state.handles.open > 0 || state.phase.is_committing() {
                 return;
             }
             std::mem::take(&mut state.layers)
@@ -388,7 +388,10 @@ impl WorkingImage {
     pub fn leave(&self) {
         {
             let mut state = self.state();
-            if !state.layers.is_empty() || state.running || state.trouble.is_some() {
+            if !state.layers.is_empty()
+                || state.phase.is_committing()
+                || state.phase.trouble().is_some()
+            {
                 return;
             }
             state.removed = true;
@@ -421,15 +424,12 @@ impl Inner {
             len: base.known().map_or(0, |base| base.image().len()),
             base,
             layers: Vec::new(),
-            trouble: None,
-            notice: None,
+            phase: Phase::Idle(None),
+            starting: 0,
             wishes: Wishes::default(),
             copier: None,
             snapshot: None,
             handles: Handles::default(),
-            starting: 0,
-            running: false,
-            runs: 0,
             unsynced: true,
         }
     }
@@ -451,7 +451,7 @@ impl Inner {
             modified,
             base: self.base.id(),
             snapshot: self.snapshot.clone(),
-            trouble: self.trouble.clone(),
+            trouble: self.phase.trouble(),
             wishes: self.wishes.clone(),
             boot: boot(),
             generations: self.layers.iter().map(generation).collect(),
@@ -495,7 +495,7 @@ impl Inner {
         let [layer] = &self.layers[..] else { return false };
         let attempt = layer.attempt.as_ref();
         let begun = attempt.is_some_and(|attempt| attempt.snapshot.is_some() && !attempt.changed);
-        !layer.frozen && (begun || matches!(self.trouble, Some(Trouble::Failed(_))))
+        !layer.frozen && (begun || matches!(self.phase, Phase::Failed(_)))
     }
 
     fn is_dirty(&self) -> bool {

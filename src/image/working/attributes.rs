@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::{Error, Inner, Result, Trouble, WorkingImage};
+use super::phase::{Phase, Remark};
+use super::{Error, Inner, Result, WorkingImage};
 use crate::model::{
     BLOCK_SIZE_U64, InvalidTags, MAX_DESCRIPTION_CHARS, MAX_TAGS, SnapshotId, Tags, check_tags,
 };
@@ -102,13 +103,12 @@ const TOLD: [&str; 6] = ["state", "error", "snapshot", "base", "staged-bytes", "
 
 impl Inner {
     pub(super) fn status(&self) -> State {
-        if self.base.missing().is_some() && !self.running {
-            return State::Failed;
-        }
-        match &self.trouble {
-            Some(Trouble::Failed(_)) if !self.running => return State::Failed,
-            Some(Trouble::Interrupted(_)) if !self.running => return State::Interrupted,
-            _ => {}
+        match &self.phase {
+            Phase::Committing { .. } => {}
+            _ if self.base.missing().is_some() => return State::Failed,
+            Phase::Failed(_) => return State::Failed,
+            Phase::Idle(Some(Remark::Interrupted(_))) => return State::Interrupted,
+            Phase::Idle(_) => {}
         }
         let frozen = self.layers.iter().filter(|layer| layer.frozen).count();
         match (frozen, self.is_dirty()) {
@@ -128,15 +128,11 @@ impl WorkingImage {
         let cut_off = state.layers.iter().any(|layer| layer.marks.cut_off);
         let beneath = state.base.known().filter(|_| !cut_off);
         let beneath = beneath.map_or(0, |base| base.image().allocated());
-        let error = match (state.base.missing(), &state.trouble) {
-            (Some(missing), _) => Some(missing.why.clone()),
-            (None, Some(Trouble::Failed(why) | Trouble::Interrupted(why))) => Some(why.clone()),
-            (None, None) => state.notice.clone(),
-        };
+        let missing = state.base.missing().map(|missing| missing.why.as_str());
         let Attributes { mode, uid, gid, modified } = state.attributes;
         Status {
             state: state.status(),
-            error,
+            error: missing.or(state.phase.why()).map(str::to_owned),
             snapshot: state.snapshot.clone(),
             base: state.base.id(),
             len: state.len,

@@ -9,7 +9,8 @@ use jiff::Timestamp;
 use tokio::sync::RwLockReadGuard;
 
 use super::layer::{Layer, Source};
-use super::{COPY_UPS, Error, Inner, Result, Trouble, WorkingImage, end_block};
+use super::phase::Phase;
+use super::{COPY_UPS, Error, Inner, Result, WorkingImage, end_block};
 use crate::blocking::blocking;
 use crate::image::staging::Files;
 use crate::image::staging::files::punch;
@@ -222,7 +223,7 @@ impl WorkingImage {
             {
                 let mut state = image.state();
                 state.layers.push(Layer::new(Arc::clone(&files)));
-                state.notice = None;
+                state.phase.forget_notice();
             }
             image.record(false)?;
             Ok(files)
@@ -235,7 +236,7 @@ impl WorkingImage {
     fn thaw(&self) -> Result<Arc<Files>> {
         let (files, durable) = {
             let mut state = self.state();
-            if state.running {
+            if state.phase.is_committing() {
                 return Err(Error::Busy);
             }
             let layer = state.layers.last_mut().expect("there are two");
@@ -254,24 +255,22 @@ impl WorkingImage {
     /// Notes, durably and before anything changes, that this is no longer what a commit has failed
     /// to make a snapshot of.
     fn note_change(&self) -> Result<()> {
-        let before = {
+        let (failed, changed) = {
             let mut state = self.state();
             if !state.is_as_attempted() {
                 return Ok(());
             }
-            let trouble = state.trouble.clone();
-            if let Some(Trouble::Failed(why)) = &trouble {
-                state.notice = Some(why.clone());
-                state.trouble = None;
-            }
+            let failed = state.phase.failure_to_notice();
             let attempt = state.layers[0].attempt.as_mut();
-            (trouble, attempt.map(|attempt| std::mem::replace(&mut attempt.changed, true)))
+            (failed, attempt.map(|attempt| std::mem::replace(&mut attempt.changed, true)))
         };
         let recorded = self.record(true);
         if recorded.is_err() {
             let mut state = self.state();
-            state.trouble = before.0;
-            if let Some((attempt, changed)) = state.layers[0].attempt.as_mut().zip(before.1) {
+            if let Some(why) = failed {
+                state.phase = Phase::Failed(why);
+            }
+            if let Some((attempt, changed)) = state.layers[0].attempt.as_mut().zip(changed) {
                 attempt.changed = changed;
             }
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::base::Base;
 use super::layer::{Commit, Layer};
+use super::phase::Remark;
 use super::put::{Put, in_time};
 use super::{Error, Inner, Result, Trouble, WorkingImage, name};
 use crate::blocking::blocking;
@@ -56,8 +57,9 @@ impl WorkingImage {
             tracing::info!("{}: {notice}", self.name());
             let was_in_trouble = {
                 let mut state = self.state();
-                state.notice = Some(notice);
-                state.trouble.take().is_some()
+                let was_in_trouble = state.phase.trouble().is_some();
+                state.phase.say(Some(Remark::Notice(notice)));
+                was_in_trouble
             };
             if was_in_trouble {
                 self.recorded(false).await?;
@@ -117,7 +119,7 @@ impl WorkingImage {
     pub fn cancel(&self) -> Result<()> {
         let state = self.state();
         // One that is being made durable before it begins finds out when it does.
-        let under_way = state.running || state.starting > 0;
+        let under_way = state.phase.is_committing() || state.starting > 0;
         match state
             .layers
             .first()
@@ -137,10 +139,10 @@ impl WorkingImage {
         loop {
             {
                 let state = self.state();
-                if !state.running {
-                    return match &state.trouble {
+                if !state.phase.is_committing() {
+                    return match state.phase.trouble() {
                         Some(Trouble::Failed(why) | Trouble::Interrupted(why)) => {
-                            Err(Error::Interrupted(why.clone()))
+                            Err(Error::Interrupted(why))
                         }
                         None => Ok(()),
                     };
@@ -162,7 +164,7 @@ impl WorkingImage {
         loop {
             let (commit, soon) = {
                 let state = self.state();
-                let tidies_up = state.running && state.layers.is_empty();
+                let tidies_up = state.phase.is_committing() && state.layers.is_empty();
                 (state.putting().map(Arc::clone), state.starting > 0 || tidies_up)
             };
             match commit {
@@ -227,7 +229,7 @@ impl WorkingImage {
         let _starting = Starting::new(self);
         let in_vain = {
             let mut state = self.state();
-            state.layers.is_empty() && state.trouble.take().is_some()
+            state.layers.is_empty() && state.phase.forget_trouble()
         };
         if in_vain {
             // What went wrong had changed nothing.
@@ -239,10 +241,10 @@ impl WorkingImage {
                 return Ok(Begun::Nothing);
             }
             let (len, name, wishes) = (state.len, state.name.clone(), state.wishes.clone());
-            let running = state.running;
+            let running = state.phase.is_committing();
             let behind = state.layers.len() > 1 && running;
             let Some(layer) = state.layers.last_mut() else {
-                state.trouble = None;
+                state.phase.forget_trouble();
                 return Ok(Begun::Nothing);
             };
             let changed = !layer.frozen;
@@ -278,14 +280,14 @@ impl WorkingImage {
             if let Err(error) = prepared {
                 let mut state = self.state();
                 let is_first = state.layers.first().is_some_and(|layer| is_of(layer, &commit));
-                let running = state.running;
+                let running = state.phase.is_committing();
                 match state.layer_of(&commit) {
                     Some(layer) if !(running && is_first) => layer.frozen = false,
                     // It is being put, or was: how that ends is what counts.
                     _ => return Ok(Begun::Running(commit)),
                 }
                 // Who cancelled what did not begin has not cancelled what comes next.
-                if !state.running
+                if !state.phase.is_committing()
                     && let Some(layer) = state.layers.first_mut()
                 {
                     layer.commit = Arc::default();
@@ -299,15 +301,9 @@ impl WorkingImage {
 
     /// Commits what is frozen, in the background, if that is not under way.
     pub(super) fn go_on(self: &Arc<Self>) {
-        let run = {
-            let mut state = self.state();
-            state.trouble = None;
-            state.notice = None;
-            let start = !std::mem::replace(&mut state.running, true);
-            state.runs += u64::from(start);
-            start.then(|| Run { image: Arc::clone(self), number: state.runs })
-        };
-        if let Some(run) = run {
+        let begun = self.state().phase.begin();
+        if let Some(number) = begun {
+            let run = Run { image: Arc::clone(self), number };
             tokio::spawn(async move {
                 let image = &run.image;
                 let commits = tokio::spawn(Arc::clone(image).commit_all());
@@ -327,7 +323,7 @@ impl WorkingImage {
                 match state.layers.first().filter(|layer| layer.frozen) {
                     Some(layer) => Arc::clone(&layer.commit),
                     None => {
-                        state.running = false;
+                        state.phase.end();
                         break;
                     }
                 }
@@ -515,7 +511,7 @@ impl Drop for Run {
         let commits = {
             let mut state = self.image.state();
             // Another run may have begun since this one came to its end.
-            if !state.running || state.runs != self.number {
+            if state.phase.run() != Some(self.number) {
                 return;
             }
             state.stop(Trouble::Failed(DIED.to_owned()), false)
@@ -529,21 +525,22 @@ impl Drop for Run {
 impl Inner {
     /// Ends a run of commits that went wrong; the commits that were to be made.
     fn stop(&mut self, trouble: Trouble, durable: bool) -> Vec<Arc<Commit>> {
-        self.running = false;
+        self.phase.end();
         let is_under_another = self.layers.len() > 1;
         // What was not frozen was not to be committed.
         if let Some(layer) = self.layers.first_mut().filter(|layer| layer.frozen) {
             // With another one over it, it stays what that one is over.
             layer.frozen = is_under_another;
             layer.durable = durable;
-            self.trouble = Some(trouble);
+            self.phase = trouble.into();
         }
         self.layers.iter_mut().map(|layer| std::mem::take(&mut layer.commit)).collect()
     }
 
     /// The commit that puts blocks, if there is one.
     pub(super) fn putting(&self) -> Option<&Arc<Commit>> {
-        let frozen = self.layers.iter().filter(|layer| self.running && layer.frozen);
+        let running = self.phase.is_committing();
+        let frozen = self.layers.iter().filter(|layer| running && layer.frozen);
         frozen.map(|layer| &layer.commit).find(|commit| commit.outcome.borrow().is_none())
     }
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError};
 use super::attributes::Attributes;
 use super::base::{self, Base, Missing};
 use super::layer::Layer;
+use super::phase::Phase;
 use super::{Damaged, Error, Inner, REMOVED, Result, Trouble, WorkingImage, Workshop};
 use crate::blocking::blocking;
 use crate::image::staging::record::{self, ImageRecord, RECORD, boot};
@@ -100,25 +101,24 @@ impl WorkingImage {
             trouble = Some(Trouble::Interrupted(why.to_owned()));
             layers.last_mut().expect("there is one").frozen = false;
         }
+        let phase = trouble.map_or(Phase::Idle(None), Phase::from);
         let ImageRecord { name, mode, uid, gid, modified, wishes, snapshot, .. } = record;
         let attributes = Attributes { mode, uid, gid, modified };
         let inner =
-            Inner { len, layers, trouble, wishes, snapshot, ..Inner::new(name, attributes, base) };
+            Inner { len, layers, phase, wishes, snapshot, ..Inner::new(name, attributes, base) };
         Ok(Some(Self::with(Arc::clone(shop), directory.to_owned(), inner)))
     }
 
     /// Goes on with a commit that was under way when its mount ended, or that failed.
     pub fn resume(self: &Arc<Self>) {
-        let (frozen, failed, waits) = {
+        let (frozen, trouble) = {
             let state = self.state();
-            let frozen = state.layers.iter().any(|layer| layer.frozen);
-            let failed = matches!(state.trouble, Some(Trouble::Failed(_)));
-            (frozen, failed, matches!(state.trouble, Some(Trouble::Interrupted(_))))
+            (state.layers.iter().any(|layer| layer.frozen), state.phase.trouble())
         };
-        if frozen && !waits {
+        if frozen && !matches!(trouble, Some(Trouble::Interrupted(_))) {
             // What was written over it has not been closed, and is not committed with it.
             self.go_on();
-        } else if failed {
+        } else if matches!(trouble, Some(Trouble::Failed(_))) {
             let image = Arc::clone(self);
             tokio::spawn(async move {
                 if let Err(error) = image.begin_commit(true).await {

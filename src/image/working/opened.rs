@@ -6,7 +6,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Error, Result, Trouble, WorkingImage, commit};
+use super::phase::Remark;
+use super::{Error, Result, WorkingImage, commit};
 
 /// Who has an image open.
 #[derive(Debug, Default)]
@@ -175,10 +176,10 @@ impl super::Inner {
     /// What the end of one writer means for the image.
     fn closed(&mut self, spoiled: bool) -> Closed {
         let open = self.handles.writers.values().any(|writer| !writer.closed);
-        let wanted = self.is_dirty() || self.trouble.is_some();
+        let wanted = self.is_dirty() || self.phase.trouble().is_some();
         if !wanted && self.len == 0 && self.snapshot.is_none() {
             // Nobody ever wrote to it, so there is not even something staged.
-            self.notice = Some(commit::EMPTY.to_owned());
+            self.phase.say(Some(Remark::Notice(commit::EMPTY.to_owned())));
         }
         if spoiled || open || !wanted || self.removed { Closed::Nothing } else { Closed::Commit }
     }
@@ -192,7 +193,7 @@ impl super::Inner {
         if !self.is_dirty() {
             return;
         }
-        self.trouble = Some(Trouble::Interrupted(why));
+        self.phase.say(Some(Remark::Interrupted(why)));
         self.unsynced = true;
     }
 }

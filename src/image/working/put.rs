@@ -166,7 +166,7 @@ impl Put {
             let is_wanted = {
                 let mut state = image.state();
                 // A commit that goes on makes its snapshot, whatever becomes of the name.
-                let removed = state.removed && !state.running;
+                let removed = state.removed && !state.phase.is_committing();
                 let attempt = state.layers.first_mut().and_then(|layer| layer.attempt.as_mut());
                 let attempt = attempt.filter(|attempt| !removed && attempt.client_token == token);
                 attempt.map(|attempt| attempt.snapshot = Some(snapshot.id.clone())).is_some()

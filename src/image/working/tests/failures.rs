@@ -119,9 +119,9 @@ async fn a_failure_with_nothing_staged_does_not_leave_a_commit_under_way() {
         let mut world = World::new().await;
         world.create(None).await;
         let image = world.slots[0].image();
-        image.state().running = true;
+        image.state().phase.begin();
         image.fail(error).await;
-        assert!(!image.state().running);
+        assert!(!image.state().phase.is_committing());
         assert_eq!(image.status().state, State::Clean);
         world.change(0, write(0, 1)).await.unwrap();
         world.commit().await;
@@ -138,11 +138,11 @@ async fn a_run_that_is_given_up_is_not_under_way_and_tells_who_waits() {
         async move { image.commit().await }
     });
     world.life().trap.caught.acquire().await.unwrap().forget();
-    let number = image.state().runs;
+    let number = image.state().phase.run().unwrap();
     drop(Run { image: Arc::clone(&image), number: number - 1 });
-    assert!(image.state().running);
+    assert!(image.state().phase.is_committing());
     drop(Run { image: Arc::clone(&image), number });
-    assert!(!image.state().running);
+    assert!(!image.state().phase.is_committing());
     assert!(matches!(waiting.await.unwrap(), Err(Error::Interrupted(_))));
     assert_eq!(image.status().state, State::Failed);
 }
@@ -269,7 +269,7 @@ async fn a_snapshot_that_is_started_too_late_does_not_stay(#[values(false, true)
     trap.caught.acquire().await.unwrap().forget();
     image.cancel().unwrap();
     assert!(matches!(committing.await.unwrap(), Err(Error::Cancelled)));
-    while image.state().running {
+    while image.state().phase.is_committing() {
         tokio::task::yield_now().await;
     }
     if removed {

@@ -426,7 +426,7 @@ impl World {
 /// Whether there are two generations that take no more writes.
 fn is_full(image: &WorkingImage) -> bool {
     let state = image.state();
-    state.running && state.layers.iter().filter(|layer| layer.frozen).count() > 1
+    state.phase.is_committing() && state.layers.iter().filter(|layer| layer.frozen).count() > 1
 }
 
 fn runtime() -> Runtime {
