@@ -484,6 +484,15 @@ impl Inner {
         !cut_off && !matches!(self.source(index, top), Source::Zeros)
     }
 
+    /// The generation that is committed next. Whoever asks knows that there is one.
+    fn lowest(&self) -> &Layer {
+        self.layers.first().expect("only the end of its commit takes it away")
+    }
+
+    fn lowest_mut(&mut self) -> &mut Layer {
+        self.layers.first_mut().expect("only the end of its commit takes it away")
+    }
+
     /// The generation that takes what is written, if there is one.
     fn active(&mut self) -> Option<&mut Layer> {
         self.layers.last_mut().filter(|layer| !layer.frozen)

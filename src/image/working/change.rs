@@ -261,7 +261,7 @@ impl WorkingImage {
                 return Ok(());
             }
             let failed = state.phase.failure_to_notice();
-            let attempt = state.layers[0].attempt.as_mut();
+            let attempt = state.lowest_mut().attempt.as_mut();
             (failed, attempt.map(|attempt| std::mem::replace(&mut attempt.changed, true)))
         };
         let recorded = self.record(true);
@@ -270,7 +270,7 @@ impl WorkingImage {
             if let Some(why) = failed {
                 state.phase = Phase::Failed(why);
             }
-            if let Some((attempt, changed)) = state.layers[0].attempt.as_mut().zip(changed) {
+            if let Some((attempt, changed)) = state.lowest_mut().attempt.as_mut().zip(changed) {
                 attempt.changed = changed;
             }
         }

@@ -188,10 +188,10 @@ impl WorkingImage {
             if state.len == 0 && state.is_dirty() {
                 return Ok(Some(EMPTY.to_owned()));
             }
-            if state.base.is_some() || state.layers.len() != 1 || state.layers[0].frozen {
+            let [layer] = &state.layers[..] else { return Ok(None) };
+            if state.base.is_some() || layer.frozen {
                 return Ok(None);
             }
-            let layer = &state.layers[0];
             (Arc::clone(&layer.files), layer.marks.staged.clone(), state.len)
         };
         let directory = self.directory.clone();
@@ -347,7 +347,7 @@ impl WorkingImage {
         let committed_as = {
             let mut state = self.state();
             state.snapshot = Some(snapshot.id.clone());
-            state.layers[0].attempt.as_ref().map(|attempt| attempt.name.clone())
+            state.lowest().attempt.as_ref().map(|attempt| attempt.name.clone())
         };
         // It may have been renamed meanwhile.
         if let Some(name) = committed_as {

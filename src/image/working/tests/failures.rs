@@ -314,7 +314,7 @@ async fn what_is_read_ahead_of_a_slow_store_keeps_to_the_budget() {
         async move { image.commit().await }
     });
     world.life().trap.caught.acquire().await.unwrap().forget();
-    let read = || image.state().layers[0].marks.hashed.len() as usize;
+    let read = || image.state().lowest().marks.hashed.len() as usize;
     let (mut before, mut now) = (0, read());
     while before < now {
         tokio::time::sleep(Duration::from_millis(200)).await;

@@ -29,7 +29,7 @@ async fn damaged() -> World {
     world.quiet().await;
     for block in [1, 4] {
         let offset = block * BLOCK_SIZE_U64 + 5000;
-        let files = std::sync::Arc::clone(&image.state().layers[0].files);
+        let files = std::sync::Arc::clone(&image.state().lowest().files);
         files.data.write_all_at(b"damage", offset).unwrap();
     }
     world
