@@ -7,12 +7,12 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use jiff::Timestamp;
 
-use super::layer::{Layer, Source};
+use super::layer::Source;
 use super::{COPY_UPS, Error, Inner, Result, WorkingImage, end_block};
 use crate::blocking::blocking;
 use crate::image::staging::Files;
 use crate::image::staging::files::punch;
-use crate::image::staging::map::{Mark, Record};
+use crate::image::staging::map::Mark;
 use crate::model::{BLOCK_SIZE, BLOCK_SIZE_U64, BlockIndex, MAX_VOLUME_BYTES, block_parts};
 
 impl WorkingImage {
@@ -354,14 +354,4 @@ fn needs_lock(state: &Inner, index: BlockIndex) -> bool {
 
 fn end_of(offset: u64, len: u64) -> Result<u64> {
     offset.checked_add(len).filter(|end| *end <= MAX_VOLUME_BYTES).ok_or(Error::TooLarge)
-}
-
-impl Layer {
-    /// Notes something of a run of blocks, in memory and in the map.
-    pub(super) fn mark(&mut self, mark: Mark, blocks: Range<u32>) -> std::io::Result<()> {
-        let record = Record { mark, start: blocks.start, count: blocks.end - blocks.start };
-        self.files.append(&[record])?;
-        self.marks.apply(record);
-        Ok(())
-    }
 }

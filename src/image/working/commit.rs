@@ -11,10 +11,7 @@ use super::{Error, Inner, Result, Trouble, WorkingImage, name};
 use crate::blocking::blocking;
 use crate::image::staging::files::read_padded;
 use crate::image::staging::map::Mark;
-use crate::image::staging::record::Attempt;
-use crate::model::{
-    Block, BlockBuffer, BlockIndex, Snapshot, SnapshotId, SnapshotState, VolumeSize,
-};
+use crate::model::{Block, BlockBuffer, BlockIndex, Snapshot, SnapshotId, SnapshotState};
 use crate::store::ErrorKind;
 
 /// How long the store is asked anew whether it has completed a snapshot: at first, and at most.
@@ -542,57 +539,5 @@ impl Inner {
         let running = self.phase.is_committing();
         let frozen = self.layers.iter().filter(|layer| running && layer.frozen);
         frozen.map(|layer| &layer.commit).find(|commit| commit.outcome.borrow().is_none())
-    }
-}
-
-impl Layer {
-    /// Takes no more writes, and decides what its snapshot will be.
-    fn freeze(&mut self, len: u64, name: String, wishes: crate::image::staging::record::Wishes) {
-        self.frozen = true;
-        self.durable = false;
-        self.commit = Arc::default();
-        let same = self.attempt.as_ref().is_some_and(|attempt| {
-            VolumeSize::holding(attempt.len) == VolumeSize::holding(len)
-                && attempt.len == len
-                && attempt.name == name
-                && attempt.wishes == wishes
-                && attempt.cut_off == self.marks.cut_off
-        });
-        if !same {
-            let forsaken = self.restart();
-            self.attempt = Some(Attempt {
-                client_token: uuid::Uuid::new_v4().simple().to_string(),
-                len,
-                name,
-                wishes,
-                cut_off: self.marks.cut_off,
-                snapshot: None,
-                changed: false,
-                forsaken,
-            });
-        }
-    }
-
-    /// The same attempt once more, with another snapshot.
-    pub(super) fn renew(&mut self) {
-        let Some(old) = self.attempt.clone() else { return };
-        let forsaken = self.restart();
-        self.attempt = Some(Attempt {
-            client_token: uuid::Uuid::new_v4().simple().to_string(),
-            snapshot: None,
-            changed: false,
-            forsaken,
-            ..old
-        });
-    }
-
-    /// Forgets the snapshot that was begun, and answers it.
-    fn restart(&mut self) -> Option<SnapshotId> {
-        let attempt = self.attempt.take()?;
-        if let Err(error) = self.mark(Mark::Restarted, 0..0) {
-            tracing::warn!("cannot note that a snapshot is begun anew: {error}");
-            self.marks.put.clear();
-        }
-        attempt.snapshot.or(attempt.forsaken)
     }
 }

@@ -1,5 +1,6 @@
 //! A generation of staging in memory.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -7,8 +8,8 @@ use tokio::sync::{Notify, watch};
 
 use super::super::Reader;
 use super::super::staging::Files;
-use super::super::staging::map::Marks;
-use super::super::staging::record::Attempt;
+use super::super::staging::map::{Mark, Marks, Record};
+use super::super::staging::record::{Attempt, Wishes};
 use super::check::Staged;
 use super::{Error, Result};
 use crate::model::SnapshotId;
@@ -91,9 +92,62 @@ impl Layer {
         Staged { files: Arc::clone(&self.files), vouched: self.marks.hashed.contains(index) }
     }
 
+    /// Notes something of a run of blocks, in memory and in the map.
+    pub(super) fn mark(&mut self, mark: Mark, blocks: Range<u32>) -> std::io::Result<()> {
+        let record = Record { mark, start: blocks.start, count: blocks.end - blocks.start };
+        self.files.append(&[record])?;
+        self.marks.apply(record);
+        Ok(())
+    }
+
     /// The snapshot that was started for it.
     pub(super) fn pending(&self) -> Option<SnapshotId> {
         self.attempt.as_ref()?.snapshot.clone()
+    }
+
+    /// Takes no more writes, and decides what its snapshot will be.
+    pub(super) fn freeze(&mut self, len: u64, name: String, wishes: Wishes) {
+        self.frozen = true;
+        self.durable = false;
+        self.commit = Arc::default();
+        let cut_off = self.marks.cut_off;
+        let same = self.attempt.as_ref().is_some_and(|attempt| {
+            attempt.len == len
+                && attempt.name == name
+                && attempt.wishes == wishes
+                && attempt.cut_off == cut_off
+        });
+        if !same {
+            self.attempt_anew(len, name, wishes, cut_off);
+        }
+    }
+
+    /// The same attempt once more, with another snapshot.
+    pub(super) fn renew(&mut self) {
+        if let Some(Attempt { len, name, wishes, cut_off, .. }) = self.attempt.clone() {
+            self.attempt_anew(len, name, wishes, cut_off);
+        }
+    }
+
+    /// Begins another attempt, and forgets the snapshot that was begun for the one before.
+    fn attempt_anew(&mut self, len: u64, name: String, wishes: Wishes, cut_off: bool) {
+        let before = self.attempt.take();
+        if before.is_some()
+            && let Err(error) = self.mark(Mark::Restarted, 0..0)
+        {
+            tracing::warn!("cannot note that a snapshot is begun anew: {error}");
+            self.marks.put.clear();
+        }
+        self.attempt = Some(Attempt {
+            client_token: uuid::Uuid::new_v4().simple().to_string(),
+            len,
+            name,
+            wishes,
+            cut_off,
+            snapshot: None,
+            changed: false,
+            forsaken: before.and_then(|before| before.snapshot.or(before.forsaken)),
+        });
     }
 }
 
