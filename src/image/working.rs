@@ -41,6 +41,7 @@ mod opened;
 mod phase;
 mod put;
 mod read;
+mod run;
 #[cfg(test)]
 mod tests;
 mod workshop;

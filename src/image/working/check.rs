@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::{Error, Result, WorkingImage};
 use crate::image::staging::Files;
 use crate::image::staging::files::read_padded;
-use crate::model::{BLOCK_SIZE, BlockBuffer, BlockIndex, Digest, Digester, zeros};
+use crate::image::staging::map::Mark;
+use crate::model::{BLOCK_SIZE, Block, BlockBuffer, BlockIndex, Digest, Digester, zeros};
 
 /// Data of a generation, and whether that vouches for the block.
 #[derive(Clone, Debug)]
@@ -58,6 +59,20 @@ impl WorkingImage {
         }
         let staged = Staged { files: Arc::clone(files), vouched: true };
         self.read_staged(&staged, index.offset(), true, &mut BlockBuffer::block())
+    }
+
+    /// Notes the SHA-256 of a staged block, as it is.
+    pub(super) fn vouch(&self, files: &Files, index: u32) -> Result<()> {
+        let failed = |e| Error::io("stage in", &self.directory, e);
+        let mut buffer = BlockBuffer::block();
+        read_padded(&files.data, &mut buffer, BlockIndex(index).offset()).map_err(failed)?;
+        files.write_sum(index, Block::new(buffer.freeze()).digest()).map_err(failed)?;
+        let mut state = self.state();
+        let layer = state.layers.iter_mut().find(|layer| layer.files.id == files.id);
+        match layer {
+            Some(layer) => layer.mark(Mark::Hashed, index..index + 1).map_err(failed),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn damaged(&self, index: BlockIndex) -> Error {

@@ -8,7 +8,7 @@ use rstest::rstest;
 
 use super::trap::{Fault, Plan};
 use super::world::{Change, PATIENCE, World};
-use crate::image::working::commit::Run;
+use crate::image::working::run::Run;
 use crate::image::working::{Error, Settings, State, WorkingImage};
 use crate::model::BLOCK_SIZE_U64;
 use crate::store::ErrorKind;
