@@ -19,8 +19,8 @@ use self::base::Base;
 use self::layer::{Layer, Source};
 use self::opened::Handles;
 use self::phase::Phase;
-use super::staging::Staging;
 use super::staging::record::{Trouble, Wishes};
+use super::staging::{Files, Staging};
 use super::{Image, Reader};
 use crate::blocking::blocking;
 use crate::model::{BLOCK_SIZE_U64, BlockIndex, SnapshotId, SnapshotState};
@@ -276,6 +276,11 @@ impl Inner {
 
     fn lowest_mut(&mut self) -> &mut Layer {
         self.layers.first_mut().expect("only the end of its commit takes it away")
+    }
+
+    /// The generation with these files, unless it has become a snapshot.
+    fn layer_with(&mut self, files: &Files) -> Option<&mut Layer> {
+        self.layers.iter_mut().find(|layer| layer.files.id == files.id)
     }
 
     fn is_dirty(&self) -> bool {

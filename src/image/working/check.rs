@@ -68,7 +68,7 @@ impl WorkingImage {
         read_padded(&files.data, &mut buffer, BlockIndex(index).offset()).map_err(failed)?;
         files.write_sum(index, Block::new(buffer.freeze()).digest()).map_err(failed)?;
         let mut state = self.state();
-        let layer = state.layers.iter_mut().find(|layer| layer.files.id == files.id);
+        let layer = state.layer_with(files);
         match layer {
             Some(layer) => layer.mark(Mark::Hashed, index..index + 1).map_err(failed),
             None => Ok(()),
@@ -82,7 +82,7 @@ impl WorkingImage {
 
     fn vouches(&self, files: &Files, index: BlockIndex) -> bool {
         let state = self.state();
-        let layer = state.layers.iter().find(|layer| layer.files.id == files.id);
+        let layer = state.layer_with(files);
         layer.is_some_and(|layer| layer.marks.hashed.contains(index.0))
     }
 }

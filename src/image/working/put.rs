@@ -70,11 +70,11 @@ impl Put {
 
     fn attempt(&self) -> Attempt {
         let state = self.image.state();
-        state.layers[0].attempt.clone().expect("a frozen generation has one")
+        state.lowest().attempt.clone().expect("a frozen generation has one")
     }
 
     async fn begin_anew(&self) -> Result<()> {
-        self.image.state().layers[0].renew();
+        self.image.state().lowest_mut().renew();
         self.image.recorded(true).await
     }
 
@@ -101,7 +101,7 @@ impl Put {
             }
             SnapshotState::Pending => {}
         }
-        if let Some(attempt) = self.image.state().layers[0].attempt.as_mut() {
+        if let Some(attempt) = self.image.state().lowest_mut().attempt.as_mut() {
             attempt.forsaken = None;
         }
         self.image.recorded(true).await?;
@@ -120,8 +120,8 @@ impl Put {
         let shop = &self.image.shop;
         let staged = {
             let state = self.image.state();
-            let layer = &state.layers[0];
-            let is_whole = state.base.is_none() || attempt.cut_off;
+            let layer = state.lowest();
+            let is_whole = state.base.known().is_none() || attempt.cut_off;
             let beneath = parent.as_ref().filter(|_| !is_whole);
             Arc::new(Staged {
                 image: Arc::clone(&self.image),
@@ -184,7 +184,7 @@ impl Put {
         if !attempt.cut_off {
             self.image.find_base().await?;
         }
-        let base = self.image.state().base.as_ref().map(|base| Arc::clone(base.image()));
+        let base = self.image.state().base.known().map(|base| Arc::clone(base.image()));
         match (base, &attempt.wishes.parent) {
             (Some(base), _) if !attempt.cut_off => Ok(Some(base)),
             (None, Some(parent)) => {
@@ -272,7 +272,9 @@ impl Source for Staged {
     async fn check(&self) -> transfer::Result<()> {
         if self.was_changed {
             // From here on the snapshot may be completed, as it is now.
-            if let Some(attempt) = self.image.state().layers[0].attempt.as_mut() {
+            if let Some(layer) = self.image.state().layer_with(&self.files)
+                && let Some(attempt) = layer.attempt.as_mut()
+            {
                 attempt.changed = false;
             }
             let recorded = self.image.recorded(true).await;
@@ -292,7 +294,7 @@ impl Journal for Staged {
     fn note(&self, blocks: &[(BlockIndex, Digest)]) -> transfer::Result<()> {
         let put: RoaringBitmap = blocks.iter().map(|(index, _)| index.0).collect();
         let mut state = self.image.state();
-        let layer = &mut state.layers[0];
+        let Some(layer) = state.layer_with(&self.files) else { return Ok(()) };
         for run in runs(put) {
             layer
                 .mark(Mark::Put, run.start.0..run.end.0)
@@ -349,7 +351,9 @@ impl WorkingImage {
             } else {
                 files.write_sum(index.0, block.digest()).map_err(failed)?;
                 let mut state = self.state();
-                state.layers[0].mark(Mark::Hashed, index.0..index.0 + 1).map_err(failed)?;
+                if let Some(layer) = state.layer_with(files) {
+                    layer.mark(Mark::Hashed, index.0..index.0 + 1).map_err(failed)?;
+                }
             }
         }
         Ok(blocks)
