@@ -32,6 +32,7 @@ use crate::model::{Block, BlockIndex, Digest, Snapshot, SnapshotId, Tags, Volume
 pub(crate) mod document;
 pub mod ebs;
 mod error;
+mod in_use;
 pub(crate) mod limiter;
 pub(crate) mod listing;
 mod options;
@@ -40,6 +41,7 @@ mod pattern;
 mod priority;
 pub mod repository;
 pub(crate) mod request;
+mod stores;
 pub mod synth;
 mod url;
 pub mod wrap;
@@ -49,32 +51,19 @@ pub use error::{Error, ErrorKind, Result};
 pub use options::{Filter, InvalidFilter, StoreOptions};
 pub(crate) use pattern::matches_pattern;
 pub use priority::Priority;
+pub use stores::Stores;
 pub use url::{InvalidStoreUrl, NoRepository, StoreUrl};
 
 /// A store, shared by everything that uses it.
 pub type SharedStore = Arc<dyn SnapshotStore>;
 
-/// Opens the store that `url` names.
+/// Opens the store that `url` names, for one who shares it with nobody.
 ///
 /// # Errors
 ///
-/// If it is not there, or is no store that this version can use.
+/// As [`Stores::open`].
 pub async fn open(url: &StoreUrl, options: &StoreOptions) -> Result<SharedStore> {
-    let store: SharedStore = match url {
-        StoreUrl::Directory(path) => {
-            let repository = repository::Repository::open(path).await?;
-            Arc::new(match options.max_unsaved {
-                Some(bytes) => repository.with_max_unsaved(bytes),
-                None => repository,
-            })
-        }
-        StoreUrl::Ebs(url) => return Ok(Arc::new(ebs::Ebs::open(url, options).await?)),
-        StoreUrl::Synth(recipe) => Arc::new(synth::Synth::new(*recipe)),
-    };
-    if options.filters.is_empty() {
-        return Ok(store);
-    }
-    Ok(Arc::new(wrap::Filtered::new(store, options.filters.clone())?))
+    Stores::default().open(url, options).await
 }
 
 /// Blocks that one page of a listing has at most, as in the EBS direct APIs.

@@ -2,25 +2,26 @@
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use aws_config::SdkConfig;
 use lru::LruCache;
 
+pub(crate) use self::account::{Account, Accounts};
 use self::catalog::Scope;
 use self::clients::Clients;
 use self::service::{Request, RetryPolicy, Service};
-use self::tokens::Tokens;
 pub use self::url::{EbsUrl, InvalidEbsUrl};
 use super::request::Kind;
 use super::{
-    BlockPage, BlockToken, ChangedPage, CompleteRequest, Error, ErrorKind, ListFrom, ListToken,
-    Result, SnapshotPage, SnapshotStore, StartRequest, StoreOptions, Usage,
+    BlockPage, BlockToken, ChangedPage, CompleteRequest, ListFrom, ListToken, Result, SnapshotPage,
+    SnapshotStore, StartRequest, StoreOptions, Usage,
 };
 use crate::model::{Block, BlockIndex, Snapshot, SnapshotId, SnapshotState, Tags};
 
+mod account;
 mod answer;
 mod catalog;
 pub(crate) mod clients;
@@ -47,9 +48,7 @@ const SETTLING: Duration = Duration::from_mins(2);
 pub struct Ebs {
     service: Service,
     scope: Scope,
-    started: Mutex<LruCache<SnapshotId, Started>>,
     settling: Duration,
-    tokens: Tokens,
 }
 
 /// A snapshot that was started here.
@@ -71,35 +70,24 @@ struct Visibility {
 }
 
 impl Ebs {
-    /// The store that `url` names. No request is made to it yet.
-    ///
-    /// # Errors
-    ///
-    /// `Invalid` if the environment names a proxy or certificates that cannot be used.
-    pub async fn open(url: &EbsUrl, options: &StoreOptions) -> Result<Self> {
-        http::settings().map_err(|why| Error::new(ErrorKind::Invalid, why))?;
-        let clients = Clients::new(url).await;
-        tracing::debug!("{url} is in {}", clients.region);
-        Ok(Self::of(Some(url.clone()), clients, options))
-    }
-
-    /// The store behind a configuration of the AWS SDK, for programs that have one themselves.
+    /// The store behind a configuration of the AWS SDK, for programs that have one themselves. It shares
+    /// nothing with others.
     pub fn with_config(shared: &SdkConfig, options: &StoreOptions) -> Self {
-        Self::of(None, Clients::of(shared, &EbsUrl::default()), options)
+        let clients = Clients::of(shared, &EbsUrl::default());
+        Self::of(Arc::new(Account::alone(clients)), options)
     }
 
-    fn of(url: Option<EbsUrl>, clients: Clients, options: &StoreOptions) -> Self {
+    /// One use of an account, with limits and a scope of its own.
+    pub(crate) fn of(account: Arc<Account>, options: &StoreOptions) -> Self {
         Self {
-            service: Service::new(url, clients, options),
+            service: Service::new(account, options),
             scope: Scope::new(options),
-            started: Mutex::new(LruCache::new(MAX_STARTED)),
-            tokens: Tokens::new(),
             settling: options.settling.unwrap_or(SETTLING),
         }
     }
 
     fn started(&self) -> MutexGuard<'_, LruCache<SnapshotId, Started>> {
-        self.started.lock().unwrap_or_else(PoisonError::into_inner)
+        self.service.account.started()
     }
 
     /// How long to wait for requests about a snapshot.
@@ -189,7 +177,7 @@ impl SnapshotStore for Ebs {
     }
 
     fn place(&self) -> String {
-        self.service.place()
+        self.service.account.place()
     }
 
     fn usage(&self) -> Option<Usage> {

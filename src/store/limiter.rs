@@ -2,10 +2,11 @@
 //!
 //! Requests wait in one queue for a place among those under way (`window.rs`), and for the rates of all, of their
 //! kind and of their snapshot (`rate.rs`). Those that a program waits for go first. Kinds are data: whatever uses
-//! the same account of a service can share one limiter.
+//! the same account of a service shares one limiter, of which each is a user, and may state limits.
 
 use std::collections::{HashMap, VecDeque};
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -21,7 +22,7 @@ use crate::model::SnapshotId;
 mod rate;
 mod window;
 
-/// Blocks under way at most, unless something else is said: with 100 ms a request they use the quota of an account
+/// Blocks under way at most, unless a user states something else: with 100 ms a request they use the quota of an account
 /// (AWS's page on performance).
 const MAX_IN_FLIGHT: usize = 100;
 
@@ -35,11 +36,28 @@ const MUCH: f64 = 0.15;
 #[derive(Debug)]
 pub(crate) struct Limiter(Mutex<State>);
 
+/// One of those who use a limiter. The limits that it states count while it lives, where no other user states
+/// smaller ones.
+#[derive(Debug)]
+pub(crate) struct User {
+    limiter: Arc<Limiter>,
+    limits: Limits,
+}
+
+/// What one user states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Limits {
+    in_flight: Option<NonZeroUsize>,
+    a_second: Option<NonZeroU32>,
+}
+
 #[derive(Debug)]
 struct State {
+    /// Those of all users.
+    stated: Vec<Limits>,
     window: Window,
     in_flight: usize,
-    /// All requests together, if that was asked for.
+    /// All requests together, if a user states that.
     total: Option<Rate>,
     kinds: HashMap<&'static str, Lane>,
     snapshots: LruCache<(SnapshotId, &'static str), Rate>,
@@ -53,6 +71,7 @@ struct State {
 /// The requests of one kind.
 #[derive(Debug)]
 struct Lane {
+    kind: &'static Kind,
     rate: Rate,
     under_way: usize,
     /// When the first was sent that came after the last answer.
@@ -82,19 +101,29 @@ pub(crate) struct Permit {
 
 impl Limiter {
     /// `documented`: the quotas of kinds are to be expected.
-    pub(crate) fn new(options: &StoreOptions, documented: bool) -> Arc<Self> {
-        let total = options.max_requests_per_second;
-        let max_in_flight = options.max_in_flight.map_or(MAX_IN_FLIGHT, NonZeroUsize::get);
-        Arc::new(Self(Mutex::new(State {
-            window: Window::new(max_in_flight),
+    pub(crate) fn new(documented: bool) -> Self {
+        Self(Mutex::new(State {
+            stated: Vec::new(),
+            window: Window::new(MAX_IN_FLIGHT),
             in_flight: 0,
-            total: total.map(|n| Rate::new(n.get().into(), Instant::now())),
+            total: None,
             kinds: HashMap::new(),
             snapshots: LruCache::new(MAX_SNAPSHOTS),
             documented,
             waiting: VecDeque::new(),
             alarm: None,
-        })))
+        }))
+    }
+
+    /// A further user, with the limits of its options.
+    pub(crate) fn join(self: Arc<Self>, options: &StoreOptions) -> User {
+        let limits =
+            Limits { in_flight: options.max_in_flight, a_second: options.max_requests_per_second };
+        let mut state = self.state();
+        state.stated.push(limits);
+        state.keep_to_smallest(Instant::now());
+        drop(state);
+        User { limiter: self, limits }
     }
 
     /// Blocks that may ever be under way at the same time.
@@ -157,6 +186,22 @@ impl Limiter {
 }
 
 impl State {
+    /// Of what the users state the smallest counts.
+    fn keep_to_smallest(&mut self, now: Instant) {
+        let in_flight = self.stated.iter().filter_map(|limits| limits.in_flight).min();
+        self.window.limit(in_flight.map_or(MAX_IN_FLIGHT, NonZeroUsize::get));
+        let total = self.stated.iter().filter_map(|limits| limits.a_second).min();
+        let total = total.map(|n| f64::from(n.get()));
+        match (&mut self.total, total) {
+            (Some(rate), Some(most)) => rate.limit(most),
+            (rate, most) => *rate = most.map(|most| Rate::new(most, now)),
+        }
+        let (documented, told) = (self.documented, self.total.is_some());
+        for lane in self.kinds.values_mut() {
+            lane.rate.limit(quota(lane.kind, documented, told));
+        }
+    }
+
     /// Takes out those who may go, and says when to look again if nothing else happens before.
     fn choose(&mut self, now: Instant) -> (Vec<Waiter>, Option<Instant>) {
         let (mut admitted, mut wake) = (Vec::new(), None);
@@ -196,15 +241,12 @@ impl State {
     /// unless what is refused shows a lower one.
     fn rates(
         &mut self,
-        kind: &Kind,
+        kind: &'static Kind,
         id: Option<&SnapshotId>,
         now: Instant,
     ) -> [Option<&mut Rate>; 3] {
-        // Whoever says how many may be sent knows the quota of the many better.
-        let told = self.total.is_some() && kind.is_bulk;
-        let quota = kind.quota.filter(|_| self.documented && !told).unwrap_or(f64::INFINITY);
-        let rate = Rate::new(quota, now);
-        let lane = Lane { rate, under_way: 0, silent_since: None, refused_since: None };
+        let rate = Rate::new(quota(kind, self.documented, self.total.is_some()), now);
+        let lane = Lane { kind, rate, under_way: 0, silent_since: None, refused_since: None };
         let lane = self.kinds.entry(kind.name).or_insert(lane);
         let rate = || Rate::new(f64::INFINITY, now);
         let of_snapshot =
@@ -212,7 +254,7 @@ impl State {
         [self.total.as_mut(), Some(&mut lane.rate), of_snapshot]
     }
 
-    fn take(&mut self, kind: &Kind, snapshot: Option<&SnapshotId>, now: Instant) {
+    fn take(&mut self, kind: &'static Kind, snapshot: Option<&SnapshotId>, now: Instant) {
         self.rates(kind, snapshot, now).into_iter().flatten().for_each(|rate| rate.take(now));
         self.in_flight += usize::from(kind.is_bulk);
         if let Some(lane) = self.kinds.get_mut(kind.name) {
@@ -256,6 +298,33 @@ impl State {
     }
 }
 
+/// The rate of a kind that is expected. Whoever says how many may be sent knows the quota of the many better.
+fn quota(kind: &Kind, documented: bool, told: bool) -> f64 {
+    let expected = kind.quota.filter(|_| documented && !(told && kind.is_bulk));
+    expected.unwrap_or(f64::INFINITY)
+}
+
+impl Deref for User {
+    type Target = Arc<Limiter>;
+
+    fn deref(&self) -> &Arc<Limiter> {
+        &self.limiter
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        let mut state = self.state();
+        if let Some(at) = state.stated.iter().position(|limits| *limits == self.limits) {
+            state.stated.swap_remove(at);
+        }
+        state.keep_to_smallest(Instant::now());
+        drop(state);
+        // Those who wait need not wait as long any more.
+        self.let_in();
+    }
+}
+
 impl Permit {
     /// The request has ended like this.
     pub(crate) fn ended(mut self, outcome: Outcome) {
@@ -285,13 +354,17 @@ mod tests {
     static LIST: Kind = kind("ListSnapshotBlocks", false);
     static DESCRIBE: Kind = kind("DescribeSnapshots", false);
 
-    fn limiter(in_flight: usize, a_second: u32) -> Arc<Limiter> {
-        let options = StoreOptions {
+    /// What a user states: 0 is no limit.
+    fn limits(in_flight: usize, a_second: u32) -> StoreOptions {
+        StoreOptions {
             max_in_flight: NonZeroUsize::new(in_flight),
             max_requests_per_second: a_second.try_into().ok(),
             ..StoreOptions::default()
-        };
-        Limiter::new(&options, false)
+        }
+    }
+
+    fn limiter(in_flight: usize, a_second: u32) -> User {
+        Arc::new(Limiter::new(false)).join(&limits(in_flight, a_second))
     }
 
     async fn get(limiter: &Arc<Limiter>, priority: Priority) -> Permit {
@@ -325,7 +398,7 @@ mod tests {
             .into_iter()
             .enumerate()
             .map(|(n, priority)| {
-                let (limiter, order) = (Arc::clone(&limiter), Arc::clone(&order));
+                let (limiter, order) = (Arc::clone(&*limiter), Arc::clone(&order));
                 tokio::spawn(async move {
                     let permit = get(&limiter, priority).await;
                     order.lock().unwrap().push(n);
@@ -411,6 +484,75 @@ mod tests {
         }
         // Two come at once, the others one after the other; later is always possible.
         assert!(began.elapsed() >= Duration::from_millis(260), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test]
+    async fn the_smallest_number_under_way_counts_while_its_user_runs() {
+        let one = limiter(0, 0);
+        assert_eq!(one.max_in_flight(), MAX_IN_FLIGHT);
+        let larger = Arc::clone(&*one).join(&limits(200, 0));
+        assert_eq!((one.max_in_flight(), one.in_flight_limit()), (200, 16));
+        let smaller = Arc::clone(&*one).join(&limits(2, 0));
+        let same = Arc::clone(&*one).join(&limits(2, 0));
+        assert_eq!((one.max_in_flight(), larger.in_flight_limit()), (2, 2));
+        let first = get(&one, Priority::background()).await;
+        let second = get(&smaller, Priority::background()).await;
+        assert!(waits(get(&larger, Priority::urgent())).await);
+        drop(smaller);
+        assert_eq!(one.max_in_flight(), 2);
+        drop(same);
+        assert_eq!(one.max_in_flight(), 200);
+        // It grows again as it is used.
+        first.ended(Outcome::Answered);
+        second.ended(Outcome::Answered);
+        assert_eq!(one.in_flight_limit(), 3);
+        drop(larger);
+        assert_eq!(one.max_in_flight(), MAX_IN_FLIGHT);
+    }
+
+    /// How long so many requests take, one after the other.
+    async fn time_of(requests: usize, limiter: &Arc<Limiter>, kind: &'static Kind) -> Duration {
+        let began = Instant::now();
+        for _ in 0..requests {
+            let permit = limiter.admit(kind, None, Priority::background()).await;
+            permit.ended(Outcome::Answered);
+        }
+        began.elapsed()
+    }
+
+    #[tokio::test]
+    async fn the_smallest_rate_counts_while_its_user_runs() {
+        let one = limiter(0, 100_000);
+        let smaller = Arc::clone(&*one).join(&limits(0, 20));
+        // Two of them come at once, whoever asks.
+        assert!(time_of(5, &one, &GET).await >= Duration::from_millis(140));
+        drop(smaller);
+        assert!(time_of(100, &one, &GET).await < Duration::from_millis(2_000));
+    }
+
+    #[tokio::test]
+    async fn those_who_wait_for_a_rate_go_when_its_user_does() {
+        let one = limiter(0, 0);
+        let slow = Arc::clone(&*one).join(&limits(0, 1));
+        time_of(2, &one, &GET).await;
+        let waiting = tokio::spawn({
+            let limiter = Arc::clone(&*one);
+            async move { time_of(1, &limiter, &GET).await }
+        });
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        drop(slow);
+        assert!(waiting.await.unwrap() < Duration::from_millis(500));
+    }
+
+    #[tokio::test]
+    async fn a_documented_quota_counts_where_no_user_states_a_rate() {
+        static PUT: Kind = Kind { quota: Some(100.0), ..kind("PutSnapshotBlock", true) };
+        let one = Arc::new(Limiter::new(true)).join(&limits(0, 0));
+        assert!(time_of(12, &one, &PUT).await >= Duration::from_millis(70));
+        let told = Arc::clone(&*one).join(&limits(0, 100_000));
+        assert!(time_of(200, &one, &PUT).await < Duration::from_millis(1_500));
+        drop(told);
+        assert!(time_of(12, &one, &PUT).await >= Duration::from_millis(70));
     }
 
     #[tokio::test]

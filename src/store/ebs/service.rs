@@ -4,15 +4,15 @@
 //! (<https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/>).
 
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::EbsUrl;
+use super::account::Account;
 use super::clients::Clients;
 use super::failure::{Class, Failure, SILENT, TOO_MUCH};
 use super::kinds;
 use crate::model::SnapshotId;
-use crate::store::limiter::{Limiter, Permit};
+use crate::store::limiter::{Permit, User};
 use crate::store::request::{Kind, Outcome, Sent};
 use crate::store::{Error, ErrorKind, Priority, StoreOptions, Usage};
 
@@ -42,13 +42,9 @@ const MAX_WRONG: u32 = 6;
 /// again is a warning, though not one for each of the many that fail for the same reason.
 const MANY: u32 = 5;
 const LONG: Duration = Duration::from_secs(10);
-const BETWEEN_WARNINGS: Duration = Duration::from_secs(10);
 
 /// How long a request waits for its turn at most.
 const TURN: Duration = Duration::from_mins(10);
-
-/// The configuration is read again at most so often because credentials do not work.
-const BETWEEN_RENEWALS: Duration = Duration::from_secs(2);
 
 /// Why a request was not sent.
 enum NotSent {
@@ -138,31 +134,25 @@ pub(super) struct Request<'a> {
     pub(super) policy: RetryPolicy,
 }
 
-/// The clients, and everything that stands between us and them.
+/// One use of an account: everything that stands between a store and its clients.
 #[derive(Debug)]
 pub(super) struct Service {
-    /// Where the configuration is read again; `None` if it was given.
-    url: Option<EbsUrl>,
-    clients: RwLock<Arc<Clients>>,
-    /// When the configuration was read anew, if it was.
-    renewed: tokio::sync::Mutex<Option<Instant>>,
-    limiter: Arc<Limiter>,
+    pub(super) account: Arc<Account>,
+    limiter: User,
     sent: Sent,
-    /// When it was last said that requests fail.
-    warned: Mutex<Option<Instant>>,
 }
 
 impl Service {
-    pub(super) fn new(url: Option<EbsUrl>, clients: Clients, options: &StoreOptions) -> Self {
-        let limiter = Limiter::new(options, clients.is_aws());
-        Self {
-            url,
-            clients: RwLock::new(Arc::new(clients)),
-            renewed: tokio::sync::Mutex::default(),
-            limiter,
-            sent: Sent::new(&kinds::ALL),
-            warned: Mutex::default(),
-        }
+    /// The limits in `options` count for all who use the account, as long as this lives.
+    pub(super) fn new(account: Arc<Account>, options: &StoreOptions) -> Self {
+        let limiter = account.limiter().join(options);
+        Self { account, limiter, sent: Sent::new(&kinds::ALL) }
+    }
+
+    /// A permit to read a block.
+    #[cfg(test)]
+    pub(super) async fn permit(&self) -> Permit {
+        self.limiter.admit(&kinds::GET_SNAPSHOT_BLOCK, None, Priority::background()).await
     }
 
     /// Blocks that may be under way at the same time.
@@ -170,19 +160,9 @@ impl Service {
         self.limiter.max_in_flight()
     }
 
-    /// The region, the endpoints and the account, as far as they can be told without asking anybody.
-    pub(super) fn place(&self) -> String {
-        let profile = self.url.as_ref().and_then(|url| url.profile.as_deref());
-        self.clients().place(profile, |name| std::env::var(name).ok())
-    }
-
-    /// What was sent so far.
+    /// What was sent so far, for this use of the account.
     pub(super) fn usage(&self) -> Usage {
         Usage { in_flight_limit: self.limiter.in_flight_limit() as u64, ..self.sent.usage() }
-    }
-
-    fn clients(&self) -> Arc<Clients> {
-        Arc::clone(&self.clients.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Sends a request until it succeeds, cannot, or its time is over.
@@ -213,7 +193,7 @@ impl Service {
             let began = Instant::now();
             let most = if kind.is_bulk { ATTEMPT_OF_BLOCK } else { ATTEMPT };
             let time = most.min(policy.deadline.saturating_sub(tried));
-            let clients = self.clients();
+            let clients = self.account.clients();
             self.sent.count(kind);
             let answer = tokio::time::timeout(time, attempt(Arc::clone(&clients))).await;
             let failure = match answer {
@@ -237,7 +217,7 @@ impl Service {
             if failure.class == Class::Credentials && !renewed {
                 renewed = true;
                 tracing::info!("{doing}: {failure}; signing it again, with what is valid now");
-                self.renew(&clients).await;
+                self.account.renew(&clients).await;
                 self.sent.count_again();
                 continue;
             }
@@ -259,7 +239,7 @@ impl Service {
             let refused = self.limiter.refused_since(kind).is_some_and(|s| s.elapsed() >= LONG);
             let is_notable = attempts >= MANY || tried >= LONG || refused;
             match attempts {
-                _ if is_notable && self.may_warn() => tracing::warn!("{told}"),
+                _ if is_notable && self.account.may_warn() => tracing::warn!("{told}"),
                 1 => tracing::debug!("{told}"),
                 _ => tracing::info!("{told}"),
             }
@@ -269,16 +249,6 @@ impl Service {
             tried += wait;
         }
         unreachable!("it is tried until there is a result")
-    }
-
-    /// Whether it is time for another warning.
-    fn may_warn(&self) -> bool {
-        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_time = warned.is_none_or(|last| last.elapsed() >= BETWEEN_WARNINGS);
-        if is_time {
-            *warned = Some(Instant::now());
-        }
-        is_time
     }
 
     /// Waits until a request may be sent that was asked for at `begin` and was `tried` for so long, to
@@ -321,20 +291,6 @@ impl Service {
             }
         }
     }
-
-    /// Reads the configuration again, since the credentials of `old` do not work: they may have
-    /// been renewed. Does nothing if that was done just now.
-    async fn renew(&self, old: &Arc<Clients>) {
-        let Some(url) = &self.url else { return };
-        let mut renewed = self.renewed.lock().await;
-        let is_early = renewed.is_some_and(|last| last.elapsed() < BETWEEN_RENEWALS);
-        if !Arc::ptr_eq(&self.clients(), old) || is_early {
-            return;
-        }
-        let clients = Arc::new(Clients::new(url).await);
-        *self.clients.write().unwrap_or_else(PoisonError::into_inner) = clients;
-        *renewed = Some(Instant::now());
-    }
 }
 
 /// The longest wait before the attempt after `attempts`.
@@ -360,8 +316,8 @@ mod tests {
             .behavior_version(aws_config::BehaviorVersion::latest())
             .endpoint_url("http://127.0.0.1:9")
             .build();
-        let clients = Clients::of(&shared, &EbsUrl::default());
-        Service::new(None, clients, &StoreOptions::default())
+        let clients = Clients::of(&shared, &crate::store::ebs::EbsUrl::default());
+        Service::new(Arc::new(Account::alone(clients)), &StoreOptions::default())
     }
 
     #[tokio::test]

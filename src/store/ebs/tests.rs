@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::tokens::Token;
 use super::*;
 use crate::model::{BLOCK_SIZE, Digest, VolumeSize};
+use crate::store::ErrorKind;
 
 /// What is sent for a request; then the connection ends.
 #[derive(Clone, Debug)]
@@ -98,7 +99,57 @@ async fn answering(answers: Vec<Answer>) -> (Ebs, Sent) {
         .retry_config(RetryConfig::disabled())
         .build();
     let clients = Clients::of(&shared, &"ebs:".parse().unwrap());
-    (Ebs::of(None, clients, &StoreOptions::default()), sent)
+    (Ebs::of(Arc::new(Account::alone(clients)), &StoreOptions::default()), sent)
+}
+
+/// The store of a URL, with so many blocks under way at most; 0 is no limit.
+async fn opened(accounts: &Accounts, url: &str, in_flight: usize) -> Ebs {
+    let account = accounts.of(&url.parse().unwrap()).await.unwrap();
+    let max_in_flight = NonZeroUsize::new(in_flight);
+    Ebs::of(account, &StoreOptions { max_in_flight, ..StoreOptions::default() })
+}
+
+#[tokio::test]
+async fn two_stores_of_an_account_spend_one_quota() {
+    let accounts = Accounts::default();
+    let url = "ebs://us-east-1?endpoint=http://127.0.0.1:9";
+    let one = opened(&accounts, url, 0).await;
+    // They lead to the same place.
+    let other = opened(&accounts, &format!("{url}&ec2-endpoint=http://127.0.0.1:9"), 1).await;
+    let same = |a: &Ebs, b: &Ebs| Arc::ptr_eq(&a.service.account, &b.service.account);
+    assert!(same(&one, &other));
+    assert_eq!((one.parallelism(), other.parallelism()), (1, 1));
+    let elsewhere = opened(&accounts, "ebs://eu-west-2?endpoint=http://127.0.0.1:9", 0).await;
+    let waits = async |store: &Ebs| {
+        let permit = store.service.permit();
+        tokio::time::timeout(Duration::from_millis(20), permit).await.is_err()
+    };
+    let sent = other.service.permit().await;
+    assert!(waits(&one).await && !waits(&elsewhere).await);
+    drop(sent);
+    assert!(!waits(&one).await);
+    drop(other);
+    assert_eq!((one.parallelism(), elsewhere.parallelism()), (100, 100));
+    // Whoever names a profile has its credentials, and of another account another quota.
+    let profile = "ebs://no-such-profile@us-east-1?endpoint=http://127.0.0.1:9";
+    let named = opened(&accounts, profile, 2).await;
+    assert!(!same(&one, &named));
+    assert_eq!((one.parallelism(), named.parallelism()), (100, 2));
+}
+
+#[tokio::test]
+async fn a_snapshot_that_one_store_has_started_is_known_to_others_of_the_account() {
+    let (store, _) = answering(vec![text(
+        "201 Created",
+        &format!(r#"{{"SnapshotId":"{}","Status":"pending"}}"#, id()),
+    )])
+    .await;
+    let other = Ebs::of(Arc::clone(&store.service.account), &StoreOptions::default());
+    store.start(StartRequest::new(VolumeSize::from_gib(1).unwrap())).await.unwrap();
+    assert!(other.started().contains(&id()));
+    // What was sent is told to the one who asked for it.
+    let sent = |store: &Ebs| store.usage().unwrap().requests.iter().map(|(_, n)| n).sum::<u64>();
+    assert_eq!((sent(&store), sent(&other)), (1, 0));
 }
 
 fn id() -> SnapshotId {

@@ -123,7 +123,7 @@ impl Ebs {
         old: &Token,
     ) -> Result<Token> {
         let number = index.0 / GROUP;
-        let group = self.tokens.group(id, number);
+        let group = self.service.account.tokens.group(id, number);
         let mut tokens = group.lock().await;
         if let Some(token) = tokens.get(&index.0).filter(|t| t.text != old.text && !t.has_ended()) {
             return Ok(token.clone());

@@ -61,6 +61,12 @@ impl Rate {
         Self { most, now: most, due: now, fell: now, latest: now, epoch: Epoch::default() }
     }
 
+    /// From now on at most `most`. One that refusals have not slowed down follows at once.
+    pub(super) fn limit(&mut self, most: f64) {
+        self.now = if self.now < self.most { self.now.min(most) } else { most };
+        self.most = most;
+    }
+
     /// When a request may be sent, if not at `now`.
     pub(super) fn wait(&mut self, now: Instant) -> Option<Instant> {
         let saved = BURST.max(Duration::from_secs_f64(0.5 / self.now));

@@ -36,6 +36,12 @@ impl Window {
         Self { most, size: BEGIN.min(most) as f64, fell: None, troubled: 0.0 }
     }
 
+    /// From now on it never becomes larger than `most`.
+    pub(super) fn limit(&mut self, most: usize) {
+        self.most = most;
+        self.size = self.size.min(most as f64);
+    }
+
     pub(super) fn most(&self) -> usize {
         self.most
     }

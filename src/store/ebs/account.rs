@@ -1,0 +1,135 @@
+//! What all share who use one account: the clients, the limiter, and what is known of its snapshots.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use lru::LruCache;
+
+use super::clients::Clients;
+use super::tokens::Tokens;
+use super::{EbsUrl, MAX_STARTED, Started, http};
+use crate::model::SnapshotId;
+use crate::store::in_use::InUse;
+use crate::store::limiter::Limiter;
+use crate::store::{Error, ErrorKind, Result};
+
+/// The configuration is read again at most so often because credentials do not work.
+const BETWEEN_RENEWALS: Duration = Duration::from_secs(2);
+
+/// A warning is given for one of the many requests that fail for the same reason.
+const BETWEEN_WARNINGS: Duration = Duration::from_secs(10);
+
+/// An account, as far as it can be told without asking anybody (else a profile), in one region, at one endpoint.
+#[derive(Debug)]
+pub(crate) struct Account {
+    /// Where the configuration is read again; `None` if it was given.
+    url: Option<EbsUrl>,
+    clients: RwLock<Arc<Clients>>,
+    /// When the configuration was read anew, if it was.
+    renewed: tokio::sync::Mutex<Option<Instant>>,
+    limiter: Arc<Limiter>,
+    /// When it was last said that requests fail.
+    warned: Mutex<Option<Instant>>,
+    started: Mutex<LruCache<SnapshotId, Started>>,
+    pub(super) tokens: Tokens,
+}
+
+impl Account {
+    /// One that is shared with nobody else.
+    pub(super) fn alone(clients: Clients) -> Self {
+        let limiter = Arc::new(Limiter::new(clients.is_aws()));
+        Self::new(None, clients, limiter)
+    }
+
+    fn new(url: Option<EbsUrl>, clients: Clients, limiter: Arc<Limiter>) -> Self {
+        Self {
+            url,
+            clients: RwLock::new(Arc::new(clients)),
+            renewed: tokio::sync::Mutex::default(),
+            limiter,
+            warned: Mutex::default(),
+            started: Mutex::new(LruCache::new(MAX_STARTED)),
+            tokens: Tokens::new(),
+        }
+    }
+
+    pub(super) fn clients(&self) -> Arc<Clients> {
+        Arc::clone(&self.clients.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn limiter(&self) -> Arc<Limiter> {
+        Arc::clone(&self.limiter)
+    }
+
+    /// The snapshots that were started here.
+    pub(super) fn started(&self) -> MutexGuard<'_, LruCache<SnapshotId, Started>> {
+        self.started.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The region, the endpoints and the account, as far as they can be told without asking anybody.
+    pub(super) fn place(&self) -> String {
+        place(&self.clients(), self.url.as_ref())
+    }
+
+    /// Reads the configuration again, since the credentials of `old` do not work: they may have
+    /// been renewed. Does nothing if that was done just now.
+    pub(super) async fn renew(&self, old: &Arc<Clients>) {
+        let Some(url) = &self.url else { return };
+        let mut renewed = self.renewed.lock().await;
+        let is_early = renewed.is_some_and(|last| last.elapsed() < BETWEEN_RENEWALS);
+        if !Arc::ptr_eq(&self.clients(), old) || is_early {
+            return;
+        }
+        let clients = Arc::new(Clients::new(url).await);
+        *self.clients.write().unwrap_or_else(PoisonError::into_inner) = clients;
+        *renewed = Some(Instant::now());
+    }
+
+    /// Whether it is time for another warning.
+    pub(super) fn may_warn(&self) -> bool {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_time = warned.is_none_or(|last| last.elapsed() >= BETWEEN_WARNINGS);
+        if is_time {
+            *warned = Some(Instant::now());
+        }
+        is_time
+    }
+}
+
+fn place(clients: &Clients, url: Option<&EbsUrl>) -> String {
+    let profile = url.and_then(|url| url.profile.as_deref());
+    clients.place(profile, |name| std::env::var(name).ok())
+}
+
+/// The accounts that are in use.
+#[derive(Debug, Default)]
+pub(crate) struct Accounts {
+    urls: InUse<EbsUrl, Account>,
+    /// By their place, and the profile that the URL names: whoever names one has its credentials and no others.
+    accounts: InUse<(String, Option<String>), Account>,
+    /// By their place: a quota is spent by all, wherever their credentials come from.
+    limiters: InUse<String, Limiter>,
+}
+
+impl Accounts {
+    /// The account that `url` leads to. No request is made to it yet.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` if the environment names a proxy or certificates that cannot be used.
+    pub(crate) async fn of(&self, url: &EbsUrl) -> Result<Arc<Account>> {
+        let open = async {
+            http::settings().map_err(|why| Error::new(ErrorKind::Invalid, why))?;
+            let clients = Clients::new(url).await;
+            let place = place(&clients, Some(url));
+            tracing::debug!("{url} is in {}", clients.region);
+            let new = async {
+                let limiter = async { Ok(Arc::new(Limiter::new(clients.is_aws()))) };
+                let limiter = self.limiters.get(place.clone(), limiter).await?;
+                Ok(Arc::new(Account::new(Some(url.clone()), clients, limiter)))
+            };
+            self.accounts.get((place.clone(), url.profile.clone()), new).await
+        };
+        self.urls.get(url.clone(), open).await
+    }
+}

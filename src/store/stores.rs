@@ -1,0 +1,128 @@
+//! Stores by their URLs. Each is opened once in a process, and let go when nobody uses it any more.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::ebs::{Accounts, Ebs};
+use super::in_use::InUse;
+use super::repository::Repository;
+use super::synth::Synth;
+use super::wrap::Filtered;
+use super::{Result, SharedStore, StoreOptions, StoreUrl};
+
+/// What a directory is, whatever paths lead to it (its device and inode), and
+/// [`max_unsaved`](StoreOptions::max_unsaved).
+type DirectoryKey = (u64, u64, Option<usize>);
+
+/// The stores that a process has open.
+///
+/// Stores of EBS that lead to one account (else profile), region and endpoint share their clients, and one limiter:
+/// all that they send spends one quota. The smallest limit that one of them was opened with counts for all, as long
+/// as that one is in use.
+#[derive(Debug, Default)]
+pub struct Stores {
+    accounts: Accounts,
+    repositories: InUse<DirectoryKey, Repository>,
+}
+
+impl Stores {
+    /// Opens the store that `url` names, or gives what is open of it. What it lists, its limits, and what it counts
+    /// as its [`usage`](super::SnapshotStore::usage) of a service belong to this one use of it.
+    ///
+    /// # Errors
+    ///
+    /// If it is not there, or is no store that this version can use. That is not remembered.
+    pub async fn open(&self, url: &StoreUrl, options: &StoreOptions) -> Result<SharedStore> {
+        let store: SharedStore = match url {
+            StoreUrl::Ebs(url) => {
+                return Ok(Arc::new(Ebs::of(self.accounts.of(url).await?, options)));
+            }
+            StoreUrl::Directory(path) => self.repository(path, options).await?,
+            // There is nothing to share.
+            StoreUrl::Synth(recipe) => Arc::new(Synth::new(*recipe)),
+        };
+        if options.filters.is_empty() {
+            return Ok(store);
+        }
+        Ok(Arc::new(Filtered::new(store, options.filters.clone())?))
+    }
+
+    /// The repository in a directory, for what only a repository can do.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub async fn repository(&self, path: &Path, options: &StoreOptions) -> Result<Arc<Repository>> {
+        let open = async {
+            let repository = Repository::open(path).await?;
+            Ok(Arc::new(match options.max_unsaved {
+                Some(bytes) => repository.with_max_unsaved(bytes),
+                None => repository,
+            }))
+        };
+        match path.metadata() {
+            Ok(found) => {
+                let key = (found.dev(), found.ino(), options.max_unsaved);
+                self.repositories.get(key, open).await
+            }
+            // It tells better what is wrong.
+            Err(_) => open.await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::ErrorKind;
+
+    fn at(path: &Path) -> StoreUrl {
+        StoreUrl::Directory(path.to_owned())
+    }
+
+    #[tokio::test]
+    async fn a_repository_is_opened_once_whatever_path_leads_to_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, link) = (dir.path().join("store"), dir.path().join("link"));
+        Repository::create(&path).await.unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let (stores, options) = (Stores::default(), StoreOptions::default());
+        let (path, link) = (at(&path), at(&link));
+        let opened = [&path, &link, &path, &link].map(|url| stores.open(url, &options));
+        let all = futures::future::try_join_all(opened).await.unwrap();
+        assert!(all.iter().all(|store| Arc::ptr_eq(store, &all[0])));
+        // One that lists less is another, over the same one.
+        let filters = vec!["tag:Role=web".parse().unwrap()];
+        let few = StoreOptions { filters, ..options.clone() };
+        let filtered = stores.open(&path, &few).await.unwrap();
+        assert!(!Arc::ptr_eq(&filtered, &all[0]));
+        assert_eq!(Arc::strong_count(&all[0]), 5);
+    }
+
+    #[tokio::test]
+    async fn a_repository_that_nobody_uses_is_let_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store");
+        Repository::create(&path).await.unwrap();
+        let (stores, options) = (Stores::default(), StoreOptions::default());
+        let first = stores.repository(&path, &options).await.unwrap();
+        let weak = Arc::downgrade(&first);
+        drop(first);
+        assert!(weak.upgrade().is_none());
+        stores.open(&at(&path), &options).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_store_that_was_not_there_may_be_there_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let (stores, options) = (Stores::default(), StoreOptions::default());
+        for path in [dir.path().join("store"), dir.path().to_owned()] {
+            let error = stores.open(&at(&path), &options).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::NotFound);
+            assert!(error.to_string().contains("fspfs init"), "{error}");
+        }
+        Repository::create(dir.path()).await.unwrap();
+        stores.open(&at(dir.path()), &options).await.unwrap();
+    }
+}
