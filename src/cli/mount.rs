@@ -10,7 +10,7 @@ use super::run::{Exit, log_level, store_options, store_url};
 use super::{CommitWhen, EncryptedHoles, Global, MountArgs, WritingArgs};
 use crate::image::working::Settings;
 use crate::mount::{self, Access, Options};
-use crate::store::{self, StoreOptions};
+use crate::store::{StoreOptions, Stores};
 use crate::tree::Ownership;
 
 /// Threads that may wait for a disk at the same time. Each may hold a compressed block.
@@ -77,7 +77,7 @@ fn serve(
         max_unsaved: Some(args.memory.0 / 2),
         ..store_options(global, Some(&args.scope))
     };
-    let store = runtime.block_on(store::open(url, &of_store))?;
+    let store = runtime.block_on(Stores::default().open(url, &of_store))?;
     let ready = || {
         if mount::is_daemon() {
             // Until now the user saw there what went wrong.

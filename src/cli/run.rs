@@ -18,7 +18,7 @@ use crate::model::{BLOCK_SIZE_U64, Snapshot, SnapshotId};
 use crate::ops::{self, list, until_signal};
 use crate::store::ebs::EbsUrl;
 use crate::store::repository::Repository;
-use crate::store::{self, SharedStore, StoreOptions, StoreUrl};
+use crate::store::{self, SharedStore, StoreOptions, StoreUrl, Stores};
 use crate::transfer::engine::Run;
 use crate::transfer::journal::forget_snapshot;
 
@@ -80,6 +80,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<Exit> {
         .enable_all()
         .build()?;
     let out = Output::new(global);
+    let stores = Stores::default();
     let exit = runtime.block_on(async {
         match command {
             Command::Init(args) => init(global, out, args).await,
@@ -87,12 +88,12 @@ pub fn run(cli: &Cli) -> anyhow::Result<Exit> {
             Command::Clone(args) => working::clone(out, args).await,
             Command::Staged(args) => working::staged(out, args).await,
             Command::Jobs(args) => jobs::jobs(out, args).await,
-            Command::List(args) => list(global, out, args).await,
-            Command::Upload(args) => transfer::upload(global, out, args).await,
-            Command::Download(args) => transfer::download(global, out, args).await,
-            Command::Delete(args) => delete(global, out, args).await,
-            Command::Verify(args) => verify(global, out, args).await,
-            Command::Gc(args) => gc(global, out, args).await,
+            Command::List(args) => list(global, &stores, out, args).await,
+            Command::Upload(args) => transfer::upload(global, &stores, out, args).await,
+            Command::Download(args) => transfer::download(global, &stores, out, args).await,
+            Command::Delete(args) => delete(global, &stores, out, args).await,
+            Command::Verify(args) => verify(global, &stores, out, args).await,
+            Command::Gc(args) => gc(global, &stores, out, args).await,
             Command::Doctor(args) => super::doctor::doctor(global, out, args).await,
             Command::Mount(_)
             | Command::Umount(_)
@@ -133,8 +134,17 @@ pub(super) fn store_options(global: &Global, scope: Option<&ScopeArgs>) -> Store
     }
 }
 
-async fn repository(global: &Global) -> anyhow::Result<Repository> {
-    Ok(Repository::open(store_url(global).directory()?).await?)
+async fn open(
+    global: &Global,
+    stores: &Stores,
+    scope: Option<&ScopeArgs>,
+) -> anyhow::Result<SharedStore> {
+    Ok(stores.open(&store_url(global), &store_options(global, scope)).await?)
+}
+
+async fn repository(global: &Global, stores: &Stores) -> anyhow::Result<Arc<Repository>> {
+    let (url, options) = (store_url(global), store_options(global, None));
+    Ok(stores.repository(url.directory()?, &options).await?)
 }
 
 async fn init(global: &Global, out: Output, args: &InitArgs) -> anyhow::Result<Exit> {
@@ -149,8 +159,13 @@ async fn init(global: &Global, out: Output, args: &InitArgs) -> anyhow::Result<E
     Ok(Exit::Done)
 }
 
-async fn list(global: &Global, out: Output, args: &ListArgs) -> anyhow::Result<Exit> {
-    let store = store::open(&store_url(global), &store_options(global, Some(&args.scope))).await?;
+async fn list(
+    global: &Global,
+    stores: &Stores,
+    out: Output,
+    args: &ListArgs,
+) -> anyhow::Result<Exit> {
+    let store = open(global, stores, Some(&args.scope)).await?;
     let Some(id) = &args.snapshot else {
         let snapshots = list::snapshots(&store).await?;
         out.result(&snapshots, || output::table(&snapshots))?;
@@ -187,8 +202,13 @@ struct Deleted {
     failed: Vec<SnapshotId>,
 }
 
-async fn delete(global: &Global, out: Output, args: &DeleteArgs) -> anyhow::Result<Exit> {
-    let store = store::open(&store_url(global), &store_options(global, None)).await?;
+async fn delete(
+    global: &Global,
+    stores: &Stores,
+    out: Output,
+    args: &DeleteArgs,
+) -> anyhow::Result<Exit> {
+    let store = open(global, stores, None).await?;
     if !args.yes && std::io::stdin().is_terminal() && !confirmed(&args.snapshots)? {
         out.note("nothing was deleted");
         return Ok(Exit::Failed);
@@ -226,11 +246,16 @@ fn confirmed(ids: &[SnapshotId]) -> std::io::Result<bool> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-async fn verify(global: &Global, out: Output, args: &VerifyArgs) -> anyhow::Result<Exit> {
+async fn verify(
+    global: &Global,
+    stores: &Stores,
+    out: Output,
+    args: &VerifyArgs,
+) -> anyhow::Result<Exit> {
     if args.against.is_some() || store_url(global).directory().is_err() {
-        return read_all(global, out, args).await;
+        return read_all(global, stores, out, args).await;
     }
-    let repository = repository(global).await?;
+    let repository = repository(global, stores).await?;
     let began = Instant::now();
     let bar = out.progress("Verifying");
     let progress: store::repository::Progress = Arc::new(move |blocks| bar.advance(blocks));
@@ -241,11 +266,16 @@ async fn verify(global: &Global, out: Output, args: &VerifyArgs) -> anyhow::Resu
 }
 
 /// Verifies snapshots by reading them.
-async fn read_all(global: &Global, out: Output, args: &VerifyArgs) -> anyhow::Result<Exit> {
+async fn read_all(
+    global: &Global,
+    stores: &Stores,
+    out: Output,
+    args: &VerifyArgs,
+) -> anyhow::Result<Exit> {
     if args.against.is_some() && args.snapshots.len() > 1 {
         anyhow::bail!("a file can be compared with one snapshot, and there are several");
     }
-    let store = store::open(&store_url(global), &store_options(global, None)).await?;
+    let store = open(global, stores, None).await?;
     let began = Instant::now();
     let run = Run { progress: out.progress("Verifying"), ..Run::default() };
     let mut report = ops::verify::Report::default();
@@ -269,8 +299,8 @@ async fn read_all(global: &Global, out: Output, args: &VerifyArgs) -> anyhow::Re
     Ok(if report.wrong == 0 { Exit::Done } else { Exit::Failed })
 }
 
-async fn gc(global: &Global, out: Output, args: &GcArgs) -> anyhow::Result<Exit> {
-    let repository = repository(global).await?;
+async fn gc(global: &Global, stores: &Stores, out: Output, args: &GcArgs) -> anyhow::Result<Exit> {
+    let repository = repository(global, stores).await?;
     let report =
         until_signal(async { Ok(repository.gc(*args.grace, args.dry_run).await?) }).await?;
     out.result(&report, || output::collected(&report, args.dry_run))?;

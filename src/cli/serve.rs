@@ -13,7 +13,7 @@ use super::run::{Exit, log_level, store_options, store_url};
 use super::{Global, ServeArgs};
 use crate::mount::{log_to_stderr_aside, state_directory};
 use crate::serve::{self, Access, Keys, Options};
-use crate::store::{self, StoreUrl};
+use crate::store::{StoreUrl, Stores};
 
 /// Threads that may wait for a disk at the same time.
 const WAITING_THREADS: usize = 48;
@@ -44,7 +44,7 @@ pub(super) fn serve(global: &Global, args: &ServeArgs) -> anyhow::Result<Exit> {
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let store = store::open(&url, &store_options(global, None)).await?;
+        let store = Stores::default().open(&url, &store_options(global, None)).await?;
         let listener = TcpListener::bind(args.listen)
             .await
             .with_context(|| format!("cannot listen on {}", args.listen))?;
