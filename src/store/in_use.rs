@@ -98,11 +98,9 @@ mod tests {
         let (things, opener) = (InUse::default(), Opener::default());
         assert!(things.get("a", async { Err(failure()) }).await.is_err());
         let never = things.get("a", std::future::pending());
-        let next = async {
-            let never = tokio::time::timeout(std::time::Duration::from_millis(1), never).await;
-            assert!(never.is_err());
-        };
-        let (opened, ()) = tokio::join!(things.get("a", opener.open()), next);
+        let never = tokio::time::timeout(std::time::Duration::from_millis(1), never).await;
+        assert!(never.is_err());
+        let opened = things.get("a", opener.open()).await;
         let opened = opened.unwrap();
         assert!(Arc::ptr_eq(&opened, &things.get("a", opener.open()).await.unwrap()));
     }

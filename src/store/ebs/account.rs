@@ -104,10 +104,10 @@ fn place(clients: &Clients, url: Option<&EbsUrl>) -> String {
 /// The accounts that are in use.
 #[derive(Debug, Default)]
 pub(crate) struct Accounts {
-    urls: InUse<EbsUrl, Account>,
-    /// By their place, and the profile that the URL names: whoever names one has its credentials and no others.
-    accounts: InUse<(String, Option<String>), Account>,
-    /// By their place: a quota is spent by all, wherever their credentials come from.
+    by_url: InUse<EbsUrl, Account>,
+    /// With the profile that the URL names: whoever names one has its credentials and no others.
+    by_place: InUse<(String, Option<String>), Account>,
+    /// By their place alone: a quota is spent by all, wherever their credentials come from.
     limiters: InUse<String, Limiter>,
 }
 
@@ -118,18 +118,21 @@ impl Accounts {
     ///
     /// `Invalid` if the environment names a proxy or certificates that cannot be used.
     pub(crate) async fn of(&self, url: &EbsUrl) -> Result<Arc<Account>> {
-        let open = async {
-            http::settings().map_err(|why| Error::new(ErrorKind::Invalid, why))?;
-            let clients = Clients::new(url).await;
-            let place = place(&clients, Some(url));
-            tracing::debug!("{url} is in {}", clients.region);
-            let new = async {
-                let limiter = async { Ok(Arc::new(Limiter::new(clients.is_aws()))) };
-                let limiter = self.limiters.get(place.clone(), limiter).await?;
-                Ok(Arc::new(Account::new(Some(url.clone()), clients, limiter)))
-            };
-            self.accounts.get((place.clone(), url.profile.clone()), new).await
+        // What reads the configuration is large.
+        self.by_url.get(url.clone(), Box::pin(self.find(url))).await
+    }
+
+    /// Reads the configuration, and looks where that leads.
+    async fn find(&self, url: &EbsUrl) -> Result<Arc<Account>> {
+        http::settings().map_err(|why| Error::new(ErrorKind::Invalid, why))?;
+        let clients = Clients::new(url).await;
+        tracing::debug!("{url} is in {}", clients.region);
+        let place = place(&clients, Some(url));
+        let new = async {
+            let limiter = async { Ok(Arc::new(Limiter::new(clients.is_aws()))) };
+            let limiter = self.limiters.get(place.clone(), limiter).await?;
+            Ok(Arc::new(Account::new(Some(url.clone()), clients, limiter)))
         };
-        self.urls.get(url.clone(), open).await
+        self.by_place.get((place.clone(), url.profile.clone()), new).await
     }
 }
