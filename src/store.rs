@@ -72,6 +72,11 @@ pub const MAX_PAGE_BLOCKS: usize = 10_000;
 /// Blocks that are read or put at the same time for each core, where a disk is waited for.
 const BLOCKS_PER_CORE: usize = 3;
 
+/// Requests that are worth having under way where a disk is waited for.
+fn disk_parallelism() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from) * BLOCKS_PER_CORE
+}
+
 /// A place where snapshots live. See the [module](self) for the contract.
 #[async_trait]
 pub trait SnapshotStore: Debug + Send + Sync + 'static {
@@ -189,7 +194,7 @@ pub trait SnapshotStore: Debug + Send + Sync + 'static {
     /// Blocks that are worth reading or putting at the same time: a few for each core, where a disk
     /// is what one waits for; many more, where a network is.
     fn parallelism(&self) -> usize {
-        std::thread::available_parallelism().map_or(2, usize::from) * BLOCKS_PER_CORE
+        disk_parallelism()
     }
 
     /// How long after its start a snapshot may not be known to all of the store: calls about it wait

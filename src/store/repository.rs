@@ -1,4 +1,4 @@
-//! Our own store format, in a directory.
+//! Our own store format, over named objects: those of a directory.
 //!
 //! Every object is created once and never changed, and the manifest comes last: a crash leaves
 //! garbage, never half a snapshot. `docs/repository-format.md` describes the format byte by byte.
@@ -29,7 +29,7 @@ use self::read::PageCache;
 use self::writer::Writer;
 use super::{
     BlockPage, BlockToken, ChangedPage, CompleteRequest, Error, ErrorKind, ListFrom, ListToken,
-    Result, SnapshotPage, SnapshotStore, StartRequest,
+    Result, SnapshotPage, SnapshotStore, StartRequest, Usage,
 };
 use crate::model::{BLOCK_SIZE_U64, Block, BlockIndex, Snapshot, SnapshotId, Tags};
 
@@ -68,9 +68,8 @@ struct Info {
     id: Uuid,
 }
 
-/// A repository: a store in a directory.
+/// A repository: a store of objects, wherever these are kept.
 pub struct Repository {
-    url: String,
     id: Uuid,
     objects: Arc<dyn Objects>,
     pages: PageCache,
@@ -81,7 +80,7 @@ pub struct Repository {
 
 impl fmt::Debug for Repository {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Repository").field("url", &self.url).finish_non_exhaustive()
+        f.debug_struct("Repository").field("name", &self.objects.name()).finish_non_exhaustive()
     }
 }
 
@@ -92,20 +91,7 @@ impl Repository {
     ///
     /// If it is a repository already, or holds anything else.
     pub async fn create(directory: &Path) -> Result<Self> {
-        make_empty_directory(directory)?;
-        let objects = Arc::new(Directory::new(directory));
-        let info = Info {
-            format: FORMAT,
-            requires: vec![],
-            block_size: BLOCK_SIZE_U64,
-            id: Uuid::new_v4(),
-        };
-        let mut text = serde_json::to_vec(&info).expect("plain data");
-        text.push(b'\n');
-        if !objects.create(names::INFO, text.into()).await? {
-            return Err(already_a_repository(directory));
-        }
-        Ok(Self::with_objects(directory.display().to_string(), info.id, objects))
+        Self::make(Arc::new(Directory::make(directory)?)).await
     }
 
     /// Opens the repository in `directory`.
@@ -114,39 +100,49 @@ impl Repository {
     ///
     /// If there is none, or one that this version cannot read.
     pub async fn open(directory: &Path) -> Result<Self> {
-        let shown = directory.display();
-        let objects = Arc::new(Directory::new(directory));
-        let text = match objects.read(names::INFO).await {
-            Ok(text) => text,
-            Err(error)
-                if error.kind() == ErrorKind::NotFound && directory.join("packs").is_dir() =>
-            {
-                let message = format!(
-                    "the store {shown} has packs, and its fspfs.json is lost: restore that one file, or \
-                     copy that of another repository and change its id"
-                );
-                return Err(Error::new(ErrorKind::Corrupt, message));
-            }
-            Err(error) if error.kind() == ErrorKind::NotFound || is_no_directory(directory) => {
-                let what = match directory.metadata() {
-                    Err(_) => "does not exist",
-                    Ok(found) if !found.is_dir() => "is not a directory",
-                    Ok(_) => "is not a repository: it has no fspfs.json",
-                };
-                return Err(Error::new(
-                    ErrorKind::NotFound,
-                    format!("the store {shown} {what}; `fspfs init {shown}` makes an empty one"),
-                ));
-            }
-            Err(error) => return Err(error.context(format!("cannot open the store {shown}"))),
-        };
-        let info = read_info(&shown.to_string(), &text)?;
-        Ok(Self::with_objects(shown.to_string(), info.id, objects))
+        Self::over(Arc::new(Directory::new(directory))).await
     }
 
-    fn with_objects(url: String, id: Uuid, objects: Arc<dyn Objects>) -> Self {
+    /// Makes a repository of objects, of which there are none yet.
+    ///
+    /// # Errors
+    ///
+    /// `Conflict` if it is a repository already.
+    async fn make(objects: Arc<dyn Objects>) -> Result<Self> {
+        let info = Info {
+            format: FORMAT,
+            requires: vec![],
+            block_size: BLOCK_SIZE_U64,
+            id: Uuid::new_v4(),
+        };
+        let mut text = serde_json::to_vec(&info).expect("plain data");
+        text.push(b'\n');
+        if !objects.create_own(names::INFO, text.into()).await? {
+            return Err(already_a_repository(&objects.name()));
+        }
+        Ok(Self::with_objects(info.id, objects))
+    }
+
+    /// The repository that these objects are, wherever they are kept.
+    ///
+    /// # Errors
+    ///
+    /// If they are none, or one that this version cannot read.
+    async fn over(objects: Arc<dyn Objects>) -> Result<Self> {
+        let name = objects.name();
+        let text = match objects.read(names::INFO).await {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Err(objects.no_repository().await);
+            }
+            Err(error) => return Err(error.context(format!("cannot open the store {name}"))),
+        };
+        let info = read_info(&name, &text)?;
+        Ok(Self::with_objects(info.id, objects))
+    }
+
+    fn with_objects(id: Uuid, objects: Arc<dyn Objects>) -> Self {
         Self {
-            url,
             id,
             objects,
             pages: PageCache::default(),
@@ -231,46 +227,8 @@ fn read_info(store: &str, text: &[u8]) -> Result<Info> {
     Ok(info)
 }
 
-fn already_a_repository(directory: &Path) -> Error {
-    let message = format!("{} is a repository already", directory.display());
-    Error::new(ErrorKind::Conflict, message)
-}
-
-fn is_no_directory(path: &Path) -> bool {
-    path.metadata().is_ok_and(|found| !found.is_dir())
-}
-
-/// Makes `directory`, or checks that it holds nothing but what a crashed `init` left.
-fn make_empty_directory(directory: &Path) -> Result<()> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    let shown = directory.display();
-    let failed = |e| Error::from_io(format!("cannot create the store {shown}"), e);
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
-    for entry in std::fs::read_dir(directory).map_err(failed)? {
-        let name = entry.map_err(failed)?.file_name();
-        if name == names::INFO {
-            return Err(already_a_repository(directory));
-        }
-        if name != "tmp" && name != "lost+found" {
-            let name = name.display();
-            let message = format!(
-                "{shown} is not empty: it holds {name}. Give an empty directory, or one that does not exist yet"
-            );
-            return Err(Error::new(ErrorKind::Conflict, message));
-        }
-    }
-    // The names of the directories that were just made must survive too.
-    let path = std::path::absolute(directory).map_err(failed)?;
-    for ancestor in path.ancestors().skip(1) {
-        match directory::sync_directory(ancestor) {
-            // We may not look into what others made long ago.
-            Err(error) if error.kind() != std::io::ErrorKind::PermissionDenied => {
-                return Err(failed(error));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
+fn already_a_repository(name: &str) -> Error {
+    Error::new(ErrorKind::Conflict, format!("{name} is a repository already"))
 }
 
 #[async_trait]
@@ -345,6 +303,14 @@ impl SnapshotStore for Repository {
 
     async fn set_tags(&self, id: &SnapshotId, tags: Tags) -> Result<()> {
         self.replace_tags(id, tags).await
+    }
+
+    fn parallelism(&self) -> usize {
+        self.objects.parallelism()
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        self.objects.usage()
     }
 }
 

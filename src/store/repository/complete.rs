@@ -114,7 +114,7 @@ impl Sealed {
             return Ok(decided);
         }
         let sealed = Self::new(record_ids(objects, id, attempt).await?);
-        if objects.create(&name, document::encode(&sealed)).await? {
+        if objects.create_own(&name, document::encode(&sealed)).await? {
             return Ok(Some(sealed));
         }
         read_document(objects, &name).await
@@ -245,7 +245,7 @@ impl Repository {
             check_count(&found, request)?;
             put = Some(found);
             let closing = names::closing(id, *attempt);
-            self.objects.create(&closing, document::encode(&())).await?;
+            self.objects.ensure(&closing, document::encode(&())).await?;
         }
         let sealed = Sealed::decide(&*self.objects, id, *attempt).await?;
         let ids = sealed.ok_or_else(|| not_found(id))?.records();
@@ -373,7 +373,7 @@ impl Repository {
         let entries: Vec<Entry> = entries.into_values().collect();
         let data = Table::encode(&entries);
         let page = ObjectId { digest: Digest::of(&data), writer: who };
-        self.objects.create(&page.page_name(), data).await?;
+        self.objects.ensure(&page.page_name(), data).await?;
         draft.made.push(page);
         draft.pages.push(PageRef::new(span, page, &entries));
         Ok(())
@@ -399,7 +399,15 @@ impl Repository {
             pages,
         };
         self.check_not_collected(&draft, began).await?;
-        if !self.objects.create(&names::manifest(id), document::encode(&manifest)).await? {
+        let (name, data) = (names::manifest(id), document::encode(&manifest));
+        // Without pages of its own it may equal that of another completion, and only one of them may tidy up: then
+        // a lost answer fails this one, as a crash would.
+        let created = if pages.is_some_and(|pages| draft.made.contains(&pages)) {
+            self.objects.create_own(&name, data).await?
+        } else {
+            self.objects.create(&name, data).await?
+        };
+        if !created {
             return match self.manifest(id).await? {
                 Some(found) if found.metadata == start.metadata => Ok(Completion::ByAnother(found)),
                 _ => Err(Error::new(ErrorKind::Conflict, "there is a snapshot of this id already")),
@@ -408,7 +416,7 @@ impl Repository {
         if let Err(error) = self.check_published(start, &draft, began).await {
             // The id may be another snapshot's by now.
             if self.manifest(id).await?.is_some_and(|found| found.metadata == start.metadata) {
-                self.objects.delete(&[names::manifest(id)]).await?;
+                self.objects.delete(&[name]).await?;
             }
             return Err(error);
         }
@@ -431,7 +439,7 @@ impl Repository {
         }
         let data = page_list::encode(&draft.pages);
         let list = ObjectId { digest: Digest::of(&data), writer: Uuid::new_v4() };
-        self.objects.create(&list.page_name(), data).await?;
+        self.objects.ensure(&list.page_name(), data).await?;
         draft.made.push(list);
         Ok(Some(list))
     }

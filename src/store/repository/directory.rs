@@ -23,6 +23,8 @@ use crate::model::{Block, BlockBuffer, DIRECT_ALIGNMENT};
 use crate::store::{Error, ErrorKind, Result};
 use crate::sys;
 
+mod empty;
+
 /// Bytes of an object that is read whole, at most: pages, records and documents of a snapshot have less than
 /// a tenth of it.
 const MAX_WHOLE: u64 = 16 << 20;
@@ -45,6 +47,8 @@ pub(super) struct Directory(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    /// The path that was given.
+    path: PathBuf,
     /// What leads to it, whatever its own path leads to.
     root: PathBuf,
     /// Keeps it, and its file system, from going away.
@@ -60,6 +64,16 @@ impl Directory {
     /// The directory at `root`; what is wrong with it shows when it is used.
     pub(super) fn new(root: &Path) -> Self {
         Self(Arc::new(Inner::new(root)))
+    }
+
+    /// The directory at `root`, which is made, or is empty.
+    ///
+    /// # Errors
+    ///
+    /// `Conflict` if it holds anything.
+    pub(super) fn make(root: &Path) -> Result<Self> {
+        empty::make(root)?;
+        Ok(Self::new(root))
     }
 
     /// Runs `work`, which waits for the disk, where waiting is allowed.
@@ -82,7 +96,7 @@ impl Inner {
         let root = link.filter(|link| link.is_dir()).unwrap_or_else(|| path.to_owned());
         let owner = root.metadata().ok().map(|found| (found.uid(), found.gid()));
         let owner = owner.filter(|(uid, _)| *uid != 0 && Uid::effective().is_root());
-        Self { root, _held: held, owner, made: Mutex::default() }
+        Self { path: path.to_owned(), root, _held: held, owner, made: Mutex::default() }
     }
 
     /// That nothing is left of the repository, if that is so: what is missing then was not just deleted, and
@@ -218,6 +232,11 @@ impl Inner {
 
     /// The error of an object that cannot be read.
     fn unread(&self, name: &str, error: std::io::Error) -> Error {
+        // Something else than a directory holds nothing.
+        if name == INFO && error.kind() == Io::NotADirectory && self.root.exists() {
+            let message = format!("cannot read {name}");
+            return Error::from_io(message, error).of_kind(ErrorKind::NotFound);
+        }
         let error = if name == INFO { error } else { self.missing(error) };
         let whose = match error.kind() {
             Io::PermissionDenied => {
@@ -466,12 +485,21 @@ fn rename_exclusive(from: &Path, to: &Path) -> std::io::Result<()> {
 }
 
 /// Makes the names in a directory durable.
-pub(super) fn sync_directory(directory: &Path) -> std::io::Result<()> {
+fn sync_directory(directory: &Path) -> std::io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
 #[async_trait]
 impl Objects for Directory {
+    fn name(&self) -> String {
+        self.0.path.display().to_string()
+    }
+
+    async fn no_repository(&self) -> Error {
+        let inner = Arc::clone(&self.0);
+        blocking(move || empty::no_repository(&inner.path)).await
+    }
+
     async fn create(&self, name: &str, data: Bytes) -> Result<bool> {
         let name = name.to_owned();
         self.run(move |inner| inner.create(&name, &data)).await

@@ -146,7 +146,7 @@ impl Repository {
             return Ok(());
         }
         self.objects
-            .create(&names::found(time), document::encode(&Found { time, unreachable }))
+            .ensure(&names::found(time), document::encode(&Found { time, unreachable }))
             .await?;
         Ok(())
     }

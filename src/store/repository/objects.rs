@@ -7,7 +7,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use crate::model::Block;
-use crate::store::Result;
+use crate::store::{Error, ErrorKind, Result, Usage, disk_parallelism};
 
 /// Makes a block of its bytes in an object.
 pub(super) type Decode = Box<dyn FnOnce(&[u8]) -> Result<Block> + Send>;
@@ -17,10 +17,40 @@ pub(super) type Decode = Box<dyn FnOnce(&[u8]) -> Result<Block> + Send>;
 /// Names are relative, with `/` between their parts, and hold no other special characters.
 #[async_trait]
 pub(super) trait Objects: Debug + Send + Sync + 'static {
+    /// What people call this place: a path, or a URL.
+    fn name(&self) -> String;
+
+    /// What to tell somebody who looked for a repository here, where `fspfs.json` is not found: what there is
+    /// instead, and what to do.
+    async fn no_repository(&self) -> Error {
+        let message =
+            format!("the store {} is not a repository: it has no fspfs.json", self.name());
+        Error::new(ErrorKind::NotFound, message)
+    }
+
+    /// How many requests are worth having under way: a few for each core, where a disk is waited for; many more,
+    /// where a network is.
+    fn parallelism(&self) -> usize {
+        disk_parallelism()
+    }
+
+    /// What was asked of a service that counts requests, and is paid for them; `None` for others.
+    fn usage(&self) -> Option<Usage> {
+        None
+    }
+
     /// Creates an object that must not exist yet. When this returns it is there whole and survives
-    /// a power cut; until then, and after a failure, it is there whole or not at all.
+    /// a power cut.
     ///
-    /// Answers whether it was created: of several who create one name exactly one did.
+    /// Answers whether this call has created it: of several who create one name exactly one is told so, and the
+    /// others that it was another. No call is told that its own object is another's: a place that sends a request
+    /// again after it got no answer, and then finds the name taken, does not know, and fails.
+    ///
+    /// # Errors
+    ///
+    /// After a failure the object is there whole, or not at all. `Unavailable` and `Timeout` say that the answer
+    /// was lost: it may be there, not yet durably, and where requests go over a network it may still come.
+    /// `create_own` and `ensure` find out what became of it.
     async fn create(&self, name: &str, data: Bytes) -> Result<bool>;
 
     /// Reads an object, whole.
@@ -76,4 +106,55 @@ pub(super) trait Objects: Debug + Send + Sync + 'static {
 
     /// The time by the clock of this place, which all who use it share.
     async fn now(&self) -> Result<Timestamp>;
+}
+
+impl dyn Objects + '_ {
+    /// Creates an object, and finds out whose it is if the answer is lost. Answers whether it is one's own.
+    ///
+    /// An object of these very bytes counts as one's own. So what must be told from an equal one of another has
+    /// something in it that nobody else writes, as the attempt in a `start.json`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`create`](Objects::create): if they say that the answer was lost, it was lost twice, or what is
+    /// there cannot be read.
+    pub(super) async fn create_own(&self, name: &str, data: Bytes) -> Result<bool> {
+        match self.create_again_if_lost(name, &data).await? {
+            (false, Some(lost)) => match self.read(name).await {
+                Ok(found) => Ok(found == data),
+                Err(_) => Err(lost),
+            },
+            (created, _) => Ok(created),
+        }
+    }
+
+    /// Creates an object unless it is there, under a name of which it does not matter who has created it: nobody
+    /// else uses it, or all would create the same.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`create`](Objects::create): if they say that the answer was lost, it was lost twice.
+    pub(super) async fn ensure(&self, name: &str, data: Bytes) -> Result<()> {
+        self.create_again_if_lost(name, &data).await.map(drop)
+    }
+
+    /// Creates an object, once more if the answer is lost: whatever is there is durable then. With the second
+    /// answer comes the loss of the first.
+    async fn create_again_if_lost(
+        &self,
+        name: &str,
+        data: &Bytes,
+    ) -> Result<(bool, Option<Error>)> {
+        match self.create(name, data.clone()).await {
+            Ok(created) => Ok((created, None)),
+            Err(lost) if matches!(lost.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => {
+                tracing::debug!("{name} is created once more: {lost}");
+                match self.create(name, data.clone()).await {
+                    Ok(created) => Ok((created, Some(lost))),
+                    Err(_) => Err(lost),
+                }
+            }
+            Err(error) => Err(error),
+        }
+    }
 }

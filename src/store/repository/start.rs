@@ -66,7 +66,7 @@ impl Repository {
             parent_pages: parent.as_ref().and_then(|p| p.pages),
             timeout_minutes: request.timeout.map(minutes),
         };
-        if !self.objects.create(&names::start(id), document::encode(&start)).await? {
+        if !self.objects.create_own(&names::start(id), document::encode(&start)).await? {
             return self.started_before(id, &request).await?.ok_or_else(|| exists(id));
         }
         // One that is left is of an earlier attempt.

@@ -78,7 +78,8 @@ impl Repository {
             let number = newest.checked_add(1).ok_or_else(|| busy(id))?;
             let next = TagsId { id: id.clone(), attempt, number };
             let set = TagSet { id: id.clone(), attempt, number, tags: tags.clone() };
-            if self.objects.create(&next.name(), document::encode(&set)).await? {
+            // Two who make the same set at the same time may both be told that they did.
+            if self.objects.create_own(&next.name(), document::encode(&set)).await? {
                 // Deleted meanwhile: then nobody is to see them, and `gc` will not.
                 return match self.attempt_of(id).await? {
                     Some(now) if now == attempt => Ok(()),

@@ -3,8 +3,10 @@
 mod collecting;
 mod crashes;
 mod durably;
+mod lost;
 mod memory;
 mod model;
+mod over;
 mod property;
 mod races;
 mod timeout;

@@ -277,7 +277,7 @@ impl Writer {
         let (first, writer) = self.who().await?;
         let announce = || async {
             let name = names::writer(&self.id, self.attempt, writer);
-            self.objects.create(&name, Bytes::new()).await.map(drop)
+            self.objects.ensure(&name, Bytes::new()).await
         };
         self.known.get_or_try_init(announce).await?;
         let known = self.objects.list(&names::writers(&self.id, self.attempt)).await?;
@@ -437,7 +437,7 @@ impl Writer {
         let pack = batch.encoded.as_ref().map(|(pack, _)| pack.pack_name());
         if let Some((pack, data)) = &batch.encoded {
             // A batch that is saved again may find its own pack from the first try.
-            self.objects.create(&pack.pack_name(), data.clone()).await?;
+            self.objects.ensure(&pack.pack_name(), data.clone()).await?;
             let _ = batch.pack.id.set(*pack);
         }
         let entry = |(&index, (frame, digest)): (&BlockIndex, &(Option<Frame>, Digest))| {
@@ -451,7 +451,7 @@ impl Writer {
         // Before the record, so that it does not count, and behind it, so that it stays.
         self.check_not_collected(pack.as_deref(), began).await?;
         let name = RecordId { epoch, writer, number: batch.record }.name(&self.id, self.attempt);
-        self.objects.create(&name, record.into()).await?;
+        self.objects.ensure(&name, record.into()).await?;
         self.check_counts(RecordId { epoch, writer, number: batch.record }).await?;
         let Err(error) = self.check_not_collected(pack.as_deref(), began).await else {
             return Ok(());

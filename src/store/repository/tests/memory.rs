@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::model::Block;
 use crate::store::repository::Repository;
 use crate::store::repository::objects::{Decode, Objects};
-use crate::store::{Error, ErrorKind, Result};
+use crate::store::{Error, ErrorKind, Result, Usage};
 
 /// The objects of one repository, with their clock.
 #[derive(Clone, Debug)]
@@ -108,7 +108,7 @@ impl Space {
         drop(inner);
         let handle = Arc::new(Handle { space: self.clone(), number, fate: Mutex::default() });
         let objects = Arc::clone(&handle) as Arc<dyn Objects>;
-        let repository = Repository::with_objects("memory".to_owned(), Uuid::nil(), objects);
+        let repository = Repository::with_objects(Uuid::nil(), objects);
         Process { repository, handle }
     }
 
@@ -207,6 +207,21 @@ impl Process {
         self.handle.fate().unreadable = prefix.map(str::to_owned);
     }
 
+    /// Lets the answer to a create get lost, after the next `creates`: it has done what it does.
+    pub(super) fn lose_answer(&self, creates: usize) {
+        self.handle.fate().loses = Some(creates);
+    }
+
+    /// Whether it was lost.
+    pub(super) fn has_lost(&self) -> bool {
+        self.handle.fate().loses.is_none()
+    }
+
+    /// What the repository is over.
+    pub(super) fn objects(&self) -> Arc<dyn Objects> {
+        Arc::clone(&self.handle) as Arc<dyn Objects>
+    }
+
     /// Runs `what` just before the next such call with a name that begins with `prefix`.
     pub(super) fn before(
         &self,
@@ -236,7 +251,18 @@ struct Fate {
     dead: bool,
     full: Option<String>,
     unreadable: Option<String>,
+    /// Creates whose answers still come before one is lost.
+    loses: Option<usize>,
     hook: Option<(Call, String, BoxFuture<'static, ()>)>,
+}
+
+impl Fate {
+    /// Whether the answer to this create is the one that is lost.
+    fn loses_this(&mut self) -> bool {
+        let lost = self.loses == Some(0);
+        self.loses = self.loses.and_then(|creates| creates.checked_sub(1));
+        lost
+    }
 }
 
 impl fmt::Debug for Handle {
@@ -321,6 +347,18 @@ impl Future for Turn<'_> {
 
 #[async_trait]
 impl Objects for Handle {
+    fn name(&self) -> String {
+        "memory".to_owned()
+    }
+
+    fn parallelism(&self) -> usize {
+        7
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        Some(Usage { again: 3, ..Usage::default() })
+    }
+
     async fn create(&self, name: &str, data: Bytes) -> Result<bool> {
         let crashes = self.begin(Call::Create, name).await?;
         if crashes && self.space.random(2) == 0 {
@@ -335,6 +373,10 @@ impl Objects for Handle {
             inner.objects.insert(name.to_owned(), data);
             let now = inner.now;
             inner.made.insert(name.to_owned(), now);
+        }
+        drop(inner);
+        if self.fate().loses_this() {
+            return Err(Error::new(ErrorKind::Timeout, "no answer"));
         }
         if crashes { Err(crashed()) } else { Ok(new) }
     }
