@@ -5,8 +5,7 @@
 //! the same account of a service shares one limiter, of which each is a user, and may state limits.
 
 use std::collections::{HashMap, VecDeque};
-use std::num::{NonZeroU32, NonZeroUsize};
-use std::ops::Deref;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -14,12 +13,15 @@ use lru::LruCache;
 use tokio::sync::oneshot;
 
 use self::rate::Rate;
+use self::user::Limits;
+pub(crate) use self::user::User;
 use self::window::Window;
+use super::Priority;
 use super::request::{Kind, Outcome};
-use super::{Priority, StoreOptions};
 use crate::model::SnapshotId;
 
 mod rate;
+mod user;
 mod window;
 
 /// Blocks under way at most, unless a user states something else: with 100 ms a request they use the quota of an account
@@ -35,21 +37,6 @@ const MUCH: f64 = 0.15;
 /// Decides when requests are sent.
 #[derive(Debug)]
 pub(crate) struct Limiter(Mutex<State>);
-
-/// One of those who use a limiter. The limits that it states count while it lives, where no other user states
-/// smaller ones.
-#[derive(Debug)]
-pub(crate) struct User {
-    limiter: Arc<Limiter>,
-    limits: Limits,
-}
-
-/// What one user states.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Limits {
-    in_flight: Option<NonZeroUsize>,
-    a_second: Option<NonZeroU32>,
-}
 
 #[derive(Debug)]
 struct State {
@@ -113,17 +100,6 @@ impl Limiter {
             waiting: VecDeque::new(),
             alarm: None,
         }))
-    }
-
-    /// A further user, with the limits of its options.
-    pub(crate) fn join(self: Arc<Self>, options: &StoreOptions) -> User {
-        let limits =
-            Limits { in_flight: options.max_in_flight, a_second: options.max_requests_per_second };
-        let mut state = self.state();
-        state.stated.push(limits);
-        state.keep_to_smallest(Instant::now());
-        drop(state);
-        User { limiter: self, limits }
     }
 
     /// Blocks that may ever be under way at the same time.
@@ -304,27 +280,6 @@ fn quota(kind: &Kind, documented: bool, told: bool) -> f64 {
     expected.unwrap_or(f64::INFINITY)
 }
 
-impl Deref for User {
-    type Target = Arc<Limiter>;
-
-    fn deref(&self) -> &Arc<Limiter> {
-        &self.limiter
-    }
-}
-
-impl Drop for User {
-    fn drop(&mut self) {
-        let mut state = self.state();
-        if let Some(at) = state.stated.iter().position(|limits| *limits == self.limits) {
-            state.stated.swap_remove(at);
-        }
-        state.keep_to_smallest(Instant::now());
-        drop(state);
-        // Those who wait need not wait as long any more.
-        self.let_in();
-    }
-}
-
 impl Permit {
     /// The request has ended like this.
     pub(crate) fn ended(mut self, outcome: Outcome) {
@@ -345,6 +300,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::store::StoreOptions;
 
     const fn kind(name: &'static str, is_bulk: bool) -> Kind {
         Kind { name, quota: None, nanodollars: 0, is_bulk }
