@@ -14,7 +14,7 @@ use crate::model::{BLOCK_SIZE_U64, NAME_TAG, SnapshotState, Tags};
 use crate::ops::download::Download;
 use crate::ops::upload::Upload;
 use crate::ops::{Error, Left, Resume};
-use crate::store::{self, SharedStore, StoreUrl};
+use crate::store::{SharedStore, StoreUrl, Stores};
 use crate::transfer;
 use crate::transfer::engine::Run;
 
@@ -32,11 +32,12 @@ fn resume(url: &StoreUrl, store: &SharedStore, args: &ResumeArgs) -> anyhow::Res
 
 pub(super) async fn upload(
     global: &Global,
+    stores: &Stores,
     out: Output,
     args: &UploadArgs,
 ) -> anyhow::Result<Exit> {
     let url = store_url(global);
-    let store = store::open(&url, &store_options(global, None)).await?;
+    let store = stores.open(&url, &store_options(global, None)).await?;
     let mut tags: Tags = args.tags.iter().cloned().collect();
     if let Some(name) = &args.name {
         tags.insert(NAME_TAG.to_owned(), name.clone());
@@ -83,11 +84,12 @@ pub(super) async fn upload(
 
 pub(super) async fn download(
     global: &Global,
+    stores: &Stores,
     out: Output,
     args: &DownloadArgs,
 ) -> anyhow::Result<Exit> {
     let url = store_url(global);
-    let store = store::open(&url, &store_options(global, None)).await?;
+    let store = stores.open(&url, &store_options(global, None)).await?;
     let operation = Download {
         id: args.snapshot.clone(),
         path: args.path.clone(),

@@ -81,7 +81,7 @@ impl WorkingImage {
     }
 
     fn vouches(&self, files: &Files, index: BlockIndex) -> bool {
-        let state = self.state();
+        let mut state = self.state();
         let layer = state.layer_with(files);
         layer.is_some_and(|layer| layer.marks.hashed.contains(index.0))
     }
