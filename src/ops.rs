@@ -75,7 +75,16 @@ pub async fn until_signal<T>(work: impl Future<Output = Result<T>>) -> Result<T>
     }
 }
 
-/// A transfer is as good without a journal, but for going on.
-fn warn_of_no_journal(error: &transfer::Error) {
-    tracing::warn!("{error}: if this stops it begins anew; XDG_STATE_HOME names another place");
+/// A journal, if one can be written: a transfer is as good without it, but for going on.
+fn or_without_journal<T>(opened: transfer::Result<T>) -> Result<Option<T>> {
+    match opened {
+        Ok(journal) => Ok(Some(journal)),
+        Err(error @ transfer::Error::Io { .. }) => {
+            tracing::warn!(
+                "{error}: if this stops it begins anew; XDG_STATE_HOME names another place"
+            );
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
 }

@@ -187,6 +187,15 @@ mod tests {
 
     #[test]
     fn what_is_given_back_beyond_what_is_kept_goes_to_the_system_and_is_used_again() {
+        // Other tests of the same process use the pool, too.
+        if std::env::var_os("FSPFS_TEST_ALONE").is_none() {
+            let name = std::thread::current().name().unwrap().to_owned();
+            let mut alone = std::process::Command::new(std::env::current_exe().unwrap());
+            let alone = alone.args(["--exact", &name]).env("FSPFS_TEST_ALONE", "1").output();
+            let alone = alone.unwrap();
+            assert!(alone.status.success(), "{}", String::from_utf8_lossy(&alone.stdout));
+            return;
+        }
         let fill = || -> Vec<_> {
             let each = |_| {
                 let mut buffer = BlockBuffer::block();

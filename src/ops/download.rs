@@ -69,15 +69,35 @@ impl Download {
         self.check_place()?;
         run.progress.total(snapshot.data_blocks.unwrap_or(0));
         let len = snapshot.image_len();
-        let (journal, goes_on, key) = self.journal(len).await?;
-        let sink = Arc::new(FileSink::open(&self.path, len, key, goes_on).await?);
+        let ends = self.ends();
+        let key = self.resume.journals.as_ref().map(|_| key(&ends));
+        let sink = FileSink::open(&self.path, len, key).await?;
+        let journal: Arc<dyn Journal> = match self.journal(ends, len).await {
+            Ok(Some((journal, goes_on))) => {
+                if !goes_on {
+                    sink.clear().await?;
+                }
+                Arc::new(journal)
+            }
+            Ok(None) => {
+                sink.clear().await?;
+                Arc::new(NoJournal)
+            }
+            Err(error) => {
+                // What another process is at is its own.
+                if sink.is_fresh() {
+                    sink.abort().await;
+                }
+                return Err(error);
+            }
+        };
         let source = Arc::new(SnapshotSource::new(store, snapshot.clone()));
         let left = match sink.partial() {
             Some(partial) => Left::Partial(partial),
             None => Left::Device(self.path.clone()),
         };
         let keeps = journal.is_kept();
-        let sink: Arc<dyn Sink> = sink;
+        let sink: Arc<dyn Sink> = Arc::new(sink);
         match transfer_to(source, sink, journal, run).await {
             Ok(finished) => {
                 let (blocks, kept) = (finished.blocks, finished.kept);
@@ -90,18 +110,17 @@ impl Download {
         }
     }
 
-    /// The journal, whether it has something, and what the name of the partial file is told from others by.
-    async fn journal(&self, len: u64) -> Result<(Arc<dyn Journal>, bool, Option<String>)> {
-        let Some(root) = self.resume.journals.clone() else {
-            return Ok((Arc::new(NoJournal), false, None));
-        };
+    fn ends(&self) -> Ends {
         let place = self.place().unwrap_or_else(|| self.path.clone());
         let place = std::path::absolute(&place).unwrap_or(place);
         let from = format!("{} {}", self.resume.store, self.id);
-        let ends = Ends { operation: "download".to_owned(), from, to: place.display().to_string() };
-        let key = Digest::of(format!("{}\n{}", ends.from, ends.to).as_bytes()).to_hex();
-        let restart = self.resume.restart;
-        let attempt = Attempt { len };
+        Ends { operation: "download".to_owned(), from, to: place.display().to_string() }
+    }
+
+    /// The journal, and whether it is of an earlier run.
+    async fn journal(&self, ends: Ends, len: u64) -> Result<Option<(FileJournal, bool)>> {
+        let Some(root) = self.resume.journals.clone() else { return Ok(None) };
+        let (restart, attempt) = (self.resume.restart, Attempt { len });
         let opened = blocking(move || {
             if restart {
                 FileJournal::remove(&root, &ends)
@@ -112,16 +131,9 @@ impl Download {
             if !goes_on {
                 journal.begin(&attempt);
             }
-            Ok::<_, transfer::Error>((journal, goes_on))
+            Ok((journal, goes_on))
         });
-        match opened.await {
-            Ok((journal, goes_on)) => Ok((Arc::new(journal), goes_on, Some(key[..8].to_owned()))),
-            Err(error @ transfer::Error::Io { .. }) => {
-                super::warn_of_no_journal(&error);
-                Ok((Arc::new(NoJournal), false, None))
-            }
-            Err(error) => Err(error.into()),
-        }
+        super::or_without_journal(opened.await)
     }
 
     /// Where the file is or will be, without links.
@@ -145,4 +157,10 @@ impl Download {
             _ => Ok(()),
         }
     }
+}
+
+/// What the name of the partial file is told from others by.
+fn key(ends: &Ends) -> String {
+    let digest = Digest::of(format!("{}\n{}", ends.from, ends.to).as_bytes());
+    digest.to_hex()[..8].to_owned()
 }

@@ -150,29 +150,48 @@ impl Opened {
     /// [`Error::Unfinished`] if it can go on; else there is no snapshot.
     pub async fn run(self, store: SharedStore, run: &Run) -> Result<Done> {
         let began = Instant::now();
+        run.progress.total(self.data_blocks()?);
+        let mut goes_on = false;
+        let done = match self.attempt(&store, run, &mut goes_on).await {
+            // What was begun before is gone, or takes nothing more.
+            Err(Error::Transfer(error))
+                if goes_on
+                    && matches!(error.kind(), Some(ErrorKind::Conflict | ErrorKind::NotFound)) =>
+            {
+                tracing::warn!("beginning anew: {error}");
+                self.attempt(&store, run, &mut goes_on).await
+            }
+            done => done,
+        };
+        let (snapshot, blocks, kept) = done?;
+        let unchanged = self.source.is_unchanged();
+        Ok(Done { snapshot, blocks, kept, elapsed: began.elapsed(), unchanged })
+    }
+
+    /// Uploads to the snapshot of an earlier run, if there is one, else to a new one. The snapshot, how many blocks
+    /// were put, and how many of them by the earlier run.
+    async fn attempt(
+        &self,
+        store: &SharedStore,
+        run: &Run,
+        goes_on: &mut bool,
+    ) -> Result<(Snapshot, u64, u64)> {
         let parent = match &self.upload.parent {
             Some(parent) => Some((store.describe(parent).await?, false)),
             None => None,
         };
-        run.progress.total(self.data_blocks()?);
         let (journal, found) = self.journal().await?;
-        let start = Starting { opened: &self, store: &store, journal: journal.as_ref(), run };
+        *goes_on = found.is_some();
+        let start = Starting { opened: self, store, journal: journal.as_ref(), run };
         let snapshot = start.snapshot(found).await?;
         let journal: Arc<dyn Journal> = match journal {
             Some(journal) => Arc::new(journal),
             None => Arc::new(NoJournal),
         };
-        let done = |snapshot: Snapshot, blocks, kept| Done {
-            snapshot,
-            blocks,
-            kept,
-            elapsed: began.elapsed(),
-            unchanged: self.source.is_unchanged(),
-        };
         if snapshot.state == SnapshotState::Completed {
             // It was completed by the run before, which did not hear of it.
             journal.forget();
-            return Ok(done(snapshot, 0, 0));
+            return Ok((snapshot, 0, 0));
         }
         let id = snapshot.id.clone();
         let zeros = Zeros {
@@ -183,7 +202,7 @@ impl Opened {
         let sink: Arc<dyn Sink> = match sink {
             Ok(sink) => Arc::new(sink),
             Err(error) => {
-                abort(&store, &id).await;
+                abort(store, &id).await;
                 journal.forget();
                 return Err(error.into());
             }
@@ -193,7 +212,7 @@ impl Opened {
         match transfer_to(source, sink, journal, run).await {
             Ok(finished) => {
                 let snapshot = finished.snapshot.expect("a snapshot was made");
-                Ok(done(snapshot, finished.blocks, finished.kept))
+                Ok((snapshot, finished.blocks, finished.kept))
             }
             Err(error) if keeps && error.could_go_on() => {
                 Err(Error::Unfinished { cause: Box::new(error.into()), left: Left::Snapshot(id) })
@@ -221,14 +240,10 @@ impl Opened {
             }
             FileJournal::open(&root, ends)
         });
-        match opened.await {
-            Ok((journal, found)) => Ok((Some(journal), found)),
-            Err(error @ transfer::Error::Io { .. }) => {
-                super::warn_of_no_journal(&error);
-                Ok((None, None))
-            }
-            Err(error) => Err(error.into()),
-        }
+        Ok(match super::or_without_journal(opened.await)? {
+            Some((journal, found)) => (Some(journal), found),
+            None => (None, None),
+        })
     }
 }
 

@@ -280,8 +280,16 @@ impl<L: List> Listing<L> {
             self.items.pop_front();
         }
         if index > self.asked_until() {
-            self.ahead.clear();
-            (self.covered, self.width) = (index.min(self.end), 0);
+            self.width = 0;
+        }
+        self.cover(index.min(self.end));
+    }
+
+    /// What lies below `index` is not waited for any more.
+    fn cover(&mut self, index: BlockIndex) {
+        self.covered = self.covered.max(index);
+        while self.ahead.front().is_some_and(|asked| asked.end <= self.covered) {
+            self.ahead.pop_front();
         }
     }
 
@@ -329,10 +337,7 @@ impl<L: List> Listing<L> {
     fn take(&mut self, span: Span<L::Item>) {
         let known = span.items.partition_point(|item| L::index(item) < self.covered);
         self.items.extend(span.items.into_iter().skip(known));
-        self.covered = self.covered.max(span.covered);
-        while self.ahead.front().is_some_and(|asked| asked.end <= self.covered) {
-            self.ahead.pop_front();
-        }
+        self.cover(span.covered);
     }
 }
 

@@ -227,7 +227,15 @@ impl Lane {
     }
 
     async fn finish(&self) -> Result<Finished> {
-        let finished = self.sink.finish().await;
+        // Whoever goes on with a completion that was cut short must have nothing to put: nothing is taken any more.
+        let noted = match self.sink.needs_flush() && self.journal.is_kept() {
+            true => self.flush().await,
+            false => Ok(()),
+        };
+        let finished = match noted {
+            Ok(()) => self.sink.finish().await,
+            Err(error) => Err(error),
+        };
         match &finished {
             Ok(_) => self.journal.forget(),
             Err(error) => self.end(error).await,
@@ -251,10 +259,11 @@ impl Lane {
 }
 
 /// Shows that a transfer moves, or only waits for memory.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Activity {
-    /// Grows whenever something was done.
-    steps: AtomicU64,
+    began: Instant,
+    /// Milliseconds after that when something was done last.
+    moved: AtomicU64,
     /// Tasks that are under way.
     tasks: AtomicU64,
     /// A sink has taken something.
@@ -264,12 +273,25 @@ struct Activity {
 }
 
 impl Activity {
-    fn step(&self) {
-        self.steps.fetch_add(1, Ordering::Relaxed);
+    fn new() -> Self {
+        Self {
+            began: Instant::now(),
+            moved: AtomicU64::new(0),
+            tasks: AtomicU64::new(0),
+            has_begun: AtomicBool::new(false),
+            waits_for_memory: AtomicBool::new(false),
+        }
     }
 
-    fn steps(&self) -> u64 {
-        self.steps.load(Ordering::Relaxed)
+    /// Something was done.
+    fn step(&self) {
+        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.moved.store(now, Ordering::Relaxed);
+    }
+
+    /// When something was done last.
+    fn moved(&self) -> Instant {
+        self.began + Duration::from_millis(self.moved.load(Ordering::Relaxed))
     }
 
     /// Whether nothing can be expected to move, since all the memory is others'.
@@ -325,7 +347,7 @@ impl Mover {
             shared: Arc::new(Shared {
                 source: Arc::clone(source),
                 lanes: Arc::clone(lanes),
-                activity: Activity::default(),
+                activity: Activity::new(),
                 reads: Semaphore::new(reads),
             }),
             run: run.clone(),
@@ -348,9 +370,11 @@ impl Mover {
         let mut work = std::pin::pin!(work);
         let mut flushes = FuturesUnordered::new();
         let lanes = &self.shared.lanes;
-        // The first block may have to wait until the store knows the snapshot.
-        let (mut seen, mut since, mut patience) = (0, Instant::now(), STALL + self.settling);
+        let activity = &self.shared.activity;
         loop {
+            // The first block may have to wait until the store knows the snapshot.
+            let has_begun = activity.has_begun.load(Ordering::Relaxed);
+            let patience = if has_begun { STALL } else { STALL + self.settling };
             tokio::select! {
                 biased;
                 () = self.run.cancel.cancelled() => return Err(Error::Cancelled),
@@ -358,24 +382,19 @@ impl Mover {
                 Some((lane, flushed)) = flushes.next() => {
                     let lane: usize = lane;
                     lanes[lane].absorb(flushed);
-                    self.shared.activity.step();
+                    activity.step();
                 }
                 next = work.next() => match next {
                     Some(done) => done?,
                     None => break,
                 },
-                () = tokio::time::sleep_until(since + patience) => {
-                    if self.shared.activity.steps() == seen && !self.shared.activity.is_held_up() {
+                () = tokio::time::sleep_until(activity.moved() + patience) => {
+                    if activity.is_held_up() {
+                        activity.step();
+                    } else if activity.moved().elapsed() >= patience {
                         return Err(Error::Stalled(patience));
                     }
                 }
-            }
-            let steps = self.shared.activity.steps();
-            if steps != seen || self.shared.activity.is_held_up() {
-                (seen, since) = (steps, Instant::now());
-            }
-            if self.shared.activity.has_begun.load(Ordering::Relaxed) {
-                patience = STALL;
             }
             if lanes.iter().all(Lane::has_failed) {
                 return Ok(());

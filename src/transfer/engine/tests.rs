@@ -1,1 +1,517 @@
+use std::collections::{BTreeMap, BTreeSet};
 
+use async_trait::async_trait;
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::{Snapshot, SnapshotState, VolumeSize};
+use crate::store::repository::Repository;
+use crate::store::wrap::{Call, Count, Fail, Wrapper};
+use crate::store::{SharedStore, StartRequest};
+use crate::transfer::journal::NoJournal;
+use crate::transfer::sink::snapshot::{SnapshotSink, Zeros};
+use crate::transfer::source::snapshot::SnapshotSource;
+
+/// A block whose every sector names its own number and version.
+fn block(index: u32, version: u32) -> Block {
+    let mut bytes = Vec::with_capacity(BLOCK_SIZE);
+    for sector in 0..BLOCK_SIZE / 512 {
+        let number = u64::from(index) * 1024 + sector as u64;
+        let text = format!("{number:016x} {version:08x} ");
+        bytes.extend(text.bytes().cycle().take(512));
+    }
+    Block::new(bytes.into())
+}
+
+/// Blocks by their index; those that are missing are holes.
+type Model = BTreeMap<u32, Block>;
+
+/// A model, as a source: whole, or only what it speaks of.
+#[derive(Debug)]
+struct Given {
+    blocks: Model,
+    end: u32,
+    /// Blocks to be dropped, where it is not whole.
+    dropped: Option<BTreeSet<u32>>,
+    run_len: usize,
+    reads: AtomicU64,
+    is_as_before: bool,
+}
+
+impl Given {
+    fn whole(blocks: Model, end: u32) -> Self {
+        let reads = AtomicU64::new(0);
+        Self { blocks, end, dropped: None, run_len: 4, reads, is_as_before: true }
+    }
+}
+
+#[async_trait]
+impl Source for Given {
+    fn changes(&self) -> BoxStream<'static, Result<Change>> {
+        let mut changes = Vec::new();
+        for index in 0..self.end {
+            let is_hole = self.dropped.as_ref().is_none_or(|dropped| dropped.contains(&index));
+            let range = BlockIndex(index)..BlockIndex(index + 1);
+            match (self.blocks.contains_key(&index), changes.last_mut()) {
+                (true, _) => changes.push(Change::Data(range.start, None)),
+                (false, Some(Change::Zeros(last))) if is_hole && last.end == range.start => {
+                    last.end = range.end;
+                }
+                (false, _) if is_hole => changes.push(Change::Zeros(range)),
+                _ => {}
+            }
+        }
+        stream::iter(changes.into_iter().map(Ok)).boxed()
+    }
+
+    fn run_len(&self) -> usize {
+        self.run_len
+    }
+
+    fn parallelism(&self) -> usize {
+        8
+    }
+
+    async fn read(&self, blocks: &[(BlockIndex, Option<ListedBlock>)]) -> Result<Vec<Block>> {
+        self.reads.fetch_add(blocks.len() as u64, Ordering::Relaxed);
+        tokio::task::yield_now().await;
+        Ok(blocks.iter().map(|(index, _)| self.blocks[&index.0].clone()).collect())
+    }
+
+    fn is_as_before(&self) -> bool {
+        self.is_as_before
+    }
+}
+
+/// A sink in memory.
+#[derive(Debug)]
+struct Kept {
+    blocks: Mutex<Model>,
+    writes: AtomicU64,
+    /// It fails when it has taken so many.
+    fails_after: u64,
+    /// What it needs one of for each block.
+    gate: Semaphore,
+    is_finished: AtomicBool,
+    is_aborted: AtomicBool,
+}
+
+impl Kept {
+    fn new() -> Arc<Self> {
+        Self::with(u64::MAX, Semaphore::MAX_PERMITS)
+    }
+
+    fn with(fails_after: u64, gate: usize) -> Arc<Self> {
+        Arc::new(Self {
+            blocks: Mutex::default(),
+            writes: AtomicU64::new(0),
+            fails_after,
+            gate: Semaphore::new(gate),
+            is_finished: AtomicBool::new(false),
+            is_aborted: AtomicBool::new(false),
+        })
+    }
+
+    fn content(&self) -> Model {
+        self.blocks.lock().unwrap().clone()
+    }
+
+    fn ends(&self) -> (bool, bool) {
+        (self.is_finished.load(Ordering::Relaxed), self.is_aborted.load(Ordering::Relaxed))
+    }
+}
+
+#[async_trait]
+impl Sink for Kept {
+    async fn plan(&self, index: BlockIndex) -> Result<Step> {
+        let blocks = index..index.next();
+        Ok(Step { blocks, beneath: None, in_source: true, is_stale: false, turn: 0 })
+    }
+
+    async fn write(&self, step: Step, content: Content) -> Result<Option<Digest>> {
+        self.gate.acquire().await.unwrap().forget();
+        let Content::Block(block) = content else { panic!("nothing was done before") };
+        if self.writes.fetch_add(1, Ordering::Relaxed) >= self.fails_after {
+            return Err(Error::Staging(Arc::from(std::io::Error::other("it is broken"))));
+        }
+        let digest = block.digest();
+        self.blocks.lock().unwrap().insert(step.index().0, block);
+        Ok(Some(digest))
+    }
+
+    fn parallelism(&self) -> usize {
+        8
+    }
+
+    async fn finish(&self) -> Result<Finished> {
+        self.is_finished.store(true, Ordering::Relaxed);
+        Ok(Finished::default())
+    }
+
+    async fn abort(&self) {
+        self.is_aborted.store(true, Ordering::Relaxed);
+    }
+}
+
+fn to(sink: &Arc<Kept>) -> Destination {
+    Destination { sink: sink.clone(), journal: Arc::new(NoJournal) }
+}
+
+fn image(blocks: u32) -> Model {
+    (0..blocks).filter(|n| n % 7 != 3).map(|n| (n, block(n, 1))).collect()
+}
+
+#[tokio::test]
+async fn brings_every_block_to_each_sink() {
+    for len in [0, 1, 3, 4, 5, 130] {
+        let source = Arc::new(Given::whole(image(len), 2048));
+        let (a, b) = (Kept::new(), Kept::new());
+        let done = transfer(source.clone(), vec![to(&a), to(&b)], &Run::default()).await;
+        assert!(done.iter().all(|done| done.is_ok()), "{done:?}");
+        assert!(a.content() == image(len) && b.content() == image(len), "{len}");
+        assert_eq!(source.reads.load(Ordering::Relaxed), image(len).len() as u64);
+        assert_eq!([a.ends(), b.ends()], [(true, false); 2]);
+    }
+}
+
+#[tokio::test]
+async fn a_sink_that_fails_does_not_stop_the_others() {
+    for fails_after in [0, 1, 50, 129] {
+        let (bad, good) = (Kept::with(fails_after, Semaphore::MAX_PERMITS), Kept::new());
+        let source = Arc::new(Given::whole((0..130).map(|n| (n, block(n, 1))).collect(), 2048));
+        let done = transfer(source, vec![to(&bad), to(&good)], &Run::default()).await;
+        assert!(done[0].is_err() && done[1].is_ok(), "{done:?}");
+        assert_eq!((bad.ends(), good.ends()), ((false, true), (true, false)));
+        assert_eq!(good.content().len(), 130);
+    }
+}
+
+#[tokio::test]
+async fn the_slowest_sink_holds_back_no_more_than_the_memory() {
+    let (slow, fast) = (Kept::with(u64::MAX, 0), Kept::new());
+    let memory = Memory::new(16 * BLOCK_SIZE);
+    let run = Run { memory: memory.clone(), ..Run::default() };
+    let source: Arc<dyn Source> = Arc::new(Given::whole(image(130), 2048));
+    let destinations = vec![to(&slow), to(&fast)];
+    let moving = tokio::spawn(async move { transfer(source, destinations, &run).await });
+    for _ in 0..500 {
+        tokio::task::yield_now().await;
+    }
+    let ahead = fast.content().len();
+    assert!((1..=memory.most).contains(&ahead), "{ahead}");
+    slow.gate.add_permits(1000);
+    let done = moving.await.unwrap();
+    assert!(done.iter().all(|done| done.is_ok()), "{done:?}");
+    assert_eq!(memory.blocks.available_permits(), memory.most);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_does_not_move_any_more_ends() {
+    let stuck = Kept::with(u64::MAX, 20);
+    let source = Arc::new(Given::whole(image(130), 2048));
+    let began = Instant::now();
+    let done = transfer(source, vec![to(&stuck)], &Run::default()).await;
+    assert!(matches!(done[..], [Err(Error::Stalled(_))]), "{done:?}");
+    assert!((STALL..STALL * 3).contains(&began.elapsed()), "{:?}", began.elapsed());
+    assert_eq!(stuck.ends(), (false, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn to_wait_for_memory_is_no_stall() {
+    let memory = Memory::new(0);
+    let taken = memory.take(memory.most).await;
+    let run = Run { memory, ..Run::default() };
+    tokio::spawn(async move {
+        tokio::time::sleep(STALL * 5).await;
+        drop(taken);
+    });
+    let sink = Kept::new();
+    let source = Arc::new(Given::whole(image(130), 2048));
+    transfer_to(source, sink.clone(), Arc::new(NoJournal), &run).await.unwrap();
+    assert_eq!(sink.content().len(), image(130).len());
+}
+
+#[tokio::test]
+async fn what_is_cancelled_is_aborted_when_it_returns() {
+    let stuck = Kept::with(u64::MAX, 20);
+    let run = Run::default();
+    let cancel = run.cancel.clone();
+    let source: Arc<dyn Source> = Arc::new(Given::whole(image(130), 2048));
+    let destination = to(&stuck);
+    let moving = tokio::spawn(async move { transfer(source, vec![destination], &run).await });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    cancel.cancel();
+    let done = moving.await.unwrap();
+    assert!(matches!(done[..], [Err(Error::Cancelled)]), "{done:?}");
+    assert_eq!(stuck.ends(), (false, true));
+}
+
+/// A journal in memory.
+#[derive(Debug, Default)]
+struct Noted(Mutex<BTreeMap<u32, Digest>>);
+
+impl Journal for Noted {
+    fn digest(&self, index: BlockIndex) -> Option<Digest> {
+        self.0.lock().unwrap().get(&index.0).copied()
+    }
+
+    fn note(&self, blocks: &[(BlockIndex, Digest)]) -> Result<()> {
+        self.0.lock().unwrap().extend(blocks.iter().map(|(index, digest)| (index.0, *digest)));
+        Ok(())
+    }
+
+    fn is_kept(&self) -> bool {
+        true
+    }
+
+    fn forget(&self) {
+        self.0.lock().unwrap().clear();
+    }
+}
+
+/// A store that loses the answers of chosen calls.
+#[derive(Debug)]
+struct Lossy {
+    inner: SharedStore,
+    /// Puts until answers are lost, and how many are.
+    lost: Mutex<(u32, u32)>,
+}
+
+#[async_trait]
+impl Wrapper for Lossy {
+    fn inner(&self) -> &SharedStore {
+        &self.inner
+    }
+
+    async fn answer(&self, call: Call) -> crate::store::Result<()> {
+        if !matches!(call, Call::PutBlock | Call::Complete) {
+            return Ok(());
+        }
+        let mut lost = self.lost.lock().unwrap();
+        if lost.0 > 0 {
+            lost.0 -= 1;
+        } else if lost.1 > 0 {
+            lost.1 -= 1;
+            let message = "the answer was lost";
+            return Err(crate::store::Error::new(ErrorKind::Unavailable, message));
+        }
+        Ok(())
+    }
+}
+
+async fn pending(store: &SharedStore, parent: Option<&Snapshot>, gib: u64) -> Snapshot {
+    let parent = parent.map(|parent| parent.id.clone());
+    let size = VolumeSize::from_gib(gib).unwrap();
+    store.start(StartRequest { parent, ..StartRequest::new(size) }).await.unwrap()
+}
+
+async fn made(store: &SharedStore, model: &Model, gib: u64) -> Snapshot {
+    let snapshot = pending(store, None, gib).await;
+    let source: Arc<dyn Source> =
+        Arc::new(Given::whole(model.clone(), snapshot.volume_size.blocks().0));
+    let zeros = Zeros { full_copy: true, encrypted_holes: false };
+    let sink = SnapshotSink::new(store.clone(), snapshot, None, zeros, &*source).await.unwrap();
+    let run = Run::default();
+    let done = transfer_to(source, Arc::new(sink), Arc::new(NoJournal), &run).await.unwrap();
+    done.snapshot.unwrap()
+}
+
+/// What of a snapshot does not read as zeros.
+async fn content(store: &SharedStore, snapshot: &Snapshot) -> Model {
+    let sink = Kept::new();
+    let source = Arc::new(SnapshotSource::new(store.clone(), snapshot.clone()));
+    transfer_to(source, sink.clone(), Arc::new(NoJournal), &Run::default()).await.unwrap();
+    let mut content = sink.content();
+    content.retain(|_, block| !block.is_zero());
+    content
+}
+
+#[derive(Clone, Debug)]
+struct Case {
+    parent: Option<Model>,
+    source: Model,
+    /// The source has only these changes, and drops these blocks.
+    dropped: Option<BTreeSet<u32>>,
+    grown: bool,
+    full_copy: bool,
+    run_len: usize,
+    /// After so many puts so many fail; where, and how.
+    faults: Vec<(u32, u32, bool)>,
+    /// Stops it after so many steps.
+    stops: Vec<u32>,
+    is_as_before: bool,
+}
+
+fn model(versions: std::ops::Range<u32>) -> impl Strategy<Value = Model> {
+    let version = prop_oneof![
+        1 => Just(None),
+        4 => versions.prop_map(Some),
+    ];
+    prop::collection::btree_map(0..24u32, version, 0..24).prop_map(|blocks| {
+        let block = |(index, version): (u32, Option<u32>)| {
+            (index, version.map_or(Block::Zero, |version| block(index, version)))
+        };
+        blocks.into_iter().map(block).collect()
+    })
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    let dropped = prop::option::of(prop::collection::btree_set(0..24u32, 0..6));
+    let faults = prop::collection::vec((0..20u32, 1..4u32, any::<bool>()), 0..3);
+    let stops = prop::collection::vec(0..60u32, 0..3);
+    let rest = (any::<bool>(), any::<bool>(), prop_oneof![Just(1usize), Just(4)], any::<bool>());
+    (prop::option::of(model(1..3)), model(1..3), dropped, faults, stops, rest).prop_map(
+        |(parent, source, dropped, faults, stops, (grown, full_copy, run_len, is_as_before))| {
+            // Only what has a parent can be told as changes of it.
+            let dropped = dropped.filter(|_| parent.is_some());
+            Case { parent, source, dropped, grown, full_copy, run_len, faults, stops, is_as_before }
+        },
+    )
+}
+
+/// What the snapshot has to read as.
+fn expected(case: &Case) -> Model {
+    let mut expected = match (&case.dropped, &case.parent) {
+        (Some(dropped), Some(parent)) => {
+            let mut expected = parent.clone();
+            expected.retain(|index, _| !dropped.contains(index));
+            expected
+        }
+        _ => Model::new(),
+    };
+    expected.extend(case.source.clone());
+    expected.retain(|_, block| !block.is_zero());
+    expected
+}
+
+/// Runs a case until it ends well: each run is one with a fault, or is stopped, until there are no more.
+async fn run_case(case: Case) {
+    let dir = tempfile::tempdir().unwrap();
+    let repository = Repository::create(&dir.path().join("store")).await.unwrap();
+    let plain: SharedStore = Arc::new(repository);
+    let parent = match &case.parent {
+        Some(parent) => Some(made(&plain, parent, 1).await),
+        None => None,
+    };
+    let failing = Arc::new(Fail::new(plain.clone()));
+    let lossy = Arc::new(Lossy { inner: failing.clone(), lost: Mutex::new((0, 0)) });
+    let store: SharedStore = lossy.clone();
+    let gib = if case.grown { 2 } else { 1 };
+    let snapshot = pending(&store, parent.as_ref(), gib).await;
+    let journal = Arc::new(Noted::default());
+    let (mut faults, mut stops) = (case.faults.clone(), case.stops.clone());
+    let mut done = None;
+    while done.is_none() {
+        failing.heal();
+        *lossy.lost.lock().unwrap() = (0, 0);
+        let is_last = faults.is_empty() && stops.is_empty();
+        if let Some((after, times, is_lost)) = faults.pop() {
+            if is_lost {
+                *lossy.lost.lock().unwrap() = (after, times);
+            } else {
+                failing.plan(Call::PutBlock, after.into(), times.into(), ErrorKind::Unavailable);
+            }
+        }
+        let run = Run::default();
+        if let Some(steps) = stops.pop() {
+            let stop = run.stop.clone();
+            tokio::spawn(async move {
+                for _ in 0..steps {
+                    tokio::task::yield_now().await;
+                }
+                stop.cancel();
+            });
+        }
+        let source: Arc<dyn Source> = Arc::new(Given {
+            blocks: case.source.clone(),
+            end: snapshot.volume_size.blocks().0,
+            dropped: case.dropped.clone(),
+            run_len: case.run_len,
+            reads: AtomicU64::new(0),
+            is_as_before: case.is_as_before,
+        });
+        let beneath = parent.clone().map(|parent| (parent, case.dropped.is_some()));
+        let zeros = Zeros { full_copy: case.full_copy, encrypted_holes: false };
+        let sink = SnapshotSink::new(store.clone(), snapshot.clone(), beneath, zeros, &*source);
+        let sink: Arc<dyn Sink> = Arc::new(sink.await.unwrap());
+        match transfer_to(source, sink, journal.clone(), &run).await {
+            Ok(finished) => done = finished.snapshot,
+            Err(error) => {
+                assert!(!is_last, "nothing was wrong: {error}");
+                assert!(error.could_go_on(), "{error}");
+                // Its completion may have been all that was not heard of.
+                let now = store.describe(&snapshot.id).await.unwrap();
+                if now.state == SnapshotState::Completed {
+                    done = Some(now);
+                }
+            }
+        }
+    }
+    let snapshot = done.unwrap();
+    assert_eq!(snapshot.state, SnapshotState::Completed);
+    assert!(content(&plain, &snapshot).await == expected(&case), "another image came of it");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+    #[test]
+    fn a_snapshot_is_what_its_source_was_whatever_came_between(case in case()) {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(run_case(case));
+    }
+}
+
+#[tokio::test]
+async fn a_later_run_neither_reads_nor_puts_what_is_durable() {
+    let dir = tempfile::tempdir().unwrap();
+    let repository = Repository::create(&dir.path().join("store")).await.unwrap();
+    let plain: SharedStore = Arc::new(repository);
+    let (failing, journal) = (Arc::new(Fail::new(plain.clone())), Arc::new(Noted::default()));
+    let counted = Arc::new(Count::new(failing.clone()));
+    let store: SharedStore = counted.clone();
+    let snapshot = pending(&store, None, 1).await;
+    let model: Model = (0..130).map(|n| (n, block(n, 1))).collect();
+    let end = snapshot.volume_size.blocks().0;
+    let put = async |source: &Arc<Given>| {
+        let zeros = Zeros::default();
+        let sink = SnapshotSink::new(store.clone(), snapshot.clone(), None, zeros, &**source);
+        let sink = Arc::new(sink.await.unwrap());
+        transfer_to(source.clone(), sink, journal.clone(), &Run::default()).await
+    };
+    failing.plan(Call::PutBlock, 100, u64::MAX, ErrorKind::Unavailable);
+    put(&Arc::new(Given::whole(model.clone(), end))).await.unwrap_err();
+    failing.heal();
+    let durable = journal.0.lock().unwrap().len() as u64;
+    assert!(durable >= 90, "{durable}");
+    let before = counted.counters().calls(Call::PutBlock);
+    let source = Arc::new(Given::whole(model.clone(), end));
+    let finished = put(&source).await.unwrap();
+    assert_eq!((finished.blocks, finished.kept), (130, durable));
+    assert_eq!(source.reads.load(Ordering::Relaxed), 130 - durable);
+    assert_eq!(counted.counters().calls(Call::PutBlock) - before, 130 - durable);
+    assert!(content(&plain, &finished.snapshot.unwrap()).await == model);
+}
+
+#[tokio::test]
+async fn a_block_of_the_parent_that_is_lost_is_put() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let plain: SharedStore = Arc::new(Repository::create(&path).await.unwrap());
+    let model: Model = (0..4).map(|n| (n, block(n, 1))).collect();
+    let parent = made(&plain, &model, 1).await;
+    let failing = Arc::new(Fail::new(plain.clone()));
+    let store: SharedStore = failing.clone();
+    let snapshot = pending(&store, Some(&parent), 1).await;
+    let source: Arc<dyn Source> =
+        Arc::new(Given::whole(model, snapshot.volume_size.blocks().0));
+    let beneath = Some((parent, false));
+    let sink = SnapshotSink::new(store, snapshot, beneath, Zeros::default(), &*source);
+    let sink = Arc::new(sink.await.unwrap());
+    failing.plan(Call::GetBlock, 1, 2, ErrorKind::Corrupt);
+    let done = transfer_to(source, sink, Arc::new(NoJournal), &Run::default()).await.unwrap();
+    assert_eq!(done.blocks, 2);
+}

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -12,7 +12,7 @@ use super::target::{Target, Writer};
 use super::{Content, Finished, Result, Sink, Step};
 use crate::blocking::blocking;
 use crate::model::{BlockIndex, Digest};
-use crate::transfer::{Error, concurrent_runs};
+use crate::transfer::concurrent_runs;
 
 /// A file, which gets its name at the end, or a device, which is written in place.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub(crate) struct FileSink {
     writer: Writer,
     is_device: bool,
     /// Nobody has written to it before.
-    is_fresh: bool,
+    is_fresh: AtomicBool,
     /// A file takes one write at a time anyway.
     writing: tokio::sync::Mutex<()>,
     written: AtomicU64,
@@ -30,29 +30,17 @@ pub(crate) struct FileSink {
 
 impl FileSink {
     /// Opens the place for an image of `len` bytes. A file that is not whole has `key` in its name, if there is
-    /// one, and a later run finds it. What an earlier one has left counts only if this `goes_on`.
+    /// one, and a later run finds it.
     ///
     /// # Errors
     ///
     /// If it is a directory, a device that is too small or in use, or cannot be written.
-    pub(crate) async fn open(
-        path: &Path,
-        len: u64,
-        key: Option<String>,
-        goes_on: bool,
-    ) -> Result<Self> {
+    pub(crate) async fn open(path: &Path, len: u64, key: Option<String>) -> Result<Self> {
         let path = path.to_owned();
-        let opened = blocking(move || {
-            let mut target = Target::open(&path, len, key.as_deref())?;
-            if !goes_on {
-                target.clear()?;
-            }
-            Ok::<_, Error>(target)
-        });
-        let target = opened.await?;
+        let target = blocking(move || Target::open(&path, len, key.as_deref())).await?;
         let (writer, is_device) = (target.writer(), target.is_device());
         Ok(Self {
-            is_fresh: target.is_fresh(),
+            is_fresh: AtomicBool::new(target.is_fresh()),
             target: Mutex::new(Some(target)),
             writer,
             is_device,
@@ -60,6 +48,25 @@ impl FileSink {
             written: AtomicU64::new(0),
             kept: AtomicU64::new(0),
         })
+    }
+
+    /// Whether nobody has written to it before.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.is_fresh.load(Ordering::Relaxed)
+    }
+
+    /// Removes what an earlier run has left in a file.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be written.
+    pub(crate) async fn clear(&self) -> Result<()> {
+        if !self.is_device && !self.is_fresh() {
+            let writer = self.writer.clone();
+            blocking(move || writer.clear()).await?;
+            self.is_fresh.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// The file that is not whole.
@@ -104,7 +111,7 @@ impl Sink for FileSink {
         self.written.fetch_add(u64::from(step.in_source), Ordering::Relaxed);
         if block.is_zero() && self.is_device {
             blocking(move || writer.zero(range.start.offset(), range.end.offset())).await?;
-        } else if !block.is_zero() || !self.is_fresh {
+        } else if !block.is_zero() || !self.is_fresh() {
             let _alone = self.writing.lock().await;
             blocking(move || writer.write(range.start, &block)).await?;
         }

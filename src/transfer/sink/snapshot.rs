@@ -12,6 +12,7 @@ use super::{Content, Finished, Result, Sink, Step};
 use crate::model::{Block, BlockIndex, Digest, Digester, Snapshot, SnapshotId, SnapshotState};
 use crate::store::listing::{Blocks, Listing, read_listed};
 use crate::store::{self, CompleteRequest, ErrorKind, ListedBlock, SharedStore};
+use crate::transfer::Error;
 use crate::transfer::holes::too_many;
 use crate::transfer::source::{self, Source};
 
@@ -223,8 +224,10 @@ impl Sink for SnapshotSink {
         let id = &self.snapshot.id;
         let patience = COMPLETE + self.store.settling();
         let completed = tokio::time::timeout(patience, self.store.complete(id, request)).await;
-        let snapshot = match completed.unwrap_or_else(|_| Err(unanswered(id, patience))) {
-            Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => {
+        let snapshot = match completed.map_err(|_| Error::Stalled(patience))? {
+            Err(error)
+                if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) =>
+            {
                 // The answer may have been lost alone.
                 match state(&self.store, id).await {
                     Some(found) if found.state == SnapshotState::Completed => found,
@@ -244,12 +247,6 @@ impl Sink for SnapshotSink {
     async fn abort(&self) {
         abort(&self.store, &self.snapshot.id).await;
     }
-}
-
-fn unanswered(id: &SnapshotId, patience: Duration) -> store::Error {
-    let seconds = patience.as_secs();
-    let message = format!("the store has not completed {id} within {seconds} s");
-    store::Error::new(ErrorKind::Timeout, message)
 }
 
 /// What the store says of a snapshot, if it says so soon.

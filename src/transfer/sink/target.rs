@@ -153,18 +153,6 @@ impl Target {
         }
     }
 
-    /// Removes what an earlier run has left in a file. Waits for the disk.
-    pub(crate) fn clear(&mut self) -> Result<(), Error> {
-        if let Kind::File { handle, .. } = &self.kind
-            && !self.is_fresh
-        {
-            let emptied = handle.set_len(0).and_then(|()| handle.set_len(self.len));
-            emptied.map_err(|e| Error::io("write", &self.path, e))?;
-            self.is_fresh = true;
-        }
-        Ok(())
-    }
-
     /// Leaves a file that is not whole when this is dropped.
     fn keep(&mut self) {
         if let Kind::File { staged, .. } = &mut self.kind {
@@ -228,6 +216,12 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
+    /// Makes a file a single hole. Waits for the disk.
+    pub(crate) fn clear(&self) -> Result<(), Error> {
+        let cleared = self.file.set_len(0).and_then(|()| self.file.set_len(self.capacity));
+        cleared.map_err(|e| Error::io("write", &self.path, e))
+    }
+
     /// Reads one block; `None` if the target ends before it. Waits for the disk.
     pub(crate) fn read(&self, index: BlockIndex) -> Result<Option<Block>, Error> {
         let start = index.offset();

@@ -1,0 +1,377 @@
+//! Uploads and downloads that end before they are done, and go on when the same command is given again.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rstest::rstest;
+use support::{BLOCK, Loop, PATIENCE, Sandbox, can_mount, names, run, same, text, wait};
+
+/// A block whose every sector names its own number and version.
+fn block(index: u64, version: u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for sector in 0..BLOCK / 512 {
+        let text = format!("{:016x} {version:08x} ", index * (BLOCK / 512) + sector);
+        bytes.extend(text.bytes().cycle().take(512));
+    }
+    bytes
+}
+
+/// A file of so many blocks, with a tail if there is none of a whole block.
+fn image(sandbox: &Sandbox, name: &str, blocks: u64, tail: u64) -> PathBuf {
+    let path = sandbox.join(name);
+    let file = std::fs::File::create(&path).unwrap();
+    for index in 0..blocks {
+        // Some are holes, some are zeros.
+        match index % 16 {
+            5 => {}
+            6 => file.write_all_at(&vec![0; block(0, 0).len()], index * BLOCK).unwrap(),
+            _ => file.write_all_at(&block(index, 1), index * BLOCK).unwrap(),
+        }
+    }
+    file.set_len(blocks * BLOCK + tail).unwrap();
+    path
+}
+
+fn begin(sandbox: &Sandbox, arguments: &[&str]) -> Child {
+    let mut command = sandbox.fspfs();
+    command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+/// Sends a signal, and waits for the end: the exit code, stdout and stderr.
+fn end(mut child: Child, signals: &[Signal]) -> (Option<i32>, String) {
+    for signal in signals {
+        kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), *signal).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(wait(&mut child, PATIENCE).is_some(), "it does not end");
+    let output = child.wait_with_output().unwrap();
+    (output.status.code(), text(&output))
+}
+
+/// Slots in the journals that are there: blocks that are on record.
+fn noted(sandbox: &Sandbox) -> u64 {
+    let journals = sandbox.join("state/fspfs/transfers");
+    if !journals.exists() {
+        return 0;
+    }
+    let noted = names(&journals).into_iter().map(|name| {
+        let slots = std::fs::read(journals.join(name).join("blocks")).unwrap_or_default();
+        slots.chunks(40).filter(|slot| slot.iter().any(|&byte| byte != 0)).count() as u64
+    });
+    noted.sum()
+}
+
+fn journals(sandbox: &Sandbox) -> usize {
+    let journals = sandbox.join("state/fspfs/transfers");
+    if journals.exists() { names(&journals).len() } else { 0 }
+}
+
+fn state_of(sandbox: &Sandbox) -> Vec<(String, String)> {
+    let list: serde_json::Value = serde_json::from_str(&sandbox.ok(&["list", "--json"])).unwrap();
+    let text = |snapshot: &serde_json::Value, name: &str| snapshot[name].as_str().unwrap().to_owned();
+    list.as_array().unwrap().iter().map(|s| (text(s, "id"), text(s, "state"))).collect()
+}
+
+/// A service that lets a client ask for so much in a second, and a sandbox that uses it.
+fn served() -> Sandbox {
+    let mut sandbox = Sandbox::with_store();
+    sandbox.serve(&[]);
+    sandbox
+}
+
+const SLOWLY: [&str; 4] = ["--max-requests-per-second", "60", "--max-in-flight", "4"];
+
+fn slowly<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
+    arguments.iter().copied().chain(SLOWLY).collect()
+}
+
+/// What a finished run says of what was done before.
+fn kept(output: &str) -> u64 {
+    let line = output.lines().find(|line| line.contains(" before"));
+    line.map_or(0, |line| {
+        let number = line.split_whitespace().find_map(|word| word.parse().ok());
+        number.unwrap_or_else(|| panic!("{line}"))
+    })
+}
+
+#[rstest]
+#[case::killed(Signal::SIGKILL)]
+#[case::interrupted(Signal::SIGINT)]
+#[case::terminated(Signal::SIGTERM)]
+fn an_upload_goes_on_where_it_was(#[case] signal: Signal) {
+    let sandbox = served();
+    image(&sandbox, "a.img", 130, 100);
+    let upload = slowly(&["upload", "a.img"]);
+    let child = begin(&sandbox, &upload);
+    support::until("some of it is on record", || noted(&sandbox) >= 40);
+    let (code, said) = end(child, &[signal]);
+    assert_ne!(code, Some(0), "{said}");
+    let [(id, state)] = &state_of(&sandbox)[..] else { panic!("{:?}", state_of(&sandbox)) };
+    assert_eq!(state, "pending");
+    if signal != Signal::SIGKILL {
+        assert!(said.contains(&format!("interrupted by {signal}")), "{said}");
+        assert!(said.contains(&format!("{id} stays pending")), "{said}");
+        assert!(said.contains("goes on:") && said.contains("upload a.img"), "{said}");
+        assert!(said.contains(&format!("delete {id}")), "{said}");
+    }
+    let durable = noted(&sandbox);
+    let output = run(sandbox.fspfs().args(&upload));
+    let said = text(&output);
+    assert!(output.status.success(), "{said}");
+    assert_eq!(kept(&said), durable, "{said}");
+    assert_eq!(state_of(&sandbox), [(id.clone(), "completed".to_owned())]);
+    assert_eq!(journals(&sandbox), 0);
+    sandbox.ok(&["download", id, "b.img"]);
+    assert!(same(sandbox.join("a.img"), sandbox.join("b.img")));
+}
+
+#[rstest]
+#[case::killed(Signal::SIGKILL)]
+#[case::interrupted(Signal::SIGINT)]
+fn a_download_goes_on_where_it_was(#[case] signal: Signal, #[values(false, true)] damaged: bool) {
+    let sandbox = served();
+    image(&sandbox, "a.img", 130, 100);
+    let id = sandbox.upload("a.img", &[]);
+    std::fs::create_dir(sandbox.join("out")).unwrap();
+    std::fs::write(sandbox.join("out/b.img"), "old").unwrap();
+    let download = slowly(&["download", &id, "out/b.img"]);
+    let child = begin(&sandbox, &download);
+    support::until("some of it is on record", || noted(&sandbox) >= 40);
+    let (code, said) = end(child, &[signal]);
+    assert_ne!(code, Some(0), "{said}");
+    assert_eq!(std::fs::read(sandbox.join("out/b.img")).unwrap(), b"old");
+    let all = names(sandbox.join("out"));
+    let partial = all.iter().find(|name| *name != "b.img").unwrap();
+    assert!(all.len() == 2 && partial.starts_with(".b.img.") && partial.ends_with(".part"));
+    if signal != Signal::SIGKILL {
+        assert!(said.contains("goes on:") && said.contains(partial), "{said}");
+    }
+    let durable = noted(&sandbox);
+    if damaged {
+        // What is there is not what was written.
+        let part = std::fs::File::options().write(true).open(sandbox.join("out").join(partial));
+        part.unwrap().write_all_at(b"damage", 700).unwrap();
+    }
+    let output = run(sandbox.fspfs().args(&download));
+    let said = text(&output);
+    assert!(output.status.success(), "{said}");
+    assert_eq!(kept(&said), durable - u64::from(damaged), "{said}");
+    assert!(same(sandbox.join("a.img"), sandbox.join("out/b.img")));
+    assert_eq!((names(sandbox.join("out")), journals(&sandbox)), (vec!["b.img".to_owned()], 0));
+}
+
+#[test]
+fn a_second_signal_gives_up() {
+    let sandbox = served();
+    image(&sandbox, "a.img", 130, 0);
+    // The server answers late: leaving takes a while.
+    let child = begin(&sandbox, &slowly(&["upload", "a.img", "--suppress-writes"]));
+    support::until("it is started", || !state_of(&sandbox).is_empty());
+    let (code, said) = end(child, &[Signal::SIGINT]);
+    assert_eq!(code, Some(1), "{said}");
+    // Without a journal nothing could go on.
+    assert_eq!(state_of(&sandbox), []);
+    assert_eq!(journals(&sandbox), 0);
+}
+
+#[test]
+fn what_was_asked_for_otherwise_or_was_changed_begins_anew() {
+    let sandbox = served();
+    let path = image(&sandbox, "a.img", 130, 0);
+    let pending = || state_of(&sandbox).into_iter().find(|(_, state)| state == "pending");
+    // Begins, and is killed when there is another pending snapshot than before.
+    let stopped = |arguments: &[&str]| {
+        let before = pending();
+        let child = begin(&sandbox, &slowly(arguments));
+        support::until("it begins", || pending().is_some_and(|now| Some(now) != before));
+        support::until("some of it is on record", || noted(&sandbox) >= 5);
+        end(child, &[Signal::SIGKILL]);
+        pending().unwrap().0
+    };
+    let first = stopped(&["upload", "a.img"]);
+    // Other words for the same file.
+    let second = stopped(&["upload", "--name", "web", "a.img"]);
+    assert_ne!(first, second);
+    assert_eq!(state_of(&sandbox).len(), 1, "the first one is removed");
+    std::fs::File::options().write(true).open(&path).unwrap().write_all_at(b"new", 10).unwrap();
+    let third = stopped(&["upload", "--name", "web", "a.img"]);
+    assert_ne!(second, third);
+    // Somebody deleted it.
+    sandbox.ok(&["delete", &third]);
+    assert_eq!(journals(&sandbox), 0);
+    let fourth = stopped(&["upload", "--name", "web", "a.img"]);
+    let fifth = stopped(&["upload", "--name", "web", "--restart", "a.img"]);
+    assert_ne!(fourth, fifth);
+    let id = sandbox.upload("a.img", &["--name", "web"]);
+    assert_eq!(id, fifth);
+    assert_eq!(state_of(&sandbox).len(), 1);
+    sandbox.ok(&["download", &id, "b.img"]);
+    assert!(same(path, sandbox.join("b.img")));
+}
+
+#[test]
+fn a_device_that_changed_meanwhile_is_read_again() {
+    if !can_mount(&[]) {
+        return;
+    }
+    let sandbox = served();
+    let path = image(&sandbox, "disk", 130, 0);
+    let device = Loop::attach(&path, &[]);
+    let name = device.0.to_str().unwrap().to_owned();
+    let upload = slowly(&["upload", &name]);
+    let child = begin(&sandbox, &upload);
+    support::until("some of it is on record", || noted(&sandbox) >= 40);
+    end(child, &[Signal::SIGKILL]);
+    // What was put, also by zeros, and what was not.
+    let file = std::fs::File::options().write(true).open(&device.0).unwrap();
+    file.write_all_at(&block(1, 2), BLOCK).unwrap();
+    file.write_all_at(&vec![0; block(0, 0).len()], 2 * BLOCK).unwrap();
+    file.write_all_at(&block(129, 2), 129 * BLOCK).unwrap();
+    file.sync_all().unwrap();
+    let durable = noted(&sandbox);
+    let output = run(sandbox.fspfs().args(&upload));
+    let said = text(&output);
+    assert!(output.status.success(), "{said}");
+    assert_eq!(kept(&said), durable - 2, "{said}");
+    let id = &state_of(&sandbox)[0].0;
+    sandbox.ok(&["download", id, "b.img"]);
+    drop(device);
+    assert!(same(path, sandbox.join("b.img")));
+}
+
+#[test]
+fn a_download_to_a_device_goes_on_and_zeros_what_is_a_hole() {
+    if !can_mount(&[]) {
+        return;
+    }
+    let sandbox = served();
+    let path = image(&sandbox, "a.img", 130, 0);
+    let id = sandbox.upload("a.img", &[]);
+    std::fs::write(sandbox.join("disk"), vec![0xaa; usize::try_from(130 * BLOCK).unwrap()]).unwrap();
+    let device = Loop::attach(&sandbox.join("disk"), &[]);
+    let download = slowly(&["download", &id, device.0.to_str().unwrap()]);
+    let child = begin(&sandbox, &download);
+    support::until("some of it is on record", || noted(&sandbox) >= 40);
+    let (_, said) = end(child, &[Signal::SIGINT]);
+    assert!(said.contains("holds a part of the image"), "{said}");
+    let durable = noted(&sandbox);
+    let output = run(sandbox.fspfs().args(&download));
+    let said = text(&output);
+    assert!(output.status.success(), "{said}");
+    assert_eq!(kept(&said), durable, "{said}");
+    drop(device);
+    assert!(same(path, sandbox.join("disk")));
+}
+
+#[test]
+fn a_whole_device_is_read_past_its_page_cache() {
+    if !can_mount(&["mkfs.ext4", "sfdisk", "fsfreeze"]) {
+        return;
+    }
+    let sandbox = Sandbox::with_store();
+    sandbox.sh("truncate -s 64M disk; echo 'start=2048' | sfdisk -q disk; mkdir at");
+    let device = Loop::attach(&sandbox.join("disk"), &["--partscan"]);
+    let (whole, partition) = (device.0.to_str().unwrap().to_owned(), device.partition(1));
+    let partition = partition.to_str().unwrap();
+    sandbox.sh(&format!("mkfs.ext4 -q {partition}; mount {partition} at; cp /bin/sh at/one; sync"));
+    // From here on the whole device is in the page cache.
+    sandbox.upload(&whole, &[]);
+    sandbox.sh(&format!("cat {whole} > /dev/null; cp /bin/sh at/two; sync; fsfreeze -f at"));
+    let uploaded = run(sandbox.fspfs().args(["upload", &whole]));
+    let copied = sandbox.try_sh(&format!("dd if={whole} of=direct.img bs=1M iflag=direct status=none"));
+    sandbox.sh("fsfreeze -u at; umount at");
+    assert!(uploaded.status.success() && copied.status.success(), "{}", text(&uploaded));
+    let id = String::from_utf8(uploaded.stdout).unwrap().lines().last().unwrap().to_owned();
+    sandbox.ok(&["download", &id, "b.img"]);
+    assert!(same(sandbox.join("direct.img"), sandbox.join("b.img")));
+}
+
+#[test]
+fn a_journal_that_is_no_good_is_told_with_its_cure() {
+    let sandbox = served();
+    image(&sandbox, "a.img", 130, 0);
+    let child = begin(&sandbox, &slowly(&["upload", "a.img"]));
+    support::until("some of it is on record", || noted(&sandbox) >= 5);
+    let message = sandbox.fails(&["upload", "a.img"]);
+    assert!(message.contains("another process"), "{message}");
+    end(child, &[Signal::SIGKILL]);
+    let journals = sandbox.join("state/fspfs/transfers");
+    let document = journals.join(&names(&journals)[0]).join("transfer.json");
+    let bytes = std::fs::read(&document).unwrap();
+    for broken in [&b""[..], &bytes[..bytes.len() / 2], b"{}\n"] {
+        std::fs::write(&document, broken).unwrap();
+        let message = sandbox.fails(&["upload", "a.img"]);
+        assert!(message.contains("damaged") && message.contains("--restart"), "{message}");
+    }
+    let id = sandbox.upload("a.img", &["--restart"]);
+    assert!(state_of(&sandbox).contains(&(id, "completed".to_owned())));
+    assert_eq!(self::journals(&sandbox), 0);
+}
+
+#[test]
+fn without_a_place_for_a_journal_a_transfer_says_so_and_is_done() {
+    let sandbox = served();
+    let path = image(&sandbox, "a.img", 20, 0);
+    // Not even root can make a directory of a file.
+    std::fs::create_dir_all(sandbox.join("state/fspfs")).unwrap();
+    std::fs::write(sandbox.join("state/fspfs/transfers"), "").unwrap();
+    let output = run(sandbox.fspfs().args(["upload", "a.img"]));
+    let said = text(&output);
+    assert!(output.status.success() && said.contains("XDG_STATE_HOME"), "{said}");
+    let id = state_of(&sandbox)[0].0.clone();
+    sandbox.ok(&["download", &id, "b.img"]);
+    assert!(same(path, sandbox.join("b.img")));
+    assert_eq!(sandbox.join("b.img").metadata().unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+/// Rounds of being killed at random moments: `scripts/kill-loop.sh` sets more.
+fn rounds() -> u64 {
+    std::env::var("FSPFS_KILL_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(3)
+}
+
+#[rstest]
+#[case::of_a_repository(false)]
+#[case::of_a_service(true)]
+fn whatever_is_killed_at_any_moment_comes_to_the_same(#[case] over_service: bool) {
+    let mut random = fastrand::Rng::new();
+    for round in 0..rounds() {
+        let mut sandbox = Sandbox::with_store();
+        if over_service {
+            sandbox.serve(&["--inject", "latency=2ms,throttle=2%"]);
+        }
+        let blocks = [0, 1, 63, 64, 65, 128, 130, 400][random.usize(..8)];
+        let tail = if blocks == 0 { 1 } else { [0, 512, 100_000][random.usize(..3)] };
+        let path = image(&sandbox, "a.img", blocks, tail);
+        let mut kills = 0;
+        let mut until_done = |arguments: &[&str]| loop {
+            let mut child = begin(&sandbox, arguments);
+            let after = Duration::from_millis(random.u64(5..400));
+            if wait(&mut child, after).is_some() {
+                let output = child.wait_with_output().unwrap();
+                assert!(output.status.success(), "round {round}: {}", text(&output));
+                return String::from_utf8(output.stdout).unwrap();
+            }
+            kills += 1;
+            end(child, &[Signal::SIGKILL]);
+            assert!(kills < 200, "it never ends");
+        };
+        let printed = until_done(&["upload", "a.img"]);
+        let id = printed.lines().last().unwrap().to_owned();
+        until_done(&["download", &id, "b.img"]);
+        assert!(same(&path, sandbox.join("b.img")), "round {round}: {blocks} blocks and {tail}");
+        let left = names(&sandbox.path);
+        assert!(left.iter().all(|name| !name.ends_with(".part")), "{left:?}");
+        assert_eq!(journals(&sandbox), 0);
+        // One that was killed between its completion and its last word is done twice.
+        let all = state_of(&sandbox);
+        assert!(all.iter().all(|(_, state)| state == "completed"), "{all:?}");
+    }
+}
