@@ -8,20 +8,21 @@ cd "$(dirname "$0")/.."
 
 usage() {
     cat <<'END'
-Usage: scripts/bench.sh [--runs N] [--size MIB] [--dir DIR] [--only PART]
+Usage: scripts/bench.sh [--runs N] [--size MIB] [--dir DIR] [--only PART] [--before FILE]
 
   --runs N     how often each thing is measured (default 5)
   --size MIB   size of the large image (default 2048)
   --dir DIR    where to work: a disk with three times that much free (default: a
                temporary directory)
   --only PART  `mount`, `serve` or `ebs`; all otherwise
+  --before FILE  an fspfs of before, to be measured beside this one (`ebs`)
 
 Needs root (mounts, loop devices, dropping the page cache), fio, jq, openssl,
 python3, e2fsprogs, nginx and wrk; the cores should have nothing else to do.
 END
 }
 
-runs=5 size=2048 base=${TMPDIR:-/tmp} only=
+runs=5 size=2048 base=${TMPDIR:-/tmp} only= before=
 while [ $# -gt 0 ]; do
     case $1 in
         -h | --help) usage && exit 0 ;;
@@ -29,6 +30,7 @@ while [ $# -gt 0 ]; do
         --size) size=$2 && shift 2 ;;
         --dir) base=$2 && shift 2 ;;
         --only) only=$2 && shift 2 ;;
+        --before) before=$(realpath -e "$2") && shift 2 ;;
         *) usage >&2 && exit 2 ;;
     esac
 done

@@ -197,26 +197,24 @@ impl Lane {
         Ok(())
     }
 
-    /// Whether it is time to make durable what it has taken.
-    fn wants_flush(&self) -> bool {
+    /// What it has taken, if it is time to make that durable; whoever asks does so.
+    fn to_flush(&self) -> Option<Vec<(BlockIndex, Digest)>> {
         let mut state = self.state();
         if !self.journal.is_kept() {
             state.acknowledged.clear();
-            return false;
         }
         let since = *state.flushed.get_or_insert_with(Instant::now);
         let blocks = state.acknowledged.len();
-        !state.is_flushing
-            && blocks > 0
-            && (blocks >= BETWEEN_FLUSHES || since.elapsed() >= FLUSH_AFTER)
+        let is_due = blocks >= BETWEEN_FLUSHES || since.elapsed() >= FLUSH_AFTER;
+        if blocks == 0 || state.is_flushing || !is_due {
+            return None;
+        }
+        state.is_flushing = true;
+        Some(std::mem::take(&mut state.acknowledged))
     }
 
-    async fn flush(&self) -> Result<()> {
-        let blocks = {
-            let mut state = self.state();
-            state.is_flushing = true;
-            std::mem::take(&mut state.acknowledged)
-        };
+    /// Makes durable and notes what it has taken.
+    async fn flush(&self, blocks: Vec<(BlockIndex, Digest)>) -> Result<()> {
         let flushed = match self.sink.flush().await {
             Ok(()) => self.journal.note(&blocks),
             error => error,
@@ -226,13 +224,18 @@ impl Lane {
         flushed
     }
 
+    /// The same of all that is left.
+    async fn flush_rest(&self) -> Result<()> {
+        if !self.sink.needs_flush() || !self.journal.is_kept() {
+            return Ok(());
+        }
+        let rest = std::mem::take(&mut self.state().acknowledged);
+        self.flush(rest).await
+    }
+
     async fn finish(&self) -> Result<Finished> {
         // Whoever goes on with a completion that was cut short must have nothing to put: nothing is taken any more.
-        let noted = match self.sink.needs_flush() && self.journal.is_kept() {
-            true => self.flush().await,
-            false => Ok(()),
-        };
-        let finished = match noted {
+        let finished = match self.flush_rest().await {
             Ok(()) => self.sink.finish().await,
             Err(error) => Err(error),
         };
@@ -246,9 +249,8 @@ impl Lane {
     /// Leaves it to go on later, if that may come to more; else removes what was begun.
     async fn end(&self, error: &Error) {
         if self.journal.outlasts(error) {
-            if self.sink.needs_flush()
-                && !tokio::time::timeout(LEAVE, self.flush()).await.is_ok_and(|done| done.is_ok())
-            {
+            let flushed = tokio::time::timeout(LEAVE, self.flush_rest()).await;
+            if !flushed.is_ok_and(|flushed| flushed.is_ok()) {
                 tracing::warn!("what was sent last may have to be sent again");
             }
         } else {
@@ -370,7 +372,7 @@ impl Mover {
         let mut work = std::pin::pin!(work);
         let mut flushes = FuturesUnordered::new();
         let lanes = &self.shared.lanes;
-        let activity = &self.shared.activity;
+        let (activity, mut is_done) = (&self.shared.activity, false);
         loop {
             // The first block may have to wait until the store knows the snapshot.
             let has_begun = activity.has_begun.load(Ordering::Relaxed);
@@ -384,9 +386,9 @@ impl Mover {
                     lanes[lane].absorb(flushed);
                     activity.step();
                 }
-                next = work.next() => match next {
+                next = work.next(), if !is_done => match next {
                     Some(done) => done?,
-                    None => break,
+                    None => is_done = true,
                 },
                 () = tokio::time::sleep_until(activity.moved() + patience) => {
                     if activity.is_held_up() {
@@ -396,15 +398,17 @@ impl Mover {
                     }
                 }
             }
+            if is_done && flushes.is_empty() {
+                break;
+            }
             if lanes.iter().all(Lane::has_failed) {
                 return Ok(());
             }
-            for n in (0..lanes.len()).filter(|n| lanes[*n].wants_flush()) {
+            for (n, lane) in lanes.iter().enumerate().filter(|_| !is_done) {
+                let Some(blocks) = lane.to_flush() else { continue };
                 let shared = Arc::clone(&self.shared);
-                flushes.push(async move {
-                    let flushed = async move { shared.lanes[n].flush().await };
-                    (n, spawned(flushed).await)
-                });
+                let flushed = async move { shared.lanes[n].flush(blocks).await };
+                flushes.push(async move { (n, spawned(flushed).await) });
             }
         }
         match planner.await {

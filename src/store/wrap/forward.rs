@@ -137,6 +137,17 @@ impl<W: Wrapper> SnapshotStore for W {
         Ok(())
     }
 
+    async fn put_block_durably(
+        &self,
+        id: &SnapshotId,
+        index: BlockIndex,
+        block: Block,
+    ) -> Result<()> {
+        forward!(self, PutBlock, self.inner().put_block_durably(id, index, block))?;
+        self.put(id, index);
+        Ok(())
+    }
+
     async fn flush(&self, id: &SnapshotId) -> Result<()> {
         forward!(self, Flush, self.inner().flush(id))
     }

@@ -330,8 +330,8 @@ async fn what_is_read_ahead_of_a_slow_store_keeps_to_the_budget() {
 #[tokio::test]
 async fn a_parent_on_a_slow_line_is_compared_to_its_end() {
     let mut world = World::new().await;
-    let parent = dense(&mut world, 40).await.commit().await.unwrap();
-    let image = dense(&mut world, 40).await;
+    let parent = dense(&mut world, 160).await.commit().await.unwrap();
+    let image = dense(&mut world, 160).await;
     image.wish("parent", Some(parent.as_str()), 0).await.unwrap();
     world.life().trap.be_far(Duration::from_secs(50));
     tokio::time::pause();
@@ -346,7 +346,7 @@ async fn a_parent_on_a_slow_line_is_compared_to_its_end() {
     assert!(begun.elapsed() > Duration::from_mins(5));
     tokio::time::resume();
     committing.await.unwrap().unwrap();
-    assert_eq!(world.life().counters.calls(Call::PutBlock), 40);
+    assert_eq!(world.life().counters.calls(Call::PutBlock), 160);
 }
 
 #[rstest]
