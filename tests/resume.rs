@@ -76,7 +76,8 @@ fn journals(sandbox: &Sandbox) -> usize {
 
 fn state_of(sandbox: &Sandbox) -> Vec<(String, String)> {
     let list: serde_json::Value = serde_json::from_str(&sandbox.ok(&["list", "--json"])).unwrap();
-    let text = |snapshot: &serde_json::Value, name: &str| snapshot[name].as_str().unwrap().to_owned();
+    let text =
+        |snapshot: &serde_json::Value, name: &str| snapshot[name].as_str().unwrap().to_owned();
     list.as_array().unwrap().iter().map(|s| (text(s, "id"), text(s, "state"))).collect()
 }
 
@@ -255,7 +256,8 @@ fn a_download_to_a_device_goes_on_and_zeros_what_is_a_hole() {
     let sandbox = served();
     let path = image(&sandbox, "a.img", 130, 0);
     let id = sandbox.upload("a.img", &[]);
-    std::fs::write(sandbox.join("disk"), vec![0xaa; usize::try_from(130 * BLOCK).unwrap()]).unwrap();
+    std::fs::write(sandbox.join("disk"), vec![0xaa; usize::try_from(130 * BLOCK).unwrap()])
+        .unwrap();
     let device = Loop::attach(&sandbox.join("disk"), &[]);
     let download = slowly(&["download", &id, device.0.to_str().unwrap()]);
     let child = begin(&sandbox, &download);
@@ -286,7 +288,8 @@ fn a_whole_device_is_read_past_its_page_cache() {
     sandbox.upload(&whole, &[]);
     sandbox.sh(&format!("cat {whole} > /dev/null; cp /bin/sh at/two; sync; fsfreeze -f at"));
     let uploaded = run(sandbox.fspfs().args(["upload", &whole]));
-    let copied = sandbox.try_sh(&format!("dd if={whole} of=direct.img bs=1M iflag=direct status=none"));
+    let copied =
+        sandbox.try_sh(&format!("dd if={whole} of=direct.img bs=1M iflag=direct status=none"));
     sandbox.sh("fsfreeze -u at; umount at");
     assert!(uploaded.status.success() && copied.status.success(), "{}", text(&uploaded));
     let id = String::from_utf8(uploaded.stdout).unwrap().lines().last().unwrap().to_owned();

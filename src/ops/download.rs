@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Left, Result, Resume};
@@ -48,6 +49,8 @@ pub struct Done {
 struct Attempt {
     /// Bytes of the image.
     len: u64,
+    /// When the snapshot was started: another one may have its id, in a repository that was made anew.
+    started: Timestamp,
 }
 
 impl Download {
@@ -72,7 +75,7 @@ impl Download {
         let ends = self.ends();
         let key = self.resume.journals.as_ref().map(|_| key(&ends));
         let sink = FileSink::open(&self.path, len, key).await?;
-        let journal: Arc<dyn Journal> = match self.journal(ends, len).await {
+        let journal: Arc<dyn Journal> = match self.journal(ends, &snapshot).await {
             Ok(Some((journal, goes_on))) => {
                 if !goes_on {
                     sink.clear().await?;
@@ -118,9 +121,14 @@ impl Download {
     }
 
     /// The journal, and whether it is of an earlier run.
-    async fn journal(&self, ends: Ends, len: u64) -> Result<Option<(FileJournal, bool)>> {
+    async fn journal(
+        &self,
+        ends: Ends,
+        snapshot: &Snapshot,
+    ) -> Result<Option<(FileJournal, bool)>> {
         let Some(root) = self.resume.journals.clone() else { return Ok(None) };
-        let (restart, attempt) = (self.resume.restart, Attempt { len });
+        let restart = self.resume.restart;
+        let attempt = Attempt { len: snapshot.image_len(), started: snapshot.start_time };
         let opened = blocking(move || {
             if restart {
                 FileJournal::remove(&root, &ends)

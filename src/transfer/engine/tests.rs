@@ -1,15 +1,27 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::StreamExt as _;
+use futures::stream::{self, BoxStream};
 use proptest::prelude::*;
+use tokio::time::Instant;
 
+use super::mover::STALL;
 use super::*;
+use crate::model::{Block, BlockIndex, Digest};
 use crate::model::{Snapshot, SnapshotState, VolumeSize};
 use crate::store::repository::Repository;
 use crate::store::wrap::{Call, Count, Fail, Wrapper};
+use crate::store::{ErrorKind, ListedBlock};
 use crate::store::{SharedStore, StartRequest};
 use crate::transfer::journal::NoJournal;
 use crate::transfer::sink::snapshot::{SnapshotSink, Zeros};
+use crate::transfer::Error;
+use crate::transfer::sink::{Content, Step};
+use crate::transfer::source::Change;
 use crate::transfer::source::snapshot::SnapshotSource;
 
 /// A block whose every sector names its own number and version.
@@ -506,8 +518,7 @@ async fn a_block_of_the_parent_that_is_lost_is_put() {
     let failing = Arc::new(Fail::new(plain.clone()));
     let store: SharedStore = failing.clone();
     let snapshot = pending(&store, Some(&parent), 1).await;
-    let source: Arc<dyn Source> =
-        Arc::new(Given::whole(model, snapshot.volume_size.blocks().0));
+    let source: Arc<dyn Source> = Arc::new(Given::whole(model, snapshot.volume_size.blocks().0));
     let beneath = Some((parent, false));
     let sink = SnapshotSink::new(store, snapshot, beneath, Zeros::default(), &*source);
     let sink = Arc::new(sink.await.unwrap());

@@ -225,9 +225,7 @@ impl Sink for SnapshotSink {
         let patience = COMPLETE + self.store.settling();
         let completed = tokio::time::timeout(patience, self.store.complete(id, request)).await;
         let snapshot = match completed.map_err(|_| Error::Stalled(patience))? {
-            Err(error)
-                if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) =>
-            {
+            Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => {
                 // The answer may have been lost alone.
                 match state(&self.store, id).await {
                     Some(found) if found.state == SnapshotState::Completed => found,
