@@ -329,6 +329,14 @@ for _ in $(seq "$runs"); do
     plain_iops+=("$(writes "$work/plain")")
     rm "$work/plain"
 done
+# For the memory: 20 images are committed while another one is read.
+copies=()
+for n in $(seq 20); do
+    head -c 64M "$large" >"$work/mnt/new/many-$n.img" &
+    copies+=($!)
+done
+dd if="$work/mnt/$id.img" of=/dev/null bs=1M status=none
+wait "${copies[@]}"
 unmount_store
 
 # --- The result -----------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::model::SnapshotId;
+use crate::model::{Snapshot, SnapshotId};
+use crate::store::{ErrorKind, SharedStore};
 use crate::{store, transfer};
 
 pub mod download;
@@ -73,6 +74,18 @@ pub async fn until_signal<T>(work: impl Future<Output = Result<T>>) -> Result<T>
         _ = interrupt.recv() => Err(Error::Interrupted("SIGINT")),
         _ = terminate.recv() => Err(Error::Interrupted("SIGTERM")),
     }
+}
+
+/// A snapshot whose blocks can be read.
+async fn readable(store: &SharedStore, id: &SnapshotId) -> Result<Snapshot> {
+    let snapshot = store.describe(id).await?;
+    if snapshot.is_readable() {
+        return Ok(snapshot);
+    }
+    let state = snapshot.state.as_str();
+    let why = snapshot.state_message.map(|why| format!(" ({why})")).unwrap_or_default();
+    let message = format!("{id} is {state}{why}, and cannot be read");
+    Err(store::Error::new(ErrorKind::NotReady, message).into())
 }
 
 /// A journal, if one can be written: a transfer is as good without it, but for going on.

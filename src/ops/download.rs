@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{Error, Left, Result, Resume};
 use crate::blocking::blocking;
 use crate::model::{Digest, Snapshot, SnapshotId};
-use crate::store::{self, ErrorKind, SharedStore};
+use crate::store::SharedStore;
 use crate::transfer;
 use crate::transfer::engine::{Run, transfer_to};
 use crate::transfer::journal::{Ends, FileJournal, Journal, NoJournal};
@@ -62,13 +62,7 @@ impl Download {
     /// [`Error::Unfinished`] if it can go on; else nothing is left, but what was written to a device.
     pub async fn run(self, store: SharedStore, run: &Run) -> Result<Done> {
         let began = Instant::now();
-        let snapshot = store.describe(&self.id).await?;
-        if !snapshot.is_readable() {
-            let state = snapshot.state.as_str();
-            let why = snapshot.state_message.map(|why| format!(" ({why})")).unwrap_or_default();
-            let message = format!("{} is {state}{why}, and cannot be read", self.id);
-            return Err(store::Error::new(ErrorKind::NotReady, message).into());
-        }
+        let snapshot = super::readable(&store, &self.id).await?;
         self.check_place()?;
         run.progress.total(snapshot.data_blocks.unwrap_or(0));
         let len = snapshot.image_len();

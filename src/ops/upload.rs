@@ -177,7 +177,7 @@ impl Opened {
         goes_on: &mut bool,
     ) -> Result<(Snapshot, u64, u64)> {
         let parent = match &self.upload.parent {
-            Some(parent) => Some((store.describe(parent).await?, false)),
+            Some(parent) => Some((super::readable(store, parent).await?, false)),
             None => None,
         };
         let (journal, found) = self.journal().await?;

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::Result;
 use crate::blocking::blocking;
 use crate::model::{BLOCK_SIZE_U64, BlockIndex, Digest, SnapshotId};
-use crate::store::{self, ErrorKind, SharedStore};
+use crate::store::SharedStore;
 use crate::transfer;
 use crate::transfer::engine::{Run, transfer_to};
 use crate::transfer::journal::NoJournal;
@@ -70,11 +70,7 @@ pub async fn verify(
     run: &Run,
     report: &mut Report,
 ) -> Result<()> {
-    let snapshot = store.describe(id).await?;
-    if !snapshot.is_readable() {
-        let message = format!("{id} is {}, and cannot be read", snapshot.state.as_str());
-        return Err(store::Error::new(ErrorKind::NotReady, message).into());
-    }
+    let snapshot = super::readable(store, id).await?;
     let file = match against {
         Some(path) => {
             let file = blocking(move || FileSource::open(&path)).await?;

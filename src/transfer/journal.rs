@@ -35,6 +35,11 @@ pub(crate) trait Journal: Debug + Send + Sync + 'static {
     /// The SHA-256 of what was brought to a block durably, if anything was.
     fn digest(&self, index: BlockIndex) -> Option<Digest>;
 
+    /// Learns of a block that was brought, and is not durable yet: a later run of this process has it.
+    fn taken(&self, index: BlockIndex) {
+        let _ = index;
+    }
+
     /// Notes what was brought durably.
     ///
     /// # Errors

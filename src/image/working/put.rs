@@ -292,6 +292,12 @@ impl Journal for Staged {
         is_put.then(|| self.files.read_sum(index.0).ok()).flatten()
     }
 
+    fn taken(&self, index: BlockIndex) {
+        if let Some(layer) = self.image.state().layer_with(&self.files) {
+            layer.marks.put.insert(index.0);
+        }
+    }
+
     fn note(&self, blocks: &[(BlockIndex, Digest)]) -> transfer::Result<()> {
         let put: RoaringBitmap = blocks.iter().map(|(index, _)| index.0).collect();
         let mut state = self.image.state();

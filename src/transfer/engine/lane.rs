@@ -71,6 +71,7 @@ impl Lane {
         if !self.sink.needs_flush() {
             return self.journal.note(&[(index, digest)]);
         }
+        self.journal.taken(index);
         self.state().acknowledged.push((index, digest));
         Ok(())
     }
