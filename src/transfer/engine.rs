@@ -109,11 +109,8 @@ pub(crate) async fn transfer(
     let ends = lanes.iter().map(|lane| async {
         let error = lane.failure().or_else(|| whole.clone().err());
         match error {
-            None => lane.finish().await,
-            Some(error) => {
-                lane.end(&error).await;
-                Err(error)
-            }
+            None => lane.finish(&run.cancel).await,
+            Some(error) => Err(lane.end(error, &run.cancel).await),
         }
     });
     futures::future::join_all(ends).await

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::Destination;
 use crate::model::{BlockIndex, Digest};
@@ -15,8 +16,8 @@ use crate::transfer::{Error, Result};
 const BETWEEN_FLUSHES: usize = 1024;
 const FLUSH_AFTER: Duration = Duration::from_secs(10);
 
-/// How long a transfer that stops tries to make durable what it has.
-const LEAVE: Duration = Duration::from_secs(10);
+/// How long a transfer that stops tries to make durable what it has, and waits for what it has ended.
+pub(super) const LEAVE: Duration = Duration::from_secs(10);
 
 /// One sink of a transfer.
 #[derive(Debug)]
@@ -112,29 +113,41 @@ impl Lane {
         self.flush(rest).await
     }
 
-    pub(super) async fn finish(&self) -> Result<Finished> {
+    pub(super) async fn finish(&self, cancel: &CancellationToken) -> Result<Finished> {
         // Whoever goes on with a completion that was cut short must have nothing to put: nothing is taken any more.
         let finished = match self.flush_rest().await {
             Ok(()) => self.sink.finish().await,
             Err(error) => Err(error),
         };
-        match &finished {
-            Ok(_) => self.journal.forget(),
-            Err(error) => self.end(error).await,
+        match finished {
+            Ok(finished) => {
+                self.journal.forget();
+                Ok(finished)
+            }
+            Err(error) => Err(self.end(error, cancel).await),
         }
-        finished
     }
 
-    /// Leaves it to go on later, if that may come to more; else removes what was begun.
-    pub(super) async fn end(&self, error: &Error) {
-        if self.journal.outlasts(error) {
-            let flushed = tokio::time::timeout(LEAVE, self.flush_rest()).await;
-            if !flushed.is_ok_and(|flushed| flushed.is_ok()) {
-                tracing::warn!("what was sent last may have to be sent again");
+    /// Leaves it to go on later, if that may come to more, and nobody gives it up meanwhile; else removes what was
+    /// begun. Answers what has ended it.
+    pub(super) async fn end(&self, error: Error, cancel: &CancellationToken) -> Error {
+        let mut end = error;
+        if self.journal.outlasts(&end) {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => end = Error::Cancelled,
+                flushed = tokio::time::timeout(LEAVE, self.flush_rest()) => {
+                    if !flushed.is_ok_and(|flushed| flushed.is_ok()) {
+                        tracing::warn!("what was sent last may have to be sent again");
+                    }
+                    return end;
+                }
             }
-        } else {
+        }
+        if !self.journal.outlasts(&end) {
             self.sink.abort().await;
             self.journal.forget();
         }
+        end
     }
 }

@@ -8,17 +8,17 @@ use std::time::Duration;
 
 use futures::stream::{self, BoxStream, FuturesUnordered};
 use futures::{StreamExt as _, TryStreamExt as _};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Run;
-use super::lane::Lane;
+use super::lane::{LEAVE, Lane};
 use crate::model::{Block, BlockIndex, Digest};
 use crate::store::{ErrorKind, ListedBlock};
 use crate::transfer::sink::{Content, Step};
 use crate::transfer::source::{Change, Source};
-use crate::transfer::{Error, Result, SharedProgress, concurrent_runs, spawned};
+use crate::transfer::{Error, Result, SharedProgress, spawned};
 
 /// How long nothing may move: no block is read, compared or acknowledged.
 pub(super) const STALL: Duration = Duration::from_mins(1);
@@ -30,7 +30,7 @@ struct Activity {
     /// Milliseconds after that when something was done last.
     moved: AtomicU64,
     /// Tasks that are under way.
-    tasks: AtomicU64,
+    tasks: watch::Sender<usize>,
     /// A sink has taken something.
     has_begun: AtomicBool,
     /// The planner waits for others to give memory back.
@@ -42,7 +42,7 @@ impl Activity {
         Self {
             began: Instant::now(),
             moved: AtomicU64::new(0),
-            tasks: AtomicU64::new(0),
+            tasks: watch::Sender::new(0),
             has_begun: AtomicBool::new(false),
             waits_for_memory: AtomicBool::new(false),
         }
@@ -61,7 +61,7 @@ impl Activity {
 
     /// Whether nothing can be expected to move, since all the memory is others'.
     fn is_held_up(&self) -> bool {
-        self.tasks.load(Ordering::Relaxed) == 0 && self.waits_for_memory.load(Ordering::Relaxed)
+        *self.tasks.borrow() == 0 && self.waits_for_memory.load(Ordering::Relaxed)
     }
 }
 
@@ -104,10 +104,9 @@ impl Mover {
         let sinks = lanes.iter().map(|lane| lane.sink.parallelism()).max().unwrap_or(1);
         let run_len = source.run_len();
         let reads = source.parallelism().div_ceil(run_len).max(1);
-        // What is read while all that can be written is under way.
-        let ahead = if run_len > 1 { concurrent_runs() } else { 0 };
         Self {
-            tasks_at_once: sinks.div_ceil(run_len).max(reads) + ahead,
+            // While some are read others are written.
+            tasks_at_once: reads + sinks.div_ceil(run_len),
             settling: lanes.iter().map(|lane| lane.sink.settling()).max().unwrap_or_default(),
             shared: Arc::new(Shared {
                 source: Arc::clone(source),
@@ -119,8 +118,19 @@ impl Mover {
         }
     }
 
-    /// Runs until all is moved, no lane is left, or it fails for all of them.
+    /// Runs until all is moved, no lane is left, or it fails for all of them; then no task is under way any more.
     pub(super) async fn run(&self) -> Result<()> {
+        let moved = self.move_all().await;
+        let mut tasks = self.shared.activity.tasks.subscribe();
+        // Those that were ended come to it as soon as they wait for anything.
+        let ended = tokio::time::timeout(LEAVE, tasks.wait_for(|tasks| *tasks == 0)).await;
+        if ended.is_err() {
+            tracing::warn!("a block that nobody waits for any more is still on its way");
+        }
+        moved
+    }
+
+    async fn move_all(&self) -> Result<()> {
         let (sender, mut receiver) = mpsc::channel(1);
         let (shared, run) = (Arc::clone(&self.shared), self.run.clone());
         let planner = tokio::spawn(async move { shared.plan(&run, sender).await });
@@ -249,8 +259,7 @@ impl Shared {
     }
 
     async fn execute(self: Arc<Self>, task: Task, progress: &SharedProgress) -> Result<()> {
-        self.activity.tasks.fetch_add(1, Ordering::Relaxed);
-        let _under_way = UnderWay(&self.activity);
+        let _under_way = UnderWay::new(&self.activity);
         match task {
             Task::Zeros { lane, step } => {
                 self.bring(lane, step, Content::Block(Block::Zero)).await;
@@ -358,9 +367,16 @@ impl Shared {
 /// A task that is under way.
 struct UnderWay<'a>(&'a Activity);
 
+impl<'a> UnderWay<'a> {
+    fn new(activity: &'a Activity) -> Self {
+        activity.tasks.send_modify(|tasks| *tasks += 1);
+        Self(activity)
+    }
+}
+
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
-        self.0.tasks.fetch_sub(1, Ordering::Relaxed);
+        self.0.tasks.send_modify(|tasks| *tasks -= 1);
     }
 }
 

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures::stream::{self, BoxStream, StreamExt as _};
@@ -13,6 +14,9 @@ use super::{Content, Finished, Result, Sink, Step};
 use crate::blocking::blocking;
 use crate::model::{BlockIndex, Digest};
 use crate::transfer::concurrent_runs;
+
+/// A block that takes longer to write than this waits for a disk, which tasks must not: 100 MiB/s.
+const SLOW: Duration = Duration::from_millis(5);
 
 /// A file, which gets its name at the end, or a device, which is written in place.
 #[derive(Debug)]
@@ -24,6 +28,8 @@ pub(crate) struct FileSink {
     is_fresh: AtomicBool,
     /// A file takes one write at a time anyway.
     writing: tokio::sync::Mutex<()>,
+    /// Whoever writes waits for a disk.
+    is_slow: AtomicBool,
     written: AtomicU64,
     kept: AtomicU64,
 }
@@ -45,6 +51,7 @@ impl FileSink {
             writer,
             is_device,
             writing: tokio::sync::Mutex::default(),
+            is_slow: AtomicBool::new(false),
             written: AtomicU64::new(0),
             kept: AtomicU64::new(0),
         })
@@ -113,7 +120,14 @@ impl Sink for FileSink {
             blocking(move || writer.zero(range.start.offset(), range.end.offset())).await?;
         } else if !block.is_zero() || !self.is_fresh() {
             let _alone = self.writing.lock().await;
-            blocking(move || writer.write(range.start, &block)).await?;
+            if self.is_slow.load(Ordering::Relaxed) {
+                blocking(move || writer.write(range.start, &block)).await?;
+            } else {
+                // At once, since the block is in the cache of this processor.
+                let began = Instant::now();
+                writer.write(range.start, &block)?;
+                self.is_slow.store(began.elapsed() > SLOW, Ordering::Relaxed);
+            }
         }
         Ok(step.in_source.then_some(digest))
     }
