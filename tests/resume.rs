@@ -64,7 +64,9 @@ fn noted(sandbox: &Sandbox) -> u64 {
     }
     let noted = names(&journals).into_iter().map(|name| {
         let slots = std::fs::read(journals.join(name).join("blocks")).unwrap_or_default();
-        slots.chunks(40).filter(|slot| slot.iter().any(|&byte| byte != 0)).count() as u64
+        // Those whose digest is zeros were about to be brought.
+        let has_digest = |slot: &&[u8]| slot[..32].iter().any(|&byte| byte != 0);
+        slots.chunks_exact(40).filter(has_digest).count() as u64
     });
     noted.sum()
 }
@@ -333,6 +335,78 @@ fn without_a_place_for_a_journal_a_transfer_says_so_and_is_done() {
     sandbox.ok(&["download", &id, "b.img"]);
     assert!(same(path, sandbox.join("b.img")));
     assert_eq!(sandbox.join("b.img").metadata().unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+/// The journal as it is while an upload runs, for one that was killed just after its completion.
+fn keep_journal(sandbox: &Sandbox, upload: &[&str]) -> String {
+    let child = begin(sandbox, upload);
+    support::until("some of it is on record", || noted(sandbox) >= 5);
+    sandbox.sh("cp -a state/fspfs/transfers kept");
+    let (code, said) = end(child, &[]);
+    assert_eq!(code, Some(0), "{said}");
+    sandbox.sh("mkdir -p state/fspfs/transfers; cp -a kept/* state/fspfs/transfers/");
+    sandbox.sh("for journal in state/fspfs/transfers/*; do touch $journal/finishing; done");
+    state_of(sandbox)[0].0.clone()
+}
+
+#[test]
+fn what_was_completed_and_not_heard_of_is_no_snapshot_of_what_a_device_has_now() {
+    if !can_mount(&[]) {
+        return;
+    }
+    let sandbox = served();
+    let path = image(&sandbox, "disk", 130, 0);
+    let device = Loop::attach(&path, &[]);
+    let name = device.0.to_str().unwrap().to_owned();
+    let upload = slowly(&["upload", &name]);
+    let first = keep_journal(&sandbox, &upload);
+    std::fs::File::options()
+        .write(true)
+        .open(&device.0)
+        .unwrap()
+        .write_all_at(&block(1, 2), BLOCK)
+        .unwrap();
+    let output = run(sandbox.fspfs().args(["upload", &name]));
+    let said = text(&output);
+    assert!(output.status.success() && said.contains("beginning anew"), "{said}");
+    let second = String::from_utf8(output.stdout).unwrap().lines().last().unwrap().to_owned();
+    assert_ne!(first, second);
+    sandbox.ok(&["download", &second, "b.img"]);
+    sandbox.sh(&format!("sync; cmp b.img {name}"));
+}
+
+#[test]
+fn a_snapshot_that_may_be_complete_is_not_removed() {
+    let mut sandbox = Sandbox::with_store();
+    sandbox.serve(&["--pending", "8"]);
+    image(&sandbox, "a.img", 130, 0);
+    let upload = slowly(&["upload", "a.img"]);
+    let id = keep_journal(&sandbox, &upload);
+    let message = sandbox.fails(&["upload", "a.img"]);
+    assert!(message.contains(&format!("{id} stays pending")), "{message}");
+    support::until("it is processed", || {
+        state_of(&sandbox) == [(id.clone(), "completed".to_owned())]
+    });
+    assert_eq!(sandbox.upload("a.img", &[]), id);
+    assert_eq!(journals(&sandbox), 0);
+}
+
+#[test]
+fn a_download_to_a_file_that_nobody_may_write_goes_on() {
+    let sandbox = served();
+    image(&sandbox, "a.img", 130, 0);
+    let id = sandbox.upload("a.img", &[]);
+    std::fs::write(sandbox.join("b.img"), "old").unwrap();
+    let readable = std::fs::Permissions::from_mode(0o444);
+    std::fs::set_permissions(sandbox.join("b.img"), readable).unwrap();
+    let child = begin(&sandbox, &slowly(&["download", &id, "b.img"]));
+    support::until("some of it is on record", || noted(&sandbox) >= 20);
+    let part = names(&sandbox.path).into_iter().find(|name| name.ends_with(".part")).unwrap();
+    assert_eq!(sandbox.join(part).metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    end(child, &[Signal::SIGKILL]);
+    sandbox.ok(&["download", &id, "b.img"]);
+    assert!(same(sandbox.join("a.img"), sandbox.join("b.img")));
+    assert_eq!(sandbox.join("b.img").metadata().unwrap().permissions().mode() & 0o777, 0o444);
 }
 
 /// Rounds of being killed at random moments: `scripts/kill-loop.sh` sets more.

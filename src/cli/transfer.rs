@@ -64,7 +64,7 @@ pub(super) async fn upload(
         let _ = out.line(format_args!("Size of {file} is {len} bytes and {chunks} chunks"));
         opened.run(store.clone(), &run).await
     };
-    let done = signals.explained(uploaded.await, format_args!("cannot upload {file}"))?;
+    let done = signals.explained(uploaded.await, &url, format_args!("cannot upload {file}"))?;
     drop(run);
     if !done.unchanged {
         out.note(format_args!(
@@ -99,7 +99,7 @@ pub(super) async fn download(
     let run = Run { progress: out.progress("Downloading"), ..Run::default() };
     let signals = Signals::watch(&run)?;
     let doing = format_args!("cannot download {} to {}", args.snapshot, args.path.display());
-    let done = signals.explained(operation.run(store.clone(), &run).await, doing)?;
+    let done = signals.explained(operation.run(store.clone(), &run).await, &url, doing)?;
     drop(run);
     let id = &done.snapshot.id;
     if let Some(why) = &done.snapshot.state_message {
@@ -151,6 +151,7 @@ impl Signals {
     fn explained<T>(
         &self,
         result: Result<T, Error>,
+        store: &StoreUrl,
         doing: fmt::Arguments<'_>,
     ) -> anyhow::Result<T> {
         let (cause, left) = match result {
@@ -168,52 +169,34 @@ impl Signals {
         let error = anyhow::Error::from(cause).context(doing.to_string());
         Err(match left {
             None => error,
-            Some(left) => anyhow::anyhow!("{error:#}\n{}", how_to_go_on(&left)),
+            Some(left) => anyhow::anyhow!("{error:#}\n{}", how_to_go_on(&left, store)),
         })
     }
 }
 
 /// The commands that go on and that give up.
-fn how_to_go_on(left: &Left) -> String {
+fn how_to_go_on(left: &Left, store: &StoreUrl) -> String {
     let words: Vec<String> =
         std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
     let quoted = |words: &[&str]| shlex::try_join(words.iter().copied()).unwrap_or_default();
-    let this: Vec<&str> = words.iter().map(String::as_str).collect();
+    // What was begun anew is what it goes on with.
+    let this: Vec<&str> = words.iter().map(String::as_str).filter(|w| *w != "--restart").collect();
     let goes_on = format!("  goes on:  {}", quoted(&this));
-    let gives_up = match left {
+    match left {
         Left::Snapshot(id) => {
             let program = this.first().copied().unwrap_or("fspfs");
-            let store = store_words(&this);
-            let mut words = vec![program];
-            words.extend(store);
-            words.extend(["delete", id.as_str()]);
-            format!("{id} stays pending\n{goes_on}\n  gives up: {}", quoted(&words))
+            let gives_up = quoted(&[program, "-s", &store.to_string(), "delete", id.as_str()]);
+            format!("{id} stays pending\n{goes_on}\n  gives up: {gives_up}")
         }
         Left::Asked => format!(
             "a snapshot may have been started: the same command finds it, `fspfs list` shows it\n{goes_on}"
         ),
         Left::Partial(path) => {
-            let path = path.to_string_lossy();
-            format!("what is there is kept\n{goes_on}\n  gives up: {}", quoted(&["rm", &*path]))
+            let gives_up = quoted(&["rm", &path.to_string_lossy()]);
+            format!("what is there is kept\n{goes_on}\n  gives up: {gives_up}")
         }
         Left::Device(path) => {
             format!("{} holds a part of the image, and is none yet\n{goes_on}", path.display())
         }
-    };
-    gives_up
-}
-
-/// The words of a command line that name the store.
-fn store_words<'a>(words: &[&'a str]) -> Vec<&'a str> {
-    let mut words = words.iter().copied().skip(1);
-    while let Some(word) = words.next() {
-        match word {
-            "-s" | "--store" => return std::iter::once(word).chain(words.next()).collect(),
-            _ if word.starts_with("--store=") || (word.starts_with("-s") && word.len() > 2) => {
-                return vec![word];
-            }
-            _ => {}
-        }
     }
-    Vec::new()
 }

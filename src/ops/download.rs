@@ -13,7 +13,7 @@ use crate::model::{Digest, Snapshot, SnapshotId};
 use crate::store::SharedStore;
 use crate::transfer;
 use crate::transfer::engine::{Run, transfer_to};
-use crate::transfer::journal::{Ends, FileJournal, Journal, NoJournal};
+use crate::transfer::journal::{Ends, FileJournal, Journal, NoJournal, name_of};
 use crate::transfer::sink::Sink;
 use crate::transfer::sink::file::FileSink;
 use crate::transfer::source::snapshot::SnapshotSource;
@@ -62,7 +62,7 @@ impl Download {
     /// [`Error::Unfinished`] if it can go on; else nothing is left, but what was written to a device.
     pub async fn run(self, store: SharedStore, run: &Run) -> Result<Done> {
         let began = Instant::now();
-        let snapshot = super::readable(&store, &self.id).await?;
+        let snapshot = run.unless_stopped(super::readable(&store, &self.id)).await??;
         self.check_place()?;
         run.progress.total(snapshot.data_blocks.unwrap_or(0));
         let len = snapshot.image_len();
@@ -111,7 +111,7 @@ impl Download {
         let place = self.place().unwrap_or_else(|| self.path.clone());
         let place = std::path::absolute(&place).unwrap_or(place);
         let from = format!("{} {}", self.resume.store, self.id);
-        Ends { operation: "download".to_owned(), from, to: place.display().to_string() }
+        Ends { operation: "download".to_owned(), from, to: name_of(&place) }
     }
 
     /// The journal, and whether it is of an earlier run.
@@ -124,12 +124,8 @@ impl Download {
         let restart = self.resume.restart;
         let attempt = Attempt { len: snapshot.image_len(), started: snapshot.start_time };
         let opened = blocking(move || {
-            if restart {
-                FileJournal::remove(&root, &ends)
-                    .map_err(|e| transfer::Error::io("remove the journal in", &root, e))?;
-            }
-            let (journal, found) = FileJournal::open(&root, ends)?;
-            let goes_on = found.as_ref() == Some(&attempt);
+            let (journal, found) = FileJournal::open(&root, ends, restart)?;
+            let goes_on = !restart && found.as_ref() == Some(&attempt);
             if !goes_on {
                 journal.begin(&attempt);
             }

@@ -14,7 +14,7 @@ use crate::model::{
 use crate::store::{ErrorKind, SharedStore, StartRequest};
 use crate::transfer;
 use crate::transfer::engine::{Run, transfer_to};
-use crate::transfer::journal::{Ends, FileJournal, Journal, NoJournal};
+use crate::transfer::journal::{Ends, FileJournal, Journal, NoJournal, name_of};
 use crate::transfer::sink::Sink;
 use crate::transfer::sink::snapshot::{SnapshotSink, Zeros, abort};
 use crate::transfer::source::Source;
@@ -177,7 +177,9 @@ impl Opened {
         goes_on: &mut bool,
     ) -> Result<(Snapshot, u64, u64)> {
         let parent = match &self.upload.parent {
-            Some(parent) => Some((super::readable(store, parent).await?, false)),
+            Some(parent) => {
+                Some((run.unless_stopped(super::readable(store, parent)).await??, false))
+            }
             None => None,
         };
         let (journal, found) = self.journal().await?;
@@ -207,14 +209,14 @@ impl Opened {
                 return Err(error.into());
             }
         };
-        let keeps = journal.is_kept();
+        let of_journal = Arc::clone(&journal);
         let source: Arc<dyn Source> = Arc::new(self.source.clone());
         match transfer_to(source, sink, journal, run).await {
             Ok(finished) => {
                 let snapshot = finished.snapshot.expect("a snapshot was made");
                 Ok((snapshot, finished.blocks, finished.kept))
             }
-            Err(error) if keeps && error.could_go_on() => {
+            Err(error) if of_journal.outlasts(&error) => {
                 Err(Error::Unfinished { cause: Box::new(error.into()), left: Left::Snapshot(id) })
             }
             Err(error) => Err(error.into()),
@@ -226,20 +228,8 @@ impl Opened {
         let Some(root) = journals else { return Ok((None, None)) };
         let path = self.upload.path.canonicalize().unwrap_or_else(|_| self.upload.path.clone());
         let operation = "upload".to_owned();
-        let ends = Ends { operation, from: path.display().to_string(), to: store };
-        let opened = blocking(move || {
-            if restart {
-                // What it began is given up with it.
-                let begun = FileJournal::open::<Attempt>(&root, ends.clone());
-                let begun = begun.ok().and_then(|(_, attempt)| attempt);
-                FileJournal::remove(&root, &ends)
-                    .map_err(|e| transfer::Error::io("remove the journal in", &root, e))?;
-                let (journal, _) = FileJournal::open::<Attempt>(&root, ends)?;
-                let begun = begun.map(|attempt| Attempt { request: Digest([0; 32]), ..attempt });
-                return Ok((journal, begun));
-            }
-            FileJournal::open(&root, ends)
-        });
+        let ends = Ends { operation, from: name_of(&path), to: store };
+        let opened = blocking(move || FileJournal::open::<Attempt>(&root, ends, restart));
         Ok(match super::or_without_journal(opened.await)? {
             Some((journal, found)) => (Some(journal), found),
             None => (None, None),
@@ -269,7 +259,8 @@ impl Starting<'_> {
         };
         if let Some(found) = found {
             let (client_token, snapshot) = (found.client_token.clone(), found.snapshot.clone());
-            let is_same = found == Attempt { client_token, snapshot, ..wanted.clone() };
+            let is_same = !upload.resume.restart
+                && found == Attempt { client_token, snapshot, ..wanted.clone() };
             if let Some(going_on) = self.go_on(found, is_same, &request).await? {
                 return Ok(going_on);
             }
@@ -289,28 +280,45 @@ impl Starting<'_> {
     ) -> Result<Option<Snapshot>> {
         let Some(id) = found.snapshot.clone() else {
             // It may have been started without our having heard of it.
-            return match is_same {
-                true => self.start(found, request.clone()).await.map(Some),
-                false => Ok(None),
-            };
+            if is_same {
+                return self.start(found, request.clone()).await.map(Some);
+            }
+            tracing::warn!(
+                "an earlier run may have left a pending snapshot: `fspfs list` shows it, `fspfs delete` removes it"
+            );
+            return Ok(None);
         };
-        let state = match self.store.describe(&id).await {
+        let described = self.run.unless_stopped(self.store.describe(&id)).await?;
+        let state = match described {
             Ok(snapshot) => snapshot,
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 tracing::warn!("{id}, which was begun before, is gone: beginning anew");
                 return Ok(None);
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                tracing::warn!("{id}, which was begun before, may be pending");
+                return Err(error.into());
+            }
         };
         match state.state {
-            SnapshotState::Completed if is_same => return Ok(Some(state)),
+            SnapshotState::Completed if is_same && self.opened.source.is_as_before() => {
+                tracing::warn!(
+                    "{id} was completed by an earlier run, and nothing was changed since"
+                );
+                return Ok(Some(state));
+            }
             SnapshotState::Pending if is_same => {
                 tracing::info!("going on with {id}");
                 return Ok(Some(state));
             }
-            SnapshotState::Completed => {}
+            SnapshotState::Completed => {
+                tracing::warn!("{id} was completed by an earlier run: beginning anew");
+            }
             SnapshotState::Pending => {
-                let why = "it was begun for something else, or before the file was changed";
+                let why = match self.opened.upload.resume.restart {
+                    true => "--restart",
+                    false => "it was begun with other arguments, or before the file was changed",
+                };
                 tracing::warn!("{id} is removed, and it begins anew: {why}");
                 abort(self.store, &id).await;
             }
@@ -331,8 +339,10 @@ impl Starting<'_> {
         let mut starting = tokio::spawn(async move { store.start(request).await });
         let joined = tokio::select! {
             started = &mut starting => Some(started),
-            () = self.run.stop.cancelled() => tokio::time::timeout(STARTING, starting).await.ok(),
-            () = self.run.cancel.cancelled() => tokio::time::timeout(STARTING, starting).await.ok(),
+            () = self.run.stop.cancelled() => tokio::select! {
+                started = tokio::time::timeout(STARTING, starting) => started.ok(),
+                () = self.run.cancel.cancelled() => None,
+            },
         };
         let cause = || Box::new(transfer::Error::Stopped.into());
         let Some(started) = joined else {

@@ -14,7 +14,7 @@ use self::mover::Mover;
 use super::journal::Journal;
 use super::sink::{Finished, Sink};
 use super::source::Source;
-use super::{Result, SharedProgress, Silent};
+use super::{Error, Result, SharedProgress, Silent};
 use crate::model::BLOCK_SIZE;
 
 mod lane;
@@ -64,6 +64,18 @@ pub struct Run {
     pub stop: CancellationToken,
     /// Gives it up; what was begun is removed.
     pub cancel: CancellationToken,
+}
+
+impl Run {
+    /// Waits for something before or behind the transfer itself, unless it is stopped or given up.
+    pub(crate) async fn unless_stopped<T>(&self, work: impl Future<Output = T>) -> Result<T> {
+        tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => Err(Error::Cancelled),
+            () = self.stop.cancelled() => Err(Error::Stopped),
+            done = work => Ok(done),
+        }
+    }
 }
 
 impl Default for Run {

@@ -7,8 +7,8 @@
 
 use std::fmt::Debug;
 use std::fs::File;
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -21,24 +21,43 @@ use uuid::Uuid;
 
 use super::{Error, Result};
 use crate::model::{BlockIndex, Digest, SnapshotId};
-use crate::store::document;
+use crate::store::{ErrorKind, document};
 
 /// The version of what is written here.
 const FORMAT: u32 = 1;
 
 const DOCUMENT: &str = "transfer.json";
 const BLOCKS: &str = "blocks";
+/// There once all was brought.
+const FINISHING: &str = "finishing";
 const SLOT: usize = 40;
+
+/// In the place of a digest: the block was about to be brought. Nothing has this SHA-256.
+const BEGUN: Digest = Digest([0; 32]);
 
 /// Knows what an earlier run has brought to a sink.
 pub(crate) trait Journal: Debug + Send + Sync + 'static {
     /// The SHA-256 of what was brought to a block durably, if anything was.
     fn digest(&self, index: BlockIndex) -> Option<Digest>;
 
+    /// Whether an earlier run was about to bring something to a block, and may have.
+    fn was_begun(&self, index: BlockIndex) -> bool {
+        let _ = index;
+        false
+    }
+
+    /// Learns of a block that is about to be brought, of a source that may have another one in a later run.
+    fn beginning(&self, index: BlockIndex) {
+        let _ = index;
+    }
+
     /// Learns of a block that was brought, and is not durable yet: a later run of this process has it.
     fn taken(&self, index: BlockIndex) {
         let _ = index;
     }
+
+    /// Learns that all was brought, and the sink is about to be finished.
+    fn finishing(&self) {}
 
     /// Notes what was brought durably.
     ///
@@ -79,6 +98,11 @@ impl Journal for NoJournal {
     fn forget(&self) {}
 }
 
+/// A path as it is told from others, also if it is no text.
+pub(crate) fn name_of(path: &Path) -> String {
+    path.to_str().map_or_else(|| format!("{path:?}"), str::to_owned)
+}
+
 /// What is transferred where: the name of its journal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Ends {
@@ -110,15 +134,22 @@ pub(crate) struct FileJournal {
     is_full: AtomicBool,
     /// What was begun is on record.
     is_kept: AtomicBool,
+    /// An earlier run has sent the completion, and may have been heard.
+    was_finishing: AtomicBool,
 }
 
 impl FileJournal {
-    /// The journal of a transfer under `root`, and what was begun, if anything was.
+    /// The journal of a transfer under `root`, and what was begun, if anything was. Whoever begins anew (`restart`)
+    /// takes a damaged one for none.
     ///
     /// # Errors
     ///
     /// If it cannot be made, is that of another process, or is damaged.
-    pub(crate) fn open<T: DeserializeOwned>(root: &Path, ends: Ends) -> Result<(Self, Option<T>)> {
+    pub(crate) fn open<T: DeserializeOwned>(
+        root: &Path,
+        ends: Ends,
+        restart: bool,
+    ) -> Result<(Self, Option<T>)> {
         let name = Digest::of(&serde_json::to_vec(&ends).expect("it has string keys only"));
         let directory = root.join(&name.to_hex()[..32]);
         let failed = |e| Error::io("keep a journal in", &directory, e);
@@ -138,31 +169,42 @@ impl FileJournal {
             }
             Err((_, error)) => return Err(failed(error.into())),
         };
+        // Whoever had it before may have removed it meanwhile.
+        let here = std::fs::metadata(directory.join(BLOCKS)).map(|found| found.ino()).ok();
+        if here != Some(blocks.metadata().map_err(failed)?.ino()) {
+            return Err(Error::unsuitable(&directory, "another process was at it; try again"));
+        }
         let found = match std::fs::read(directory.join(DOCUMENT)) {
-            Ok(bytes) => Some(read(&directory, &ends, &bytes)?),
-            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Ok(bytes) => match read(&directory, &ends, &bytes) {
+                Err(error) if restart => {
+                    tracing::warn!("{error}: `fspfs list` shows what an earlier run may have left");
+                    None
+                }
+                found => Some(found?),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(failed(error)),
         };
         let is_old = AtomicBool::new(found.is_some());
         let salt = found.as_ref().map_or_else(Uuid::new_v4, |(salt, _)| *salt).into();
         let (is_full, is_kept) = (AtomicBool::new(false), AtomicBool::new(true));
-        let journal = Self { directory, ends, salt, blocks, is_old, is_full, is_kept };
+        let was_finishing = AtomicBool::new(directory.join(FINISHING).exists());
+        let journal =
+            Self { directory, ends, salt, blocks, is_old, is_full, is_kept, was_finishing };
         Ok((journal, found.map(|(_, attempt)| attempt)))
     }
 
-    /// Removes the journal of a transfer, whatever is in it.
-    pub(crate) fn remove(root: &Path, ends: &Ends) -> io::Result<()> {
-        let name = Digest::of(&serde_json::to_vec(ends).expect("it has string keys only"));
-        match std::fs::remove_dir_all(root.join(&name.to_hex()[..32])) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+    /// Whether an earlier run has sent the completion, and may have been heard.
+    pub(crate) fn was_finishing(&self) -> bool {
+        self.was_finishing.load(Ordering::Relaxed)
     }
 
     /// Begins anew with this attempt: nothing is done. If that cannot be written there is no going on.
     pub(crate) fn begin<T: Serialize>(&self, attempt: &T) {
         *self.salt.lock().unwrap_or_else(PoisonError::into_inner) = Uuid::new_v4();
         self.is_old.store(false, Ordering::Relaxed);
+        self.was_finishing.store(false, Ordering::Relaxed);
+        let _ = std::fs::remove_file(self.directory.join(FINISHING));
         let begun = self.blocks.set_len(0).and_then(|()| self.write(attempt));
         if let Err(error) = begun {
             self.is_kept.store(false, Ordering::Relaxed);
@@ -198,6 +240,33 @@ impl FileJournal {
         *self.salt.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What an earlier run has noted of a block.
+    fn noted(&self, index: BlockIndex) -> Option<Digest> {
+        if !self.is_old.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut slot = [0; SLOT];
+        self.blocks.read_exact_at(&mut slot, u64::from(index.0) * SLOT as u64).ok()?;
+        let digest = Digest(slot[..32].try_into().expect("32 bytes"));
+        (self.slot(index, digest) == slot).then_some(digest)
+    }
+
+    fn set(&self, index: BlockIndex, digest: Digest) {
+        if self.is_full.load(Ordering::Relaxed) {
+            return;
+        }
+        let at = u64::from(index.0) * SLOT as u64;
+        // The rest of the transfer is as good without it.
+        if let Err(error) = self.blocks.write_all_at(&self.slot(index, digest), at)
+            && !self.is_full.swap(true, Ordering::Relaxed)
+        {
+            let place = self.directory.display();
+            tracing::warn!(
+                "what is done from now on is done again if this stops: {place}: {error}"
+            );
+        }
+    }
+
     fn slot(&self, index: BlockIndex, digest: Digest) -> [u8; SLOT] {
         let mut slot = [0; SLOT];
         slot[..32].copy_from_slice(&digest.0);
@@ -231,32 +300,35 @@ fn read<T: DeserializeOwned>(directory: &Path, ends: &Ends, bytes: &[u8]) -> Res
 
 impl Journal for FileJournal {
     fn digest(&self, index: BlockIndex) -> Option<Digest> {
-        if !self.is_old.load(Ordering::Relaxed) {
-            return None;
+        self.noted(index).filter(|digest| *digest != BEGUN)
+    }
+
+    fn was_begun(&self, index: BlockIndex) -> bool {
+        self.noted(index).is_some()
+    }
+
+    fn beginning(&self, index: BlockIndex) {
+        self.set(index, BEGUN);
+    }
+
+    fn finishing(&self) {
+        let made = File::create(self.directory.join(FINISHING)).and_then(|file| file.sync_all());
+        if let Err(error) = made.and_then(|()| File::open(&self.directory)?.sync_all()) {
+            tracing::warn!("cannot write to {}: {error}", self.directory.display());
         }
-        let mut slot = [0; SLOT];
-        self.blocks.read_exact_at(&mut slot, u64::from(index.0) * SLOT as u64).ok()?;
-        let digest = Digest(slot[..32].try_into().expect("32 bytes"));
-        (self.slot(index, digest) == slot).then_some(digest)
     }
 
     fn note(&self, blocks: &[(BlockIndex, Digest)]) -> Result<()> {
         for (index, digest) in blocks {
-            if self.is_full.load(Ordering::Relaxed) {
-                break;
-            }
-            let at = u64::from(index.0) * SLOT as u64;
-            // The rest of the transfer is as good without it.
-            if let Err(error) = self.blocks.write_all_at(&self.slot(*index, *digest), at)
-                && !self.is_full.swap(true, Ordering::Relaxed)
-            {
-                let place = self.directory.display();
-                tracing::warn!(
-                    "what is done from now on is done again if this stops: {place}: {error}"
-                );
-            }
+            self.set(*index, *digest);
         }
         Ok(())
+    }
+
+    /// Of a completion that may have been heard the snapshot stays, whatever is answered to another one.
+    fn outlasts(&self, error: &Error) -> bool {
+        let may_be_whole = self.was_finishing() && error.kind() == Some(ErrorKind::Conflict);
+        self.is_kept() && (error.could_go_on() || may_be_whole)
     }
 
     fn is_kept(&self) -> bool {
@@ -298,7 +370,7 @@ mod tests {
     }
 
     fn open(root: &Path) -> Result<(FileJournal, Option<String>)> {
-        FileJournal::open(root, ends("b"))
+        FileJournal::open(root, ends("b"), false)
     }
 
     fn digest(n: u8) -> Digest {
@@ -324,7 +396,15 @@ mod tests {
         assert_eq!(journal.digest(BlockIndex(200_000)), Some(digest(64)));
         assert_eq!(journal.digest(BlockIndex(6)), None);
         assert_eq!(journal.digest(BlockIndex(200_001)), None);
+        journal.beginning(BlockIndex(8));
+        journal.finishing();
+        drop(journal);
+        let (journal, _) = open(root.path()).unwrap();
+        assert!(journal.was_begun(BlockIndex(7)) && journal.was_begun(BlockIndex(8)));
+        assert!(!journal.was_begun(BlockIndex(9)) && journal.was_finishing());
+        assert_eq!(journal.digest(BlockIndex(8)), None);
         journal.begin(&"second");
+        assert!(!journal.was_finishing());
         drop(journal);
         let (journal, found) = open(root.path()).unwrap();
         assert_eq!((found.as_deref(), journal.digest(BlockIndex(7))), (Some("second"), None));
@@ -380,8 +460,8 @@ mod tests {
             let told = told(&bytes);
             assert!(told.contains(says) && told.contains("--restart"), "{told}");
         }
-        FileJournal::remove(root.path(), &ends("b")).unwrap();
-        assert_eq!(open(root.path()).unwrap().1, None);
+        let (_, found) = FileJournal::open::<String>(root.path(), ends("b"), true).unwrap();
+        assert_eq!(found, None);
     }
 
     #[test]
@@ -390,7 +470,8 @@ mod tests {
         let id = |n| format!("snap-{n:017}").parse::<SnapshotId>().unwrap();
         for n in 0..2 {
             let (journal, _) =
-                FileJournal::open::<serde_json::Value>(root.path(), ends(&n.to_string())).unwrap();
+                FileJournal::open::<serde_json::Value>(root.path(), ends(&n.to_string()), false)
+                    .unwrap();
             journal.begin(&serde_json::json!({ "snapshot": id(n) }));
         }
         forget_snapshot(root.path(), &id(1));

@@ -116,7 +116,14 @@ impl Lane {
     pub(super) async fn finish(&self, cancel: &CancellationToken) -> Result<Finished> {
         // Whoever goes on with a completion that was cut short must have nothing to put: nothing is taken any more.
         let finished = match self.flush_rest().await {
-            Ok(()) => self.sink.finish().await,
+            Ok(()) => {
+                self.journal.finishing();
+                tokio::select! {
+                    biased;
+                    () = cancel.cancelled() => Err(Error::Cancelled),
+                    finished = self.sink.finish() => finished,
+                }
+            }
             Err(error) => Err(error),
         };
         match finished {

@@ -20,6 +20,9 @@ use crate::transfer::sink::{Content, Step};
 use crate::transfer::source::{Change, Source};
 use crate::transfer::{Error, Result, SharedProgress, spawned};
 
+/// A process that looks at the clock so late was stopped meanwhile.
+const LATE: Duration = Duration::from_secs(1);
+
 /// How long nothing may move: no block is read, compared or acknowledged.
 pub(super) const STALL: Duration = Duration::from_mins(1);
 
@@ -79,7 +82,7 @@ enum Task {
     /// Reads blocks, and brings them where they are wanted.
     Blocks { pieces: Vec<Piece>, room: OwnedSemaphorePermit },
     /// Makes blocks of one lane zeros.
-    Zeros { lane: usize, step: Step },
+    Zeros { lane: usize, step: Step, content: Content },
 }
 
 /// Moves the blocks.
@@ -164,7 +167,9 @@ impl Mover {
                     None => is_done = true,
                 },
                 () = tokio::time::sleep_until(activity.moved() + patience) => {
-                    if activity.is_held_up() {
+                    // Whoever was stopped himself has not seen what moved.
+                    let is_late = activity.moved().elapsed() > patience + LATE;
+                    if activity.is_held_up() || is_late {
                         activity.step();
                     } else if activity.moved().elapsed() >= patience {
                         return Err(Error::Stalled(patience));
@@ -231,8 +236,13 @@ impl Shared {
             let mut steps = lane.sink.plan_zeros(range.clone());
             while !lane.has_failed() {
                 self.activity.step();
-                let Some(step) = lane.absorb(steps.try_next().await).flatten() else { break };
-                if tasks.send(Task::Zeros { lane: n, step }).await.is_err() {
+                let Some(mut step) = lane.absorb(steps.try_next().await).flatten() else { break };
+                let content = match lane.journal.digest(step.index()) {
+                    Some(Digest::OF_ZEROS) if !step.in_source => Content::Done(Digest::OF_ZEROS),
+                    _ => Content::Block(Block::Zero),
+                };
+                step.is_stale |= lane.journal.was_begun(step.index());
+                if tasks.send(Task::Zeros { lane: n, step, content }).await.is_err() {
                     return false;
                 }
             }
@@ -249,7 +259,8 @@ impl Shared {
         let known = listed.and_then(|listed| listed.digest);
         let mut steps = Vec::with_capacity(self.lanes.len());
         for (n, lane) in self.lanes.iter().enumerate().filter(|(_, lane)| !lane.has_failed()) {
-            if let Some(step) = lane.absorb(lane.sink.plan(index).await) {
+            if let Some(mut step) = lane.absorb(lane.sink.plan(index).await) {
+                step.is_stale = lane.journal.was_begun(index);
                 let done = lane.journal.digest(index);
                 let done = done.filter(|done| known.is_none_or(|known| known == *done));
                 steps.push((n, step, done));
@@ -261,8 +272,8 @@ impl Shared {
     async fn execute(self: Arc<Self>, task: Task, progress: &SharedProgress) -> Result<()> {
         let _under_way = UnderWay::new(&self.activity);
         match task {
-            Task::Zeros { lane, step } => {
-                self.bring(lane, step, Content::Block(Block::Zero)).await;
+            Task::Zeros { lane, step, content } => {
+                self.bring(lane, step, content).await;
                 Ok(())
             }
             Task::Blocks { pieces, room } => {
@@ -302,14 +313,10 @@ impl Shared {
         };
         let mut brought = Vec::new();
         for (piece, block) in pieces.into_iter().zip(blocks) {
-            for (lane, mut step, done) in piece.steps {
+            for (lane, step, done) in piece.steps {
                 let content = match done {
                     Some(digest) if digest == block.digest() => Content::Done(digest),
-                    Some(_) => {
-                        step.is_stale = true;
-                        Content::Block(block.clone())
-                    }
-                    None => Content::Block(block.clone()),
+                    _ => Content::Block(block.clone()),
                 };
                 brought.push((lane, step, content));
             }
@@ -353,6 +360,9 @@ impl Shared {
             return;
         }
         let (index, is_new) = (step.index(), matches!(content, Content::Block(_)));
+        if is_new && !self.source.is_as_before() {
+            lane.journal.beginning(index);
+        }
         let written = lane.absorb(lane.sink.write(step, content).await);
         if let Some(Some(digest)) = written
             && is_new

@@ -17,7 +17,6 @@ use crate::store::repository::Repository;
 use crate::store::wrap::{Call, Count, Fail, Wrapper};
 use crate::store::{ErrorKind, ListedBlock};
 use crate::store::{SharedStore, StartRequest};
-use crate::transfer::Error;
 use crate::transfer::journal::NoJournal;
 use crate::transfer::sink::snapshot::{SnapshotSink, Zeros};
 use crate::transfer::sink::{Content, Step};

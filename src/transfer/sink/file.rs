@@ -15,6 +15,9 @@ use crate::blocking::blocking;
 use crate::model::{BlockIndex, Digest};
 use crate::transfer::concurrent_runs;
 
+/// Blocks of a device that are made zero by one step: 64 MiB, so that a slow one is seen to move.
+const ZERO_STEP: u32 = 128;
+
 /// A block that takes longer to write than this waits for a disk, which tasks must not: 100 MiB/s.
 const SLOW: Duration = Duration::from_millis(5);
 
@@ -95,8 +98,13 @@ impl Sink for FileSink {
 
     fn plan_zeros(&self, blocks: Range<BlockIndex>) -> BoxStream<'_, Result<Step>> {
         // What nobody has written to a file is a hole.
-        let step = self.is_device.then(|| Ok(Self::step(blocks, false)));
-        stream::iter(step).boxed()
+        let blocks = if self.is_device { blocks } else { BlockIndex::ZERO..BlockIndex::ZERO };
+        let starts = (blocks.start.0..blocks.end.0).step_by(ZERO_STEP as usize);
+        let steps = starts.map(move |start| {
+            let end = start.saturating_add(ZERO_STEP).min(blocks.end.0);
+            Ok(Self::step(BlockIndex(start)..BlockIndex(end), false))
+        });
+        stream::iter(steps).boxed()
     }
 
     async fn has_still(&self, index: BlockIndex, digest: Digest) -> Result<bool> {

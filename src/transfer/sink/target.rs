@@ -4,7 +4,9 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{
+    FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -37,7 +39,7 @@ pub(crate) struct Target {
 
 #[derive(Debug)]
 enum Kind {
-    File { staged: NamedTempFile, handle: Arc<File>, _lock: Flock<File> },
+    File { staged: NamedTempFile, handle: Arc<File>, mode: u32, _lock: Flock<File> },
     Device { handle: Arc<File>, direct: Arc<File>, len: u64 },
 }
 
@@ -80,7 +82,8 @@ impl Target {
         let mut prefix = OsString::from(".");
         prefix.push(OsStr::from_bytes(beginning(name.as_bytes())));
         let mut builder = tempfile::Builder::new();
-        builder.permissions(std::fs::Permissions::from_mode(mode)).suffix(".part");
+        // Nobody else sees what is not whole, and whoever goes on can write it.
+        builder.permissions(std::fs::Permissions::from_mode(0o600)).suffix(".part");
         let (staged, is_fresh) = match key {
             None => (builder.prefix(&prefix).tempfile_in(directory).map_err(failed)?, true),
             Some(key) => {
@@ -105,9 +108,14 @@ impl Target {
                 ),
                 error => failed(error.into()),
             })?;
+        // Whoever had it before may have given it its name meanwhile.
+        let (ours, here) = (staged.as_file().metadata(), staged.path().metadata());
+        if here.map(|here| here.ino()).ok() != Some(ours.map_err(failed)?.ino()) {
+            return Err(Error::unsuitable(path, "another process was writing it; try again"));
+        }
         staged.as_file().set_len(len).map_err(failed)?;
         let handle = Arc::new(staged.as_file().try_clone().map_err(failed)?);
-        let kind = Kind::File { staged, handle, _lock: lock };
+        let kind = Kind::File { staged, handle, mode, _lock: lock };
         let mut target = Self { path: path.to_owned(), len, kind, is_fresh };
         // What is found by its name outlives whatever ends this process: no error on the way may remove it.
         if key.is_some() {
@@ -196,7 +204,9 @@ impl Target {
         let failed = |e| Error::io("write", &path, e);
         match kind {
             Kind::Device { handle, .. } => handle.sync_all().map_err(failed),
-            Kind::File { staged, .. } => {
+            Kind::File { staged, mode, .. } => {
+                let mode = std::fs::Permissions::from_mode(mode);
+                staged.as_file().set_permissions(mode).map_err(failed)?;
                 staged.as_file().sync_all().map_err(failed)?;
                 staged.persist(&path).map_err(|e| failed(e.error))?;
                 File::open(directory_of(&path)).and_then(|d| d.sync_all()).map_err(failed)
@@ -278,8 +288,12 @@ fn take_up(path: &Path) -> Result<NamedTempFile, Error> {
     let mut options = File::options();
     let options = options.read(true).write(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
     let file = options.open(path).map_err(failed)?;
-    if !file.metadata().map_err(failed)?.is_file() {
-        return Err(Error::unsuitable(path, "it is in the way, and is no file; remove it"));
+    let found = file.metadata().map_err(failed)?;
+    // Somebody else could read and change what is written to a file of his own.
+    let is_ours = found.uid() == nix::unistd::geteuid().as_raw();
+    if !found.is_file() || !is_ours || found.nlink() != 1 || found.mode() & 0o077 != 0 {
+        let why = "it is in the way, and is not what an earlier run has left; remove it";
+        return Err(Error::unsuitable(path, why));
     }
     let mut place = TempPath::try_from_path(path).map_err(failed)?;
     place.disable_cleanup(true);
@@ -343,6 +357,25 @@ mod tests {
         let path = dir.path().join(name);
         Target::open(&path, 10, None).unwrap().finish().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), [0; 10]);
+    }
+
+    #[test]
+    fn what_somebody_else_could_read_or_change_is_not_taken_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, part) = (dir.path().join("x"), dir.path().join(".x.key.part"));
+        let open = || Target::open(&path, 10, Some("key"));
+        drop(open().unwrap());
+        assert!(!open().unwrap().is_fresh(), "it is our own");
+        std::fs::set_permissions(&part, std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(open().unwrap_err().to_string().contains("in the way"));
+        std::fs::set_permissions(&part, std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::fs::hard_link(&part, dir.path().join("link")).unwrap();
+        assert!(open().unwrap_err().to_string().contains("in the way"));
+        std::fs::remove_file(dir.path().join("link")).unwrap();
+        if nix::unistd::geteuid().is_root() {
+            nix::unistd::chown(&part, Some(65534.into()), None).unwrap();
+            assert!(open().unwrap_err().to_string().contains("in the way"));
+        }
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub(crate) struct Times {
     len: u64,
     modified: (i64, i64),
     changed: (i64, i64),
-    inode: (u64, u64),
+    inode: u64,
 }
 
 impl Times {
@@ -38,7 +38,7 @@ impl Times {
             len: metadata.len(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
-            inode: (metadata.dev(), metadata.ino()),
+            inode: metadata.ino(),
         }
     }
 }
