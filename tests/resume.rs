@@ -1,5 +1,5 @@
 //! Uploads and downloads that end before they are done, and go on when the same command is given again.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::case_sensitive_file_extension_comparisons)]
 
 mod support;
 

@@ -8,6 +8,7 @@
 use std::fmt::Debug;
 use std::fs::File;
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -100,7 +101,8 @@ impl Journal for NoJournal {
 
 /// A path as it is told from others, also if it is no text.
 pub(crate) fn name_of(path: &Path) -> String {
-    path.to_str().map_or_else(|| format!("{path:?}"), str::to_owned)
+    let escaped = || path.as_os_str().as_bytes().escape_ascii().to_string();
+    path.to_str().map_or_else(escaped, str::to_owned)
 }
 
 /// What is transferred where: the name of its journal.

@@ -66,7 +66,7 @@ pub(crate) trait Sink: Debug + Send + Sync + 'static {
 
     /// Plans blocks that read as zeros. Where that is so already nothing has to be done.
     fn plan_zeros(&self, blocks: Range<BlockIndex>) -> BoxStream<'_, Result<Step>> {
-        drop(blocks);
+        let _ = blocks;
         stream::empty().boxed()
     }
 

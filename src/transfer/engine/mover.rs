@@ -20,8 +20,8 @@ use crate::transfer::sink::{Content, Step};
 use crate::transfer::source::{Change, Source};
 use crate::transfer::{Error, Result, SharedProgress, spawned};
 
-/// A process that looks at the clock so late was stopped meanwhile.
-const LATE: Duration = Duration::from_secs(1);
+/// How long after that it is looked once more: whoever was stopped himself has not seen what moved.
+const SECOND_LOOK: Duration = Duration::from_secs(1);
 
 /// How long nothing may move: no block is read, compared or acknowledged.
 pub(super) const STALL: Duration = Duration::from_mins(1);
@@ -148,11 +148,12 @@ impl Mover {
         let mut work = std::pin::pin!(work);
         let mut flushes = FuturesUnordered::new();
         let lanes = &self.shared.lanes;
-        let (activity, mut is_done) = (&self.shared.activity, false);
+        let (activity, mut is_done, mut looked) = (&self.shared.activity, false, None);
         loop {
             // The first block may have to wait until the store knows the snapshot.
             let has_begun = activity.has_begun.load(Ordering::Relaxed);
             let patience = if has_begun { STALL } else { STALL + self.settling };
+            let due = looked.map_or(activity.moved() + patience, |looked| looked + SECOND_LOOK);
             tokio::select! {
                 biased;
                 () = self.run.cancel.cancelled() => return Err(Error::Cancelled),
@@ -166,14 +167,15 @@ impl Mover {
                     Some(done) => done?,
                     None => is_done = true,
                 },
-                () = tokio::time::sleep_until(activity.moved() + patience) => {
-                    // Whoever was stopped himself has not seen what moved.
-                    let is_late = activity.moved().elapsed() > patience + LATE;
-                    if activity.is_held_up() || is_late {
+                () = tokio::time::sleep_until(due) => {
+                    if activity.is_held_up() {
                         activity.step();
-                    } else if activity.moved().elapsed() >= patience {
+                    }
+                    let has_moved = activity.moved().elapsed() < patience;
+                    if looked.is_some() && !has_moved {
                         return Err(Error::Stalled(patience));
                     }
+                    looked = (!has_moved).then(Instant::now);
                 }
             }
             if is_done && flushes.is_empty() {

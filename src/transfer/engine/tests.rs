@@ -178,7 +178,7 @@ async fn brings_every_block_to_each_sink() {
         let source = Arc::new(Given::whole(image(len), 2048));
         let (a, b) = (Kept::new(), Kept::new());
         let done = transfer(source.clone(), vec![to(&a), to(&b)], &Run::default()).await;
-        assert!(done.iter().all(|done| done.is_ok()), "{done:?}");
+        assert!(done.iter().all(Result::is_ok), "{done:?}");
         assert!(a.content() == image(len) && b.content() == image(len), "{len}");
         assert_eq!(source.reads.load(Ordering::Relaxed), image(len).len() as u64);
         assert_eq!([a.ends(), b.ends()], [(true, false); 2]);
@@ -212,7 +212,7 @@ async fn the_slowest_sink_holds_back_no_more_than_the_memory() {
     assert!((1..=memory.most).contains(&ahead), "{ahead}");
     slow.gate.add_permits(1000);
     let done = moving.await.unwrap();
-    assert!(done.iter().all(|done| done.is_ok()), "{done:?}");
+    assert!(done.iter().all(Result::is_ok), "{done:?}");
     assert_eq!(memory.blocks.available_permits(), memory.most);
 }
 

@@ -339,7 +339,7 @@ async fn a_parent_on_a_slow_line_is_compared_to_its_end() {
     let committing = tokio::spawn(async move { image.commit().await });
     while !committing.is_finished() {
         // What is read is hashed by a thread, of which the clock knows nothing.
-        let real = || std::thread::sleep(Duration::from_millis(100));
+        let real = || std::thread::sleep(Duration::from_millis(40));
         tokio::task::spawn_blocking(real).await.unwrap();
         tokio::time::advance(Duration::from_secs(10)).await;
     }
