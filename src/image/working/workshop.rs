@@ -116,7 +116,7 @@ impl Workshop {
         Arc::new(Self { store, cache, staging, settings, commits, memory, damaged })
     }
 
-    /// What [`WorkingImage::load_all`] could not use.
+    /// What [`WorkingImage::load_all`](super::WorkingImage::load_all) could not use.
     pub fn damaged(&self) -> Vec<Damaged> {
         self.damaged.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
