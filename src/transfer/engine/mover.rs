@@ -160,8 +160,8 @@ impl Mover {
                 () = self.run.stop.cancelled() => return Err(Error::Stopped),
                 Some((lane, flushed)) = flushes.next() => {
                     let lane: usize = lane;
+                    // It is for what was taken before, and moves nothing itself.
                     lanes[lane].absorb(flushed);
-                    activity.step();
                 }
                 next = work.next(), if !is_done => match next {
                     Some(done) => done?,
