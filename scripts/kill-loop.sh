@@ -14,4 +14,4 @@ case ${1:-} in
 esac
 need_rust
 choose_target_dir
-FSPFS_KILL_ROUNDS=$1 cargo test --locked --test resume whatever_is_killed
+FSPFS_KILL_ROUNDS=$1 cargo test --locked --test resume kills_at_random_moments

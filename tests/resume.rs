@@ -96,6 +96,15 @@ fn slowly<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
     arguments.iter().copied().chain(SLOWLY).collect()
 }
 
+/// Runs a command that has to succeed: what it prints, with its notes.
+#[track_caller]
+fn succeeds(sandbox: &Sandbox, arguments: &[&str]) -> String {
+    let output = run(sandbox.fspfs().args(arguments));
+    let said = text(&output);
+    assert!(output.status.success(), "{said}");
+    said
+}
+
 /// What a finished run says of what was done before.
 fn kept(output: &str) -> u64 {
     let line = output.lines().find(|line| line.contains(" before"));
@@ -126,9 +135,7 @@ fn an_upload_goes_on_where_it_was(#[case] signal: Signal) {
         assert!(said.contains(&format!("delete {id}")), "{said}");
     }
     let durable = noted(&sandbox);
-    let output = run(sandbox.fspfs().args(&upload));
-    let said = text(&output);
-    assert!(output.status.success(), "{said}");
+    let said = succeeds(&sandbox, &upload);
     assert_eq!(kept(&said), durable, "{said}");
     assert_eq!(state_of(&sandbox), [(id.clone(), "completed".to_owned())]);
     assert_eq!(journals(&sandbox), 0);
@@ -163,9 +170,7 @@ fn a_download_goes_on_where_it_was(#[case] signal: Signal, #[values(false, true)
         let part = std::fs::File::options().write(true).open(sandbox.join("out").join(partial));
         part.unwrap().write_all_at(b"damage", 700).unwrap();
     }
-    let output = run(sandbox.fspfs().args(&download));
-    let said = text(&output);
-    assert!(output.status.success(), "{said}");
+    let said = succeeds(&sandbox, &download);
     assert_eq!(kept(&said), durable - u64::from(damaged), "{said}");
     assert!(same(sandbox.join("a.img"), sandbox.join("out/b.img")));
     assert_eq!((names(sandbox.join("out")), journals(&sandbox)), (vec!["b.img".to_owned()], 0));
@@ -186,7 +191,7 @@ fn a_second_signal_gives_up() {
 }
 
 #[test]
-fn what_was_asked_for_otherwise_or_was_changed_begins_anew() {
+fn other_arguments_or_a_changed_file_begin_anew() {
     let sandbox = served();
     let path = image(&sandbox, "a.img", 130, 0);
     let pending = || state_of(&sandbox).into_iter().find(|(_, state)| state == "pending");
@@ -240,9 +245,7 @@ fn a_device_that_changed_meanwhile_is_read_again() {
     file.write_all_at(&block(129, 2), 129 * BLOCK).unwrap();
     file.sync_all().unwrap();
     let durable = noted(&sandbox);
-    let output = run(sandbox.fspfs().args(&upload));
-    let said = text(&output);
-    assert!(output.status.success(), "{said}");
+    let said = succeeds(&sandbox, &upload);
     assert_eq!(kept(&said), durable - 2, "{said}");
     let id = &state_of(&sandbox)[0].0;
     sandbox.ok(&["download", id, "b.img"]);
@@ -267,9 +270,7 @@ fn a_download_to_a_device_goes_on_and_zeros_what_is_a_hole() {
     let (_, said) = end(child, &[Signal::SIGINT]);
     assert!(said.contains("holds a part of the image"), "{said}");
     let durable = noted(&sandbox);
-    let output = run(sandbox.fspfs().args(&download));
-    let said = text(&output);
-    assert!(output.status.success(), "{said}");
+    let said = succeeds(&sandbox, &download);
     assert_eq!(kept(&said), durable, "{said}");
     drop(device);
     assert!(same(path, sandbox.join("disk")));
@@ -350,7 +351,7 @@ fn keep_journal(sandbox: &Sandbox, upload: &[&str]) -> String {
 }
 
 #[test]
-fn what_was_completed_and_not_heard_of_is_no_snapshot_of_what_a_device_has_now() {
+fn a_device_is_uploaded_anew_after_an_unheard_completion() {
     if !can_mount(&[]) {
         return;
     }
@@ -417,7 +418,7 @@ fn rounds() -> u64 {
 #[rstest]
 #[case::of_a_repository(false)]
 #[case::of_a_service(true)]
-fn whatever_is_killed_at_any_moment_comes_to_the_same(#[case] over_service: bool) {
+fn kills_at_random_moments_end_with_the_same_image(#[case] over_service: bool) {
     let mut random = fastrand::Rng::new();
     for round in 0..rounds() {
         let mut sandbox = Sandbox::with_store();

@@ -188,9 +188,9 @@ fn how_to_go_on(left: &Left, store: &StoreUrl) -> String {
             let gives_up = quoted(&[program, "-s", &store.to_string(), "delete", id.as_str()]);
             format!("{id} stays pending\n{goes_on}\n  gives up: {gives_up}")
         }
-        Left::Asked => format!(
-            "a snapshot may have been started: the same command finds it, `fspfs list` shows it\n{goes_on}"
-        ),
+        Left::Asked => {
+            format!("a snapshot may have been started; if so, `fspfs list` shows it\n{goes_on}")
+        }
         Left::Partial(path) => {
             let gives_up = quoted(&["rm", &path.to_string_lossy()]);
             format!("what is there is kept\n{goes_on}\n  gives up: {gives_up}")

@@ -124,7 +124,7 @@ impl Download {
         let restart = self.resume.restart;
         let attempt = Attempt { len: snapshot.image_len(), started: snapshot.start_time };
         let opened = blocking(move || {
-            let (journal, found) = FileJournal::open(&root, ends, restart)?;
+            let (mut journal, found) = FileJournal::open(&root, ends, restart)?;
             let goes_on = !restart && found.as_ref() == Some(&attempt);
             if !goes_on {
                 journal.begin(&attempt);

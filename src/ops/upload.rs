@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 use super::{Error, Left, Result, Resume};
 use crate::blocking::blocking;
 use crate::model::{
-    Digest, LENGTH_TAG, MAX_DESCRIPTION_CHARS, Snapshot, SnapshotId, SnapshotState, Tags,
+    BlockIndex, Digest, LENGTH_TAG, MAX_DESCRIPTION_CHARS, Snapshot, SnapshotId, SnapshotState,
+    Tags,
 };
-use crate::store::{ErrorKind, SharedStore, StartRequest};
+use crate::store::{self, ErrorKind, SharedStore, StartRequest};
 use crate::transfer;
 use crate::transfer::engine::{Run, transfer_to};
 use crate::transfer::journal::{Ends, FileJournal, Journal, NoJournal, name_of};
@@ -135,7 +136,8 @@ impl Opened {
 
     fn data_blocks(&self) -> Result<u64> {
         let mut blocks = 0;
-        for extent in self.source.extents() {
+        let end = self.source.volume_size().blocks();
+        for extent in self.source.extents(BlockIndex::ZERO..end) {
             let extent = extent?;
             blocks += u64::from(extent.end.0 - extent.start.0);
         }
@@ -182,9 +184,9 @@ impl Opened {
             }
             None => None,
         };
-        let (journal, found) = self.journal().await?;
+        let (mut journal, found) = self.journal().await?;
         *goes_on = found.is_some();
-        let start = Starting { opened: self, store, journal: journal.as_ref(), run };
+        let start = Starting { opened: self, store, journal: journal.as_mut(), run };
         let snapshot = start.snapshot(found).await?;
         let journal: Arc<dyn Journal> = match journal {
             Some(journal) => Arc::new(journal),
@@ -241,13 +243,13 @@ impl Opened {
 struct Starting<'a> {
     opened: &'a Opened,
     store: &'a SharedStore,
-    journal: Option<&'a FileJournal>,
+    journal: Option<&'a mut FileJournal>,
     run: &'a Run,
 }
 
 impl Starting<'_> {
     /// The snapshot that is put to: that of an earlier run, or a new one.
-    async fn snapshot(&self, found: Option<Attempt>) -> Result<Snapshot> {
+    async fn snapshot(mut self, found: Option<Attempt>) -> Result<Snapshot> {
         let Opened { upload, source } = self.opened;
         let request = upload.request(source);
         let wanted = Attempt {
@@ -265,7 +267,7 @@ impl Starting<'_> {
                 return Ok(going_on);
             }
         }
-        if let Some(journal) = self.journal {
+        if let Some(journal) = &mut self.journal {
             journal.begin(&wanted);
         }
         self.start(wanted, request).await
@@ -344,18 +346,36 @@ impl Starting<'_> {
                 () = self.run.cancel.cancelled() => None,
             },
         };
-        let cause = || Box::new(transfer::Error::Stopped.into());
         let Some(started) = joined else {
-            return Err(Error::Unfinished { cause: cause(), left: Left::Asked });
+            let cause = Box::new(transfer::Error::Stopped.into());
+            return Err(Error::Unfinished { cause, left: Left::Asked });
         };
-        let snapshot: Snapshot =
-            started.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        let started = started.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        let snapshot: Snapshot = match started {
+            Ok(snapshot) => snapshot,
+            // It may have been started all the same, and is found by its client token.
+            Err(error) if self.journal.is_some() && is_unsure(&error) => {
+                let cause = Box::new(error.into());
+                return Err(Error::Unfinished { cause, left: Left::Asked });
+            }
+            Err(error) => {
+                if let Some(journal) = &self.journal {
+                    journal.forget();
+                }
+                return Err(error.into());
+            }
+        };
         attempt.snapshot = Some(snapshot.id.clone());
-        if let Some(journal) = self.journal {
+        if let Some(journal) = &self.journal {
             journal.update(&attempt);
         }
         Ok(snapshot)
     }
+}
+
+/// Whether a request that failed may have been done.
+fn is_unsure(error: &store::Error) -> bool {
+    matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Unavailable)
 }
 
 #[cfg(test)]

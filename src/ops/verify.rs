@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use futures::stream::{self, BoxStream, StreamExt as _};
+use futures::stream::{self, BoxStream};
+use futures::{StreamExt as _, TryStreamExt as _};
 use serde::Serialize;
 
 use super::Result;
@@ -84,7 +85,7 @@ pub async fn verify(
         None => None,
     };
     let source = Arc::new(SnapshotSource::new(store.clone(), snapshot));
-    let sink = Arc::new(Check::new(id.clone(), file, std::mem::take(report)));
+    let sink = Arc::new(Check { id: id.clone(), file, report: Mutex::new(std::mem::take(report)) });
     let done = transfer_to(source, Arc::clone(&sink) as Arc<dyn Sink>, Arc::new(NoJournal), run);
     let done = done.await;
     *report = std::mem::take(&mut *sink.report());
@@ -99,39 +100,29 @@ pub async fn verify(
 struct Check {
     id: SnapshotId,
     file: Option<FileSource>,
-    /// The blocks that the file has, in order.
-    in_file: Mutex<FileBlocks>,
     report: Mutex<Report>,
 }
 
 impl Check {
-    fn new(id: SnapshotId, file: Option<FileSource>, report: Report) -> Self {
-        let in_file = Mutex::new(FileBlocks::of(file.as_ref()));
-        Self { id, file, in_file, report: Mutex::new(report) }
-    }
-
     fn report(&self) -> MutexGuard<'_, Report> {
         self.report.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn step(blocks: Range<BlockIndex>, in_source: bool) -> Step {
-        Step { blocks, beneath: None, in_source, is_stale: false, turn: 0 }
     }
 }
 
 #[async_trait]
 impl Sink for Check {
     async fn plan(&self, index: BlockIndex) -> transfer::Result<Step> {
-        Ok(Self::step(index..index.next(), true))
+        Ok(Step::plain(index..index.next(), true))
     }
 
     fn plan_zeros(&self, blocks: Range<BlockIndex>) -> BoxStream<'_, transfer::Result<Step>> {
-        let steps = std::iter::from_fn(move || {
-            let mut in_file = self.in_file.lock().unwrap_or_else(PoisonError::into_inner);
-            let next = in_file.next_within(&blocks).transpose()?;
-            Some(next.map(|index| Self::step(index..index.next(), false)))
+        // What the file has there has to be zeros.
+        let extents = self.file.iter().flat_map(move |file| file.extents(blocks.clone()));
+        let steps = stream::iter(extents).map_ok(|extent| {
+            let blocks = (extent.start.0..extent.end.0).map(BlockIndex);
+            stream::iter(blocks.map(|index| Ok(Step::plain(index..index.next(), false))))
         });
-        stream::iter(steps).boxed()
+        steps.try_flatten().boxed()
     }
 
     async fn write(&self, step: Step, content: Content) -> transfer::Result<Option<Digest>> {
@@ -164,38 +155,4 @@ impl Sink for Check {
     }
 
     async fn abort(&self) {}
-}
-
-/// The blocks of a file that are not holes, ascending.
-struct FileBlocks {
-    extents: Box<dyn Iterator<Item = transfer::Result<Range<BlockIndex>>> + Send>,
-    extent: Range<u32>,
-}
-
-impl FileBlocks {
-    fn of(file: Option<&FileSource>) -> Self {
-        let extents = file.map(FileSource::extents);
-        Self { extents: Box::new(extents.into_iter().flatten()), extent: 0..0 }
-    }
-
-    /// The next one within a range; the ranges ascend.
-    fn next_within(&mut self, range: &Range<BlockIndex>) -> transfer::Result<Option<BlockIndex>> {
-        loop {
-            self.extent.start = self.extent.start.max(range.start.0);
-            if self.extent.is_empty() {
-                let Some(extent) = self.extents.next().transpose()? else { return Ok(None) };
-                self.extent = extent.start.0..extent.end.0;
-            } else if self.extent.start >= range.end.0 {
-                return Ok(None);
-            } else {
-                return Ok(self.extent.next().map(BlockIndex));
-            }
-        }
-    }
-}
-
-impl std::fmt::Debug for FileBlocks {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("FileBlocks").field("extent", &self.extent).finish_non_exhaustive()
-    }
 }

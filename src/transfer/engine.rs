@@ -22,8 +22,8 @@ mod mover;
 #[cfg(test)]
 mod tests;
 
-/// Memory that the blocks under way of one command take, unless it is part of something with a budget: those of
-/// the largest number of requests, and as many that are about to be read.
+/// Memory of the blocks that one command has under way: 100 requests of a service, and some blocks that are read
+/// meanwhile.
 const COMMAND_MEMORY: usize = 64 << 20;
 
 /// Memory that the blocks under way of transfers share.

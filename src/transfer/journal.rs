@@ -12,7 +12,6 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -128,16 +127,17 @@ struct Document {
 pub(crate) struct FileJournal {
     directory: PathBuf,
     ends: Ends,
-    salt: Mutex<Uuid>,
+    /// Ties the slots to this attempt.
+    salt: Uuid,
     blocks: Flock<File>,
     /// Slots of an earlier run may be there.
-    is_old: AtomicBool,
+    is_old: bool,
     /// Nothing can be noted any more.
     is_full: AtomicBool,
     /// What was begun is on record.
-    is_kept: AtomicBool,
+    is_kept: bool,
     /// An earlier run has sent the completion, and may have been heard.
-    was_finishing: AtomicBool,
+    was_finishing: bool,
 }
 
 impl FileJournal {
@@ -187,29 +187,29 @@ impl FileJournal {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(failed(error)),
         };
-        let is_old = AtomicBool::new(found.is_some());
-        let salt = found.as_ref().map_or_else(Uuid::new_v4, |(salt, _)| *salt).into();
-        let (is_full, is_kept) = (AtomicBool::new(false), AtomicBool::new(true));
-        let was_finishing = AtomicBool::new(directory.join(FINISHING).exists());
-        let journal =
-            Self { directory, ends, salt, blocks, is_old, is_full, is_kept, was_finishing };
+        let journal = Self {
+            salt: found.as_ref().map_or_else(Uuid::new_v4, |(salt, _)| *salt),
+            is_old: found.is_some(),
+            is_full: AtomicBool::new(false),
+            is_kept: true,
+            was_finishing: directory.join(FINISHING).exists(),
+            directory,
+            ends,
+            blocks,
+        };
         Ok((journal, found.map(|(_, attempt)| attempt)))
     }
 
-    /// Whether an earlier run has sent the completion, and may have been heard.
-    pub(crate) fn was_finishing(&self) -> bool {
-        self.was_finishing.load(Ordering::Relaxed)
-    }
-
     /// Begins anew with this attempt: nothing is done. If that cannot be written there is no going on.
-    pub(crate) fn begin<T: Serialize>(&self, attempt: &T) {
-        *self.salt.lock().unwrap_or_else(PoisonError::into_inner) = Uuid::new_v4();
-        self.is_old.store(false, Ordering::Relaxed);
-        self.was_finishing.store(false, Ordering::Relaxed);
-        let _ = std::fs::remove_file(self.directory.join(FINISHING));
-        let begun = self.blocks.set_len(0).and_then(|()| self.write(attempt));
-        if let Err(error) = begun {
-            self.is_kept.store(false, Ordering::Relaxed);
+    pub(crate) fn begin<T: Serialize>(&mut self, attempt: &T) {
+        (self.salt, self.is_old, self.was_finishing) = (Uuid::new_v4(), false, false);
+        let finishing = match std::fs::remove_file(self.directory.join(FINISHING)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+        let begun = finishing.and_then(|()| self.blocks.set_len(0));
+        if let Err(error) = begun.and_then(|()| self.write(attempt)) {
+            self.is_kept = false;
             let place = self.directory.display();
             tracing::warn!(
                 "there is no journal, and if this stops it begins anew: {place}: {error}"
@@ -230,7 +230,7 @@ impl FileJournal {
     fn write<T: Serialize>(&self, attempt: &T) -> io::Result<()> {
         let attempt = serde_json::to_value(attempt).expect("it has string keys only");
         let document =
-            Document { format: FORMAT, ends: self.ends.clone(), salt: self.salt(), attempt };
+            Document { format: FORMAT, ends: self.ends.clone(), salt: self.salt, attempt };
         let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
         io::Write::write_all(&mut file, &document::encode(&document))?;
         file.as_file().sync_data()?;
@@ -238,13 +238,9 @@ impl FileJournal {
         File::open(&self.directory)?.sync_all()
     }
 
-    fn salt(&self) -> Uuid {
-        *self.salt.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// What an earlier run has noted of a block.
     fn noted(&self, index: BlockIndex) -> Option<Digest> {
-        if !self.is_old.load(Ordering::Relaxed) {
+        if !self.is_old {
             return None;
         }
         let mut slot = [0; SLOT];
@@ -272,7 +268,7 @@ impl FileJournal {
     fn slot(&self, index: BlockIndex, digest: Digest) -> [u8; SLOT] {
         let mut slot = [0; SLOT];
         slot[..32].copy_from_slice(&digest.0);
-        let mut tied = self.salt().as_bytes().to_vec();
+        let mut tied = self.salt.as_bytes().to_vec();
         tied.extend_from_slice(&index.0.to_le_bytes());
         tied.extend_from_slice(&digest.0);
         slot[32..].copy_from_slice(&Digest::of(&tied).0[..SLOT - 32]);
@@ -329,12 +325,12 @@ impl Journal for FileJournal {
 
     /// Of a completion that may have been heard the snapshot stays, whatever is answered to another one.
     fn outlasts(&self, error: &Error) -> bool {
-        let may_be_whole = self.was_finishing() && error.kind() == Some(ErrorKind::Conflict);
+        let may_be_whole = self.was_finishing && error.kind() == Some(ErrorKind::Conflict);
         self.is_kept() && (error.could_go_on() || may_be_whole)
     }
 
     fn is_kept(&self) -> bool {
-        self.is_kept.load(Ordering::Relaxed)
+        self.is_kept
     }
 
     fn forget(&self) {
@@ -380,9 +376,9 @@ mod tests {
     }
 
     #[test]
-    fn what_was_noted_is_there_in_the_next_run() {
+    fn a_later_run_finds_the_blocks_that_were_noted() {
         let root = tempfile::tempdir().unwrap();
-        let (journal, found) = open(root.path()).unwrap();
+        let (mut journal, found) = open(root.path()).unwrap();
         assert_eq!(found, None);
         journal.begin(&"first");
         for n in [0, 7, 200_000] {
@@ -401,12 +397,12 @@ mod tests {
         journal.beginning(BlockIndex(8));
         journal.finishing();
         drop(journal);
-        let (journal, _) = open(root.path()).unwrap();
+        let (mut journal, _) = open(root.path()).unwrap();
         assert!(journal.was_begun(BlockIndex(7)) && journal.was_begun(BlockIndex(8)));
-        assert!(!journal.was_begun(BlockIndex(9)) && journal.was_finishing());
+        assert!(!journal.was_begun(BlockIndex(9)) && journal.was_finishing);
         assert_eq!(journal.digest(BlockIndex(8)), None);
         journal.begin(&"second");
-        assert!(!journal.was_finishing());
+        assert!(!journal.was_finishing);
         drop(journal);
         let (journal, found) = open(root.path()).unwrap();
         assert_eq!((found.as_deref(), journal.digest(BlockIndex(7))), (Some("second"), None));
@@ -417,7 +413,7 @@ mod tests {
     #[test]
     fn a_slot_that_is_torn_or_of_another_attempt_counts_for_nothing() {
         let root = tempfile::tempdir().unwrap();
-        let (journal, _) = open(root.path()).unwrap();
+        let (mut journal, _) = open(root.path()).unwrap();
         journal.begin(&"first");
         journal.note(&[(BlockIndex(1), digest(1)), (BlockIndex(2), digest(2))]).unwrap();
         let path = journal.directory.join(BLOCKS);
@@ -426,20 +422,20 @@ mod tests {
             let mut torn = old.clone();
             torn[at] ^= 1;
             std::fs::write(&path, torn).unwrap();
-            journal.is_old.store(true, Ordering::Relaxed);
+            journal.is_old = true;
             assert_eq!(journal.digest(BlockIndex(1)), None, "{at}");
             assert_eq!(journal.digest(BlockIndex(2)), Some(digest(2)), "{at}");
         }
         journal.begin(&"second");
         std::fs::write(&path, old).unwrap();
-        journal.is_old.store(true, Ordering::Relaxed);
+        journal.is_old = true;
         assert_eq!(journal.digest(BlockIndex(2)), None);
     }
 
     #[test]
     fn a_journal_that_cannot_be_used_is_told_with_its_cure() {
         let root = tempfile::tempdir().unwrap();
-        let (journal, _) = open(root.path()).unwrap();
+        let (mut journal, _) = open(root.path()).unwrap();
         journal.begin(&"first");
         let path = journal.directory.join(DOCUMENT);
         let bytes = std::fs::read(&path).unwrap();
@@ -471,7 +467,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let id = |n| format!("snap-{n:017}").parse::<SnapshotId>().unwrap();
         for n in 0..2 {
-            let (journal, _) =
+            let (mut journal, _) =
                 FileJournal::open::<serde_json::Value>(root.path(), ends(&n.to_string()), false)
                     .unwrap();
             journal.begin(&serde_json::json!({ "snapshot": id(n) }));

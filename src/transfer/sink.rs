@@ -23,13 +23,18 @@ pub(crate) struct Step {
     pub(crate) beneath: Option<ListedBlock>,
     /// The source has something there, zeros or not; else it is a hole.
     pub(crate) in_source: bool,
-    /// The sink has another block there, of an earlier run.
+    /// An earlier run has brought something there, or was about to: perhaps another block.
     pub(crate) is_stale: bool,
     /// Its turn among all that the sink has planned.
     pub(crate) turn: u64,
 }
 
 impl Step {
+    /// One of a sink that knows nothing of what is there.
+    pub(crate) fn plain(blocks: Range<BlockIndex>, in_source: bool) -> Self {
+        Self { blocks, beneath: None, in_source, is_stale: false, turn: 0 }
+    }
+
     /// The one block of it.
     pub(crate) fn index(&self) -> BlockIndex {
         self.blocks.start

@@ -134,7 +134,7 @@ async fn few_blocks_are_found_without_listing_all() {
 }
 
 #[tokio::test]
-async fn what_is_skipped_and_found_is_what_is_listed() {
+async fn skipping_and_finding_agree_with_the_whole_list() {
     let (store, snapshot) = synth("?size=200GiB&density=0.3").await;
     let all = indexes(Listing::blocks(store.clone(), &snapshot)).await.unwrap();
     let mut random = fastrand::Rng::with_seed(11);

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Destination;
+use super::mover::STALL;
 use crate::model::{BlockIndex, Digest};
 use crate::transfer::journal::Journal;
 use crate::transfer::sink::{Finished, Sink};
@@ -114,17 +115,18 @@ impl Lane {
     }
 
     pub(super) async fn finish(&self, cancel: &CancellationToken) -> Result<Finished> {
-        // Whoever goes on with a completion that was cut short must have nothing to put: nothing is taken any more.
-        let finished = match self.flush_rest().await {
-            Ok(()) => {
-                self.journal.finishing();
-                tokio::select! {
-                    biased;
-                    () = cancel.cancelled() => Err(Error::Cancelled),
-                    finished = self.sink.finish() => finished,
-                }
-            }
-            Err(error) => Err(error),
+        let finish = async {
+            // A store takes no block of a snapshot that it completes: a run that goes on from here must have all of
+            // them on record.
+            let flushed = tokio::time::timeout(STALL, self.flush_rest()).await;
+            flushed.map_err(|_| Error::Stalled(STALL))??;
+            self.journal.finishing();
+            self.sink.finish().await
+        };
+        let finished = tokio::select! {
+            biased;
+            () = cancel.cancelled() => Err(Error::Cancelled),
+            finished = finish => finished,
         };
         match finished {
             Ok(finished) => {

@@ -20,11 +20,12 @@ use crate::transfer::sink::{Content, Step};
 use crate::transfer::source::{Change, Source};
 use crate::transfer::{Error, Result, SharedProgress, spawned};
 
-/// How long after that it is looked once more: whoever was stopped himself has not seen what moved.
-const SECOND_LOOK: Duration = Duration::from_secs(1);
-
 /// How long nothing may move: no block is read, compared or acknowledged.
 pub(super) const STALL: Duration = Duration::from_mins(1);
+
+/// How long after that it is looked a second time: a process that was stopped, and goes on, has not seen yet what
+/// moved.
+const SECOND_LOOK: Duration = Duration::from_secs(1);
 
 /// Shows that a transfer moves, or only waits for memory.
 #[derive(Debug)]
@@ -206,7 +207,7 @@ impl Shared {
         while let Some(unit) = units.next().await? {
             self.activity.step();
             let taken = match unit {
-                Unit::Blocks(blocks) => self.plan_blocks(blocks, run, &tasks).await?,
+                Unit::Blocks(blocks) => self.plan_blocks(blocks, run, &tasks).await,
                 Unit::Zeros(range) => self.plan_zeros(&range, &tasks).await,
             };
             if !taken {
@@ -221,7 +222,7 @@ impl Shared {
         blocks: Vec<ToRead>,
         run: &Run,
         tasks: &mpsc::Sender<Task>,
-    ) -> Result<bool> {
+    ) -> bool {
         let mut pieces = Vec::with_capacity(blocks.len());
         for (index, listed) in blocks {
             let steps = self.steps(index, listed.as_ref()).await;
@@ -230,7 +231,7 @@ impl Shared {
         self.activity.waits_for_memory.store(true, Ordering::Relaxed);
         let room = run.memory.take(pieces.len()).await;
         self.activity.waits_for_memory.store(false, Ordering::Relaxed);
-        Ok(tasks.send(Task::Blocks { pieces, room }).await.is_ok())
+        tasks.send(Task::Blocks { pieces, room }).await.is_ok()
     }
 
     async fn plan_zeros(&self, range: &Range<BlockIndex>, tasks: &mpsc::Sender<Task>) -> bool {
@@ -240,10 +241,10 @@ impl Shared {
                 self.activity.step();
                 let Some(mut step) = lane.absorb(steps.try_next().await).flatten() else { break };
                 let content = match lane.journal.digest(step.index()) {
-                    Some(Digest::OF_ZEROS) if !step.in_source => Content::Done(Digest::OF_ZEROS),
+                    Some(Digest::OF_ZEROS) => Content::Done(Digest::OF_ZEROS),
                     _ => Content::Block(Block::Zero),
                 };
-                step.is_stale |= lane.journal.was_begun(step.index());
+                step.is_stale = lane.journal.was_begun(step.index());
                 if tasks.send(Task::Zeros { lane: n, step, content }).await.is_err() {
                     return false;
                 }

@@ -217,7 +217,7 @@ async fn the_slowest_sink_holds_back_no_more_than_the_memory() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_does_not_move_any_more_ends() {
+async fn a_transfer_that_hangs_for_a_minute_is_stalled() {
     let stuck = Kept::with(u64::MAX, 20);
     let source = Arc::new(Given::whole(image(130), 2048));
     let began = Instant::now();
@@ -228,7 +228,7 @@ async fn what_does_not_move_any_more_ends() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn to_wait_for_memory_is_no_stall() {
+async fn waiting_for_memory_is_no_stall() {
     let memory = Memory::new(0);
     let taken = memory.take(memory.most).await;
     let run = Run { memory, ..Run::default() };
@@ -243,7 +243,7 @@ async fn to_wait_for_memory_is_no_stall() {
 }
 
 #[tokio::test]
-async fn what_is_cancelled_is_aborted_when_it_returns() {
+async fn cancelling_aborts_the_sink_before_it_returns() {
     let stuck = Kept::with(u64::MAX, 20);
     let run = Run::default();
     let cancel = run.cancel.clone();
@@ -257,17 +257,32 @@ async fn what_is_cancelled_is_aborted_when_it_returns() {
     assert_eq!(stuck.ends(), (false, true));
 }
 
-/// A journal in memory.
+/// A journal in memory: what was begun, and the digest of what is durable.
 #[derive(Debug, Default)]
-struct Noted(Mutex<BTreeMap<u32, Digest>>);
+struct Noted(Mutex<BTreeMap<u32, Option<Digest>>>);
+
+impl Noted {
+    fn durable(&self) -> u64 {
+        self.0.lock().unwrap().values().flatten().count() as u64
+    }
+}
 
 impl Journal for Noted {
     fn digest(&self, index: BlockIndex) -> Option<Digest> {
-        self.0.lock().unwrap().get(&index.0).copied()
+        self.0.lock().unwrap().get(&index.0).copied().flatten()
+    }
+
+    fn was_begun(&self, index: BlockIndex) -> bool {
+        self.0.lock().unwrap().contains_key(&index.0)
+    }
+
+    fn beginning(&self, index: BlockIndex) {
+        self.0.lock().unwrap().insert(index.0, None);
     }
 
     fn note(&self, blocks: &[(BlockIndex, Digest)]) -> Result<()> {
-        self.0.lock().unwrap().extend(blocks.iter().map(|(index, digest)| (index.0, *digest)));
+        let noted = blocks.iter().map(|(index, digest)| (index.0, Some(*digest)));
+        self.0.lock().unwrap().extend(noted);
         Ok(())
     }
 
@@ -350,7 +365,8 @@ struct Case {
     faults: Vec<(u32, u32, bool)>,
     /// Stops it after so many steps.
     stops: Vec<u32>,
-    is_as_before: bool,
+    /// What a device has in every second run and in the last; a file is as it was.
+    changed: Option<Model>,
 }
 
 fn model(versions: std::ops::Range<u32>) -> impl Strategy<Value = Model> {
@@ -370,18 +386,31 @@ fn case() -> impl Strategy<Value = Case> {
     let dropped = prop::option::of(prop::collection::btree_set(0..24u32, 0..6));
     let faults = prop::collection::vec((0..20u32, 1..4u32, any::<bool>()), 0..3);
     let stops = prop::collection::vec(0..60u32, 0..3);
-    let rest = (any::<bool>(), any::<bool>(), prop_oneof![Just(1usize), Just(4)], any::<bool>());
+    let changed = prop::option::of(model(1..4));
+    let rest = (any::<bool>(), any::<bool>(), prop_oneof![Just(1usize), Just(4)], changed);
     (prop::option::of(model(1..3)), model(1..3), dropped, faults, stops, rest).prop_map(
-        |(parent, source, dropped, faults, stops, (grown, full_copy, run_len, is_as_before))| {
-            // Only what has a parent can be told as changes of it.
-            let dropped = dropped.filter(|_| parent.is_some());
-            Case { parent, source, dropped, grown, full_copy, run_len, faults, stops, is_as_before }
+        |(parent, source, dropped, faults, stops, (grown, full_copy, run_len, changed))| {
+            // Only what has a parent can be told as changes of it, and a device has no holes.
+            let dropped = dropped.filter(|_| parent.is_some() && changed.is_none());
+            let whole = |model: Model| {
+                let zeros = (0..24).map(|index| (index, Block::Zero));
+                zeros.chain(model).collect::<Model>()
+            };
+            let source = if changed.is_some() { whole(source) } else { source };
+            let changed = changed.map(whole);
+            Case { parent, source, dropped, grown, full_copy, run_len, faults, stops, changed }
         },
     )
 }
 
-/// What the snapshot has to read as.
-fn expected(case: &Case) -> Model {
+/// What the source has in a run.
+fn source_of(case: &Case, run: u32, is_last: bool) -> Model {
+    let changed = case.changed.as_ref().filter(|_| is_last || run.is_multiple_of(2));
+    changed.unwrap_or(&case.source).clone()
+}
+
+/// What the snapshot has to read as that was made of this.
+fn expected(case: &Case, source: Model) -> Model {
     let mut expected = match (&case.dropped, &case.parent) {
         (Some(dropped), Some(parent)) => {
             let mut expected = parent.clone();
@@ -390,7 +419,7 @@ fn expected(case: &Case) -> Model {
         }
         _ => Model::new(),
     };
-    expected.extend(case.source.clone());
+    expected.extend(source);
     expected.retain(|_, block| !block.is_zero());
     expected
 }
@@ -411,8 +440,9 @@ async fn run_case(case: Case) {
     let snapshot = pending(&store, parent.as_ref(), gib).await;
     let journal = Arc::new(Noted::default());
     let (mut faults, mut stops) = (case.faults.clone(), case.stops.clone());
-    let mut done = None;
+    let (mut done, mut runs, mut made_of) = (None, 0, Model::new());
     while done.is_none() {
+        runs += 1;
         failing.heal();
         *lossy.lost.lock().unwrap() = (0, 0);
         let is_last = faults.is_empty() && stops.is_empty();
@@ -433,13 +463,14 @@ async fn run_case(case: Case) {
                 stop.cancel();
             });
         }
+        made_of = source_of(&case, runs, is_last);
         let source: Arc<dyn Source> = Arc::new(Given {
-            blocks: case.source.clone(),
+            blocks: made_of.clone(),
             end: snapshot.volume_size.blocks().0,
             dropped: case.dropped.clone(),
             run_len: case.run_len,
             reads: AtomicU64::new(0),
-            is_as_before: case.is_as_before,
+            is_as_before: case.changed.is_none(),
         });
         let beneath = parent.clone().map(|parent| (parent, case.dropped.is_some()));
         let zeros = Zeros { full_copy: case.full_copy, encrypted_holes: false };
@@ -460,7 +491,8 @@ async fn run_case(case: Case) {
     }
     let snapshot = done.unwrap();
     assert_eq!(snapshot.state, SnapshotState::Completed);
-    assert!(content(&plain, &snapshot).await == expected(&case), "another image came of it");
+    let expected = expected(&case, made_of);
+    assert!(content(&plain, &snapshot).await == expected, "another image came of it");
 }
 
 proptest! {
@@ -496,7 +528,7 @@ async fn a_later_run_neither_reads_nor_puts_what_is_durable() {
     failing.plan(Call::PutBlock, 100, u64::MAX, ErrorKind::Unavailable);
     put(&Arc::new(Given::whole(model.clone(), end))).await.unwrap_err();
     failing.heal();
-    let durable = journal.0.lock().unwrap().len() as u64;
+    let durable = journal.durable();
     assert!(durable >= 90, "{durable}");
     let before = counted.counters().calls(Call::PutBlock);
     let source = Arc::new(Given::whole(model.clone(), end));

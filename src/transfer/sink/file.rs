@@ -84,16 +84,12 @@ impl FileSink {
         let target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
         target.as_ref().and_then(Target::partial)
     }
-
-    fn step(blocks: Range<BlockIndex>, in_source: bool) -> Step {
-        Step { blocks, beneath: None, in_source, is_stale: false, turn: 0 }
-    }
 }
 
 #[async_trait]
 impl Sink for FileSink {
     async fn plan(&self, index: BlockIndex) -> Result<Step> {
-        Ok(Self::step(index..index.next(), true))
+        Ok(Step::plain(index..index.next(), true))
     }
 
     fn plan_zeros(&self, blocks: Range<BlockIndex>) -> BoxStream<'_, Result<Step>> {
@@ -102,7 +98,7 @@ impl Sink for FileSink {
         let starts = (blocks.start.0..blocks.end.0).step_by(ZERO_STEP as usize);
         let steps = starts.map(move |start| {
             let end = start.saturating_add(ZERO_STEP).min(blocks.end.0);
-            Ok(Self::step(BlockIndex(start)..BlockIndex(end), false))
+            Ok(Step::plain(BlockIndex(start)..BlockIndex(end), false))
         });
         stream::iter(steps).boxed()
     }

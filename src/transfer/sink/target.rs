@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_else_could_read_or_change_is_not_taken_up() {
+    fn refuses_a_partial_file_that_others_can_open() {
         let dir = tempfile::tempdir().unwrap();
         let (path, part) = (dir.path().join("x"), dir.path().join(".x.key.part"));
         let open = || Target::open(&path, 10, Some("key"));

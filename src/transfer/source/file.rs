@@ -104,27 +104,30 @@ impl FileSource {
         self.0.times.as_ref()
     }
 
-    /// The blocks that are not holes, as runs, ascending.
+    /// The blocks of a range that are not holes, as runs, ascending.
     ///
     /// Asks the file system, a run at a time; a device has no holes. A run that begins where the last
     /// one ended belongs to the same extent, and blocks that two extents share are in the first.
-    pub(crate) fn extents(&self) -> impl Iterator<Item = Result<Range<BlockIndex>>> + use<> {
+    pub(crate) fn extents(
+        &self,
+        range: Range<BlockIndex>,
+    ) -> impl Iterator<Item = Result<Range<BlockIndex>>> + use<> {
         let inner = Arc::clone(&self.0);
-        let mut at = 0;
+        let (mut at, stop) = (range.start.offset(), range.end.offset().min(inner.len));
         std::iter::from_fn(move || {
-            if at >= inner.len {
+            if at >= stop {
                 return None;
             }
             match inner.next_extent(at) {
                 Ok(Some((start, end))) => {
                     let first = BlockIndex::containing(start.max(at));
-                    let last = BlockIndex(BlockIndex::containing(end - 1).0 + 1);
+                    let last = BlockIndex::containing(end - 1).next().min(range.end);
                     at = last.offset();
-                    Some(Ok(first..last))
+                    (first < last).then_some(Ok(first..last))
                 }
                 Ok(None) => None,
                 Err(error) => {
-                    at = inner.len;
+                    at = stop;
                     Some(Err(Error::io("read", &inner.path, error)))
                 }
             }
@@ -177,7 +180,8 @@ impl FileSource {
 #[async_trait]
 impl Source for FileSource {
     fn changes(&self) -> BoxStream<'static, Result<Change>> {
-        let (mut extents, end) = (self.extents(), self.0.size.blocks());
+        let end = self.0.size.blocks();
+        let mut extents = self.extents(BlockIndex::ZERO..end);
         let (mut at, mut blocks) = (BlockIndex::ZERO, 0..0);
         let changes = std::iter::from_fn(move || {
             if let Some(index) = blocks.next() {
@@ -285,7 +289,12 @@ mod tests {
     }
 
     fn blocks(source: &FileSource) -> Vec<u32> {
-        source.extents().map(Result::unwrap).flat_map(|run| run.start.0..run.end.0).collect()
+        within(source, 0, source.volume_size().blocks().0)
+    }
+
+    fn within(source: &FileSource, start: u32, end: u32) -> Vec<u32> {
+        let extents = source.extents(BlockIndex(start)..BlockIndex(end)).map(Result::unwrap);
+        extents.flat_map(|run| run.start.0..run.end.0).collect()
     }
 
     #[test]
@@ -293,6 +302,9 @@ mod tests {
         let (_file, source) =
             file(3 * GIB + 5, &[(0, b"a"), (BLOCK_SIZE_U64 * 9 - 1, b"bc"), (3 * GIB, b"d")]);
         assert_eq!(blocks(&source), [0, 8, 9, 6144]);
+        assert_eq!(within(&source, 1, 9), [8]);
+        assert_eq!(within(&source, 9, 6144), [9]);
+        assert_eq!(within(&source, 10, 6144), [0; 0]);
         assert_eq!(source.volume_size().gib(), 4);
         let tail = source.read_bytes(BlockIndex(6144)).unwrap();
         assert_eq!(&tail[..6], b"d\0\0\0\0\0");
@@ -312,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_image_is_refused() {
+    fn refuses_a_source_that_is_no_image() {
         let dir = tempfile::tempdir().unwrap();
         let fifo = dir.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();

@@ -32,7 +32,7 @@ fn any_answer_may_get_lost_and_the_snapshot_is_as_it_should_be() {
 }
 
 #[test]
-fn what_another_had_created_is_not_ones_own() {
+fn a_lost_answer_does_not_claim_the_object_of_another() {
     run(async {
         let space = Space::new(1);
         let p = space.process();
