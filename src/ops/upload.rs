@@ -303,7 +303,7 @@ impl Starting<'_> {
             }
         };
         match state.state {
-            SnapshotState::Completed if is_same && self.opened.source.is_as_before() => {
+            SnapshotState::Completed if is_same && !self.opened.source.is_read_again() => {
                 tracing::warn!(
                     "{id} was completed by an earlier run, and nothing was changed since"
                 );

@@ -39,8 +39,8 @@ pub(crate) trait Source: Debug + Send + Sync + 'static {
     /// Reads blocks, in this order.
     async fn read(&self, blocks: &[(BlockIndex, Option<ListedBlock>)]) -> Result<Vec<Block>>;
 
-    /// Whether what was read in an earlier run is still what it has.
-    fn is_as_before(&self) -> bool;
+    /// Whether what an earlier run has brought is read again: it may be something else by now.
+    fn is_read_again(&self) -> bool;
 
     /// Checks that all of it was there until the end: everything was read, and no sink is finished.
     ///

@@ -265,9 +265,9 @@ impl Source for Staged {
         read.map_err(|error| transfer::Error::Staging(Arc::new(error)))
     }
 
-    /// It is read again, and checked: what is damaged must not seem to be what was put.
-    fn is_as_before(&self) -> bool {
-        false
+    /// It does not change, but is checked: what is damaged must not seem to be what was put.
+    fn is_read_again(&self) -> bool {
+        true
     }
 
     async fn check(&self) -> transfer::Result<()> {

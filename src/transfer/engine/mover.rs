@@ -290,7 +290,7 @@ impl Shared {
     }
 
     async fn execute_blocks(self: &Arc<Self>, mut pieces: Vec<Piece>) -> Result<()> {
-        if self.source.is_as_before() {
+        if !self.source.is_read_again() {
             self.leave_out_done(&mut pieces).await;
         }
         pieces.retain(|piece| !piece.steps.is_empty());
@@ -363,7 +363,7 @@ impl Shared {
             return;
         }
         let (index, is_new) = (step.index(), matches!(content, Content::Block(_)));
-        if is_new && !self.source.is_as_before() {
+        if is_new && self.source.is_read_again() {
             lane.journal.beginning(index);
         }
         let written = lane.absorb(lane.sink.write(step, content).await);

@@ -46,13 +46,13 @@ struct Given {
     dropped: Option<BTreeSet<u32>>,
     run_len: usize,
     reads: AtomicU64,
-    is_as_before: bool,
+    is_read_again: bool,
 }
 
 impl Given {
     fn whole(blocks: Model, end: u32) -> Self {
         let reads = AtomicU64::new(0);
-        Self { blocks, end, dropped: None, run_len: 4, reads, is_as_before: true }
+        Self { blocks, end, dropped: None, run_len: 4, reads, is_read_again: false }
     }
 }
 
@@ -89,8 +89,8 @@ impl Source for Given {
         Ok(blocks.iter().map(|(index, _)| self.blocks[&index.0].clone()).collect())
     }
 
-    fn is_as_before(&self) -> bool {
-        self.is_as_before
+    fn is_read_again(&self) -> bool {
+        self.is_read_again
     }
 }
 
@@ -470,7 +470,7 @@ async fn run_case(case: Case) {
             dropped: case.dropped.clone(),
             run_len: case.run_len,
             reads: AtomicU64::new(0),
-            is_as_before: case.changed.is_none(),
+            is_read_again: case.changed.is_some(),
         });
         let beneath = parent.clone().map(|parent| (parent, case.dropped.is_some()));
         let zeros = Zeros { full_copy: case.full_copy, encrypted_holes: false };

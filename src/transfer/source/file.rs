@@ -220,8 +220,8 @@ impl Source for FileSource {
         self.read_all(blocks.iter().map(|(index, _)| *index).collect()).await
     }
 
-    fn is_as_before(&self) -> bool {
-        self.0.times.is_some()
+    fn is_read_again(&self) -> bool {
+        self.0.times.is_none()
     }
 
     async fn check(&self) -> Result<()> {

@@ -61,7 +61,7 @@ impl Source for SnapshotSource {
         Ok(read)
     }
 
-    fn is_as_before(&self) -> bool {
-        true
+    fn is_read_again(&self) -> bool {
+        false
     }
 }
