@@ -249,8 +249,12 @@ impl Inner {
             Err(nix::Error::EINVAL | nix::Error::EOPNOTSUPP) => return Ok(Some((at, self.len))),
             Err(error) => return Err(error.into()),
         };
-        let end =
-            lseek(self.file.as_fd(), start, Whence::SeekHole).map_err(std::io::Error::from)?;
+        let end = match lseek(self.file.as_fd(), start, Whence::SeekHole) {
+            Ok(end) => end,
+            // It became shorter in between, which `check` says.
+            Err(nix::Error::ENXIO) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
         let bytes = |offset: i64| u64::try_from(offset).expect("an offset is not negative");
         // A hole of no length (FUSE file systems may say so) is data of at least one byte.
         let (start, end) = (bytes(start), bytes(end).min(self.len));
