@@ -332,6 +332,10 @@ impl Writer {
                         format!("{} is being completed; it takes no more blocks", self.id);
                     return Err(Error::new(ErrorKind::Conflict, message));
                 }
+                if !state.unsaved.is_empty() {
+                    // A batch failed while this waited: what is put again may be in it.
+                    continue;
+                }
                 // What was known may have been taken to be saved since: then it must be stored.
                 if !state.add(index, digest, content) {
                     continue;

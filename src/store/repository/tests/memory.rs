@@ -365,6 +365,8 @@ impl Objects for Handle {
             return Err(crashed());
         }
         if self.fate().full.as_ref().is_some_and(|prefix| name.starts_with(prefix)) {
+            // It takes a while to find out.
+            tokio::task::yield_now().await;
             return Err(Error::new(ErrorKind::Quota, "no space left"));
         }
         let mut inner = self.space.inner();

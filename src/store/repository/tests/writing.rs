@@ -2,6 +2,7 @@
 
 use futures::FutureExt as _;
 use futures::channel::oneshot::{Sender, channel};
+use futures::future::join_all;
 
 use super::memory::{Call, Process};
 use super::*;
@@ -251,6 +252,29 @@ fn equal_blocks_are_stored_once_but_never_in_a_pack_that_is_not_saved() {
         assert_eq!(read(&p, &id).await.unwrap(), all);
         let report = verify(&p, &[]).await;
         assert_eq!((report.blocks, report.packs), (2, 2), "{report:?}");
+    });
+}
+
+/// Those that are put at the same time wait while the batch before is saved once more, in vain.
+#[test]
+fn a_full_disk_does_not_multiply_what_is_put_again_and_again() {
+    run(async {
+        let space = Space::new(1);
+        let p = space.process();
+        let id = start(&p, chosen("snap-0a")).await;
+        let all: Vec<_> = (0..64u8).map(|n| (u32::from(n), n + 1)).collect();
+        let put_all = || {
+            join_all(all.iter().map(|&(n, value)| p.put_block(&id, BlockIndex(n), block(value))))
+        };
+        p.disk_full(Some("packs/"));
+        for _ in 0..5 {
+            assert!(put_all().await.iter().any(Result::is_err));
+        }
+        p.disk_full(None);
+        assert!(put_all().await.iter().all(Result::is_ok));
+        p.complete(&id, count(64)).await.unwrap();
+        assert_eq!(read(&p, &id).await.unwrap(), all);
+        assert_eq!(space.names("packs/").len(), 1);
     });
 }
 
