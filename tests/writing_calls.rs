@@ -308,7 +308,7 @@ fn dd(sandbox: &Sandbox, mount: &Mount, seek: u64) -> Running {
             .args(["oflag=seek_bytes".to_owned(), format!("seek={}", seek * MIB)])
             .current_dir(&sandbox.path),
     );
-    dd.has_open(&mount.new_file("x.img"));
+    dd.writes_to(&mount.new_file("x.img"));
     dd
 }
 

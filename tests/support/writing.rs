@@ -153,13 +153,15 @@ impl Running {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Waits until it has this file open.
+    /// Waits until its stdout is this file. What it opened it by is closed, and asks for no commit later.
     #[track_caller]
-    pub fn has_open(&self, file: &Path) {
+    pub fn writes_to(&self, file: &Path) {
         let directory = format!("/proc/{}/fd", self.child.id());
-        until("it has the file open", || {
+        until("it has opened the file", || {
             let entries = std::fs::read_dir(&directory).into_iter().flatten().flatten();
-            entries.filter_map(|entry| std::fs::read_link(entry.path()).ok()).any(|at| at == file)
+            let is_it = |at: &Path| std::fs::read_link(at).is_ok_and(|at| at == file);
+            let names = entries.filter(|entry| is_it(&entry.path())).map(|entry| entry.file_name());
+            names.eq(["1"])
         });
     }
 
