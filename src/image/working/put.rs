@@ -287,9 +287,15 @@ impl Source for Staged {
 
 impl Journal for Staged {
     fn digest(&self, index: BlockIndex) -> Option<Digest> {
-        let is_put = self.marks.put.contains(index.0) && self.marks.hashed.contains(index.0);
+        if !self.marks.put.contains(index.0) {
+            return None;
+        }
+        if !self.marks.staged.contains(index.0) {
+            // A hole is put as zeros, where the parent has something.
+            return Some(Digest::OF_ZEROS);
+        }
         // A sum that cannot be read is computed again.
-        is_put.then(|| self.files.read_sum(index.0).ok()).flatten()
+        self.marks.hashed.contains(index.0).then(|| self.files.read_sum(index.0).ok()).flatten()
     }
 
     fn taken(&self, index: BlockIndex) {
