@@ -4,13 +4,12 @@ use std::ffi::OsString;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
-use crate::arguments::{CloneArgs, CommitArgs};
+use crate::arguments::{EncryptedHoles, ScopeArgs, ScreenArgs, values};
 use crate::cache::DEFAULT_BUDGET;
-use crate::model::SnapshotId;
-use crate::store::repository::DEFAULT_GRACE;
-use crate::store::{Filter, StoreUrl};
+use crate::ops::table;
+use crate::store::StoreUrl;
 
 mod control;
 mod doctor;
@@ -19,13 +18,13 @@ mod mount;
 mod output;
 mod run;
 mod serve;
-mod transfer;
+mod signals;
+mod staged;
 mod umount;
-mod values;
-mod working;
 
+pub use crate::ops::Exit;
 pub use output::tell;
-pub use run::{Exit, run};
+pub use run::run;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -40,15 +39,32 @@ The store can also be given once, as FSPFS_STORE; without one it is `ebs:`, the 
 account and the region that AWS is configured for.
 Exit status: 0 done, 1 failed, 2 wrong usage, 3 done in part.";
 
-/// Mounts snapshots as files: each is a sparse raw image, read lazily, every block checked.
+/// The grammar of all but the operations.
 #[derive(Debug, Parser)]
 #[command(name = "fspfs", version, after_help = EXAMPLES, propagate_version = true)]
-#[command(disable_help_subcommand = true)]
-pub struct Cli {
+#[command(disable_help_subcommand = true, about = ABOUT, long_about = None)]
+struct Grammar {
     #[command(flatten)]
     global: Global,
     #[command(subcommand)]
     command: Command,
+}
+
+const ABOUT: &str =
+    "Mounts snapshots as files: each is a sparse raw image, read lazily, every block checked";
+
+/// A command line.
+#[derive(Debug)]
+pub struct Cli {
+    global: Global,
+    command: Asked,
+}
+
+/// What it asks for.
+#[derive(Debug)]
+enum Asked {
+    Operation { asked: Box<dyn table::Asked>, name: &'static str, dry_run: bool },
+    Other(Command),
 }
 
 /// Options of every command, before or after its name.
@@ -66,29 +82,8 @@ struct Global {
     /// Blocks that are read and put at the same time, at most; for `ebs:`
     #[arg(long, global = true, value_name = "N", env = "FSPFS_MAX_IN_FLIGHT")]
     max_in_flight: Option<NonZeroUsize>,
-    /// Print one JSON value instead of text
-    #[arg(long, global = true)]
-    json: bool,
-    /// Print the result alone
-    #[arg(short, long, global = true)]
-    quiet: bool,
-    /// Say more about what is done; twice, even more
-    #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
-    verbose: u8,
-}
-
-/// Which snapshots are listed.
-#[derive(Args, Clone, Debug, Default)]
-#[command(next_help_heading = "Which snapshots")]
-struct ScopeArgs {
-    /// Whose: account ids, `self` or `amazon`; can be given several times; for `ebs:`, where it is
-    /// `self` by default
-    #[arg(long = "owner", value_name = "OWNER")]
-    owners: Vec<String>,
-    /// Those that match, as tag:Role=web or status=completed,error; can be given several times, and
-    /// all have to match
-    #[arg(long = "filter", value_name = "NAME=VALUE")]
-    filters: Vec<Filter>,
+    #[command(flatten)]
+    screen: ScreenArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -100,26 +95,10 @@ enum Command {
     /// Unmount what `mount` has mounted
     #[command(visible_alias = "unmount")]
     Umount(UmountArgs),
-    /// Make a snapshot of a working image, or try again
-    Commit(CommitArgs),
-    /// Make a working image that begins as a snapshot
-    Clone(CloneArgs),
     /// List the working images of a mount
     Staged(StagedArgs),
     /// List the jobs of a mount, or wait for one
     Jobs(JobsArgs),
-    /// List the snapshots, or say how large one is
-    List(ListArgs),
-    /// Make a snapshot of a file or a block device
-    Upload(UploadArgs),
-    /// Write a snapshot to a file or a block device
-    Download(DownloadArgs),
-    /// Delete snapshots, or abort pending ones
-    Delete(DeleteArgs),
-    /// Read everything that snapshots need, and check it
-    Verify(VerifyArgs),
-    /// Remove what no snapshot needs any more
-    Gc(GcArgs),
     /// Look whether everything that a mount needs is there, and say how to get what is not
     Doctor(doctor::DoctorArgs),
     /// Offer a store to every client of the EBS direct APIs
@@ -228,15 +207,6 @@ enum CommitWhen {
     Manual,
 }
 
-/// `--encrypted-holes`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum EncryptedHoles {
-    /// They are stored, as encrypted zeros
-    Write,
-    /// They are left out
-    Skip,
-}
-
 #[derive(Args, Debug)]
 struct UmountArgs {
     /// Where it is mounted
@@ -274,129 +244,6 @@ struct JobsArgs {
     /// Wait until this job ends, print what it has to say, and exit as it did
     #[arg(short, long, value_name = "N")]
     wait: Option<u64>,
-}
-
-#[derive(Args, Debug)]
-struct ListArgs {
-    /// Say how many blocks this snapshot has
-    #[arg(value_name = "SNAP")]
-    snapshot: Option<SnapshotId>,
-    #[command(flatten)]
-    scope: ScopeArgs,
-}
-
-#[derive(Args, Debug)]
-#[command(after_help = "\
-Examples:
-  fspfs -s /srv/snaps upload --name web disk.img
-  fspfs -s /srv/snaps upload --parent-snapshot-id snap-0123456789abcdef0 disk.img
-  id=$(fspfs -s /srv/snaps upload disk.img | tail -n 1)
-
-What is stopped goes on where it was when the same command is given again.")]
-struct UploadArgs {
-    /// A disk image or a block device
-    #[arg(value_name = "FILE")]
-    path: PathBuf,
-    /// Make a child of this snapshot: only blocks that differ are stored
-    #[arg(long, visible_alias = "parent_snapshot_id", value_name = "SNAP")]
-    parent_snapshot_id: Option<SnapshotId>,
-    /// The tag Name
-    #[arg(long, value_name = "NAME")]
-    name: Option<String>,
-    /// A tag; can be given several times
-    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = values::tag)]
-    tags: Vec<(String, String)>,
-    /// The description
-    #[arg(long, value_name = "TEXT")]
-    description: Option<String>,
-    /// The volume that it is an image of
-    #[arg(long, value_name = "VOLUME")]
-    volume_id: Option<String>,
-    /// Store blocks of zeros too, where the file has no hole
-    #[arg(short, long, visible_alias = "full_copy")]
-    full_copy: bool,
-    /// Ask the store to encrypt it
-    #[arg(long, conflicts_with = "parent_snapshot_id")]
-    encrypted: bool,
-    /// The key to encrypt it with
-    #[arg(long, value_name = "KEY", requires = "encrypted")]
-    kms_key_id: Option<String>,
-    /// What becomes of the holes of an encrypted snapshot
-    #[arg(long, value_name = "HOW", default_value = "write")]
-    encrypted_holes: EncryptedHoles,
-    #[command(flatten)]
-    resume: ResumeArgs,
-}
-
-/// What is done with the journal of a transfer.
-#[derive(Args, Clone, Debug)]
-struct ResumeArgs {
-    /// Begin anew, whatever an earlier run has left
-    #[arg(long)]
-    restart: bool,
-    /// Keep no journal: what is stopped begins anew
-    #[arg(long, visible_alias = "suppress_writes")]
-    suppress_writes: bool,
-}
-
-#[derive(Args, Debug)]
-#[command(after_help = "\
-A file is replaced as a whole once everything is there. A device is written in place, holes as zeros.
-What is stopped goes on where it was when the same command is given again.
-
-Examples:
-  fspfs -s /srv/snaps download snap-0123456789abcdef0 disk.img
-  fspfs -s /srv/snaps download snap-0123456789abcdef0 /dev/sdb")]
-struct DownloadArgs {
-    /// The snapshot
-    #[arg(value_name = "SNAP")]
-    snapshot: SnapshotId,
-    /// A file or a block device
-    #[arg(value_name = "FILE")]
-    path: PathBuf,
-    #[command(flatten)]
-    resume: ResumeArgs,
-}
-
-#[derive(Args, Debug)]
-struct DeleteArgs {
-    /// The snapshots
-    #[arg(value_name = "SNAP", required = true)]
-    snapshots: Vec<SnapshotId>,
-    /// Do not ask
-    #[arg(short, long)]
-    yes: bool,
-}
-
-#[derive(Args, Debug)]
-#[command(after_help = "\
-A repository is checked whole, with everything that its snapshots need. Of EBS every block is read,
-which costs what a download costs.
-
-Examples:
-  fspfs -s /srv/snaps verify
-  fspfs -s ebs: verify snap-0123456789abcdef0 --against disk.img")]
-struct VerifyArgs {
-    /// The snapshots; all if there are none
-    #[arg(value_name = "SNAP")]
-    snapshots: Vec<SnapshotId>,
-    /// Compare the snapshot with this file or block device
-    #[arg(long, value_name = "FILE", requires = "snapshots")]
-    against: Option<PathBuf>,
-}
-
-#[derive(Args, Debug)]
-#[command(after_help = "\
-A first run finds what is not needed, and a later one deletes it: what a writer has just made looks
-the same. So run this now and then, say once a week.")]
-struct GcArgs {
-    /// How long something must have been of no use, as 7d or 12h; at least 1h
-    #[arg(long, value_name = "TIME", value_parser = values::grace)]
-    #[arg(default_value_t = humantime::Duration::from(DEFAULT_GRACE))]
-    grace: humantime::Duration,
-    /// Say what would be done, and do nothing
-    #[arg(long)]
-    dry_run: bool,
 }
 
 #[derive(Args, Debug)]
@@ -457,12 +304,33 @@ struct ManArgs {
 impl Cli {
     /// Reads a command line; prints help or what is wrong with it, and ends the program then.
     pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Self {
-        Self::parse_from(arguments)
+        Self::parse(arguments).unwrap_or_else(|error| error.exit())
     }
 
-    /// The grammar.
+    fn parse(
+        arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+    ) -> Result<Self, clap::Error> {
+        let mut grammar = Self::grammar();
+        let matches = grammar.try_get_matches_from_mut(arguments)?;
+        let read = || {
+            let global = Global::from_arg_matches(&matches)?;
+            let operation =
+                matches.subcommand().and_then(|(name, of)| Some((table::find(name)?, of)));
+            let command = match operation {
+                Some((entry, of)) => {
+                    let (asked, dry_run) = entry.read(of)?;
+                    Asked::Operation { asked, name: entry.name, dry_run }
+                }
+                None => Asked::Other(Command::from_arg_matches(&matches)?),
+            };
+            Ok(Self { global, command })
+        };
+        read().map_err(|error: clap::Error| error.format(&mut grammar))
+    }
+
+    /// The grammar: that of the operations stands between that of the other commands.
     pub fn grammar() -> clap::Command {
-        Self::command()
+        Grammar::command().subcommands(table::OPERATIONS.iter().map(table::Entry::command))
     }
 }
 
@@ -472,7 +340,7 @@ mod tests {
 
     #[test]
     fn the_grammar_is_sound() {
-        Cli::command().debug_assert();
+        Cli::grammar().debug_assert();
     }
 
     #[test]
@@ -483,22 +351,32 @@ mod tests {
             "fspfs list --from /x",
             "fspfs --store=/x list",
         ] {
-            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            let cli = Cli::parse(line.split(' ')).unwrap();
             assert_eq!(cli.global.store, Some(StoreUrl::Directory("/x".into())), "{line}");
         }
     }
 
     #[test]
     fn working_images_have_commands() {
-        let command = |line: &str| Cli::try_parse_from(line.split(' ')).map(|cli| cli.command);
-        let Ok(Command::Commit(args)) = command("fspfs commit --wait /mnt/new/a") else { panic!() };
-        assert_eq!((args.file, args.wait, args.cancel), ("/mnt/new/a".into(), true, false));
-        let Ok(Command::Clone(args)) = command("fspfs clone snap-0a /mnt/new/a") else { panic!() };
-        assert_eq!((args.snapshot.as_str(), args.file), ("snap-0a", "/mnt/new/a".into()));
-        let Ok(Command::Jobs(args)) = command("fspfs jobs /mnt --wait 3") else { panic!() };
+        let command = |line: &str| Cli::parse(line.split(' ')).map(|cli| cli.command);
+        let Ok(Asked::Operation { asked, name: "commit", dry_run: false }) =
+            command("fspfs commit --wait /mnt/new/a")
+        else {
+            panic!()
+        };
+        let (file, words) = asked.at_mount().unwrap();
+        assert_eq!(file, std::path::Path::new("/mnt/new/a"));
+        assert_eq!(words("a"), ["--wait", "--", "a"]);
+        let Ok(Asked::Other(Command::Jobs(args))) = command("fspfs jobs /mnt --wait 3") else {
+            panic!()
+        };
         assert_eq!((args.mount_point, args.wait), ("/mnt".into(), Some(3)));
-        assert!(matches!(command("fspfs staged --json /mnt"), Ok(Command::Staged(_))));
+        assert!(matches!(
+            command("fspfs staged --json /mnt"),
+            Ok(Asked::Other(Command::Staged(_)))
+        ));
         for bad in [
+            "fspfs",
             "fspfs commit",
             "fspfs commit --wait --cancel a",
             "fspfs clone a b",
@@ -513,8 +391,8 @@ mod tests {
     fn sizes_and_times_have_units() {
         let mount = |memory: &str| {
             let line = ["fspfs", "mount", "--memory", memory, "/mnt"];
-            match Cli::try_parse_from(line).map(|cli| cli.command) {
-                Ok(Command::Mount(args)) => Ok(args.memory.0),
+            match Cli::parse(line).map(|cli| cli.command) {
+                Ok(Asked::Other(Command::Mount(args))) => Ok(args.memory.0),
                 Ok(_) => unreachable!(),
                 Err(error) => Err(error.to_string()),
             }

@@ -11,7 +11,9 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use tokio::sync::Semaphore;
 
-pub(crate) use self::job::{DONE, ExitCode, FAILED, Job, State};
+use crate::transfer::engine::ENDS_WITHIN;
+
+pub(crate) use self::job::{ExitCode, FAILED, Job, State};
 
 mod job;
 mod log;
@@ -22,8 +24,9 @@ pub(crate) const MAX_RUNNING: usize = 64;
 /// Jobs that are kept after they have ended. The one that ended first is forgotten first.
 pub(crate) const MAX_ENDED: usize = 100;
 
-/// How long a cancelled job may take to end by itself. After it the job is dropped where it is.
-const CANCEL_GRACE: Duration = Duration::from_secs(10);
+/// How long a cancelled job may take to end by itself: what a transfer may, and some time for what is before and
+/// behind it. After it the job is dropped where it is.
+const CANCEL_GRACE: Duration = ENDS_WITHIN.saturating_add(Duration::from_secs(5));
 
 /// As many jobs run as may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -15,7 +15,7 @@ pub mod image;
 pub(crate) mod jobs;
 pub mod model;
 pub mod mount;
-pub mod ops;
+pub(crate) mod ops;
 pub mod serve;
 pub mod store;
 pub mod sys;

@@ -8,7 +8,7 @@ fn main() -> ExitCode {
     fspfs::sys::bound_allocator();
     fspfs::sys::raise_descriptor_limit();
     let cli = Cli::read(std::env::args_os());
-    match run(&cli) {
+    match run(cli) {
         Ok(exit) => exit.into(),
         // Whoever reads what we print has seen enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,

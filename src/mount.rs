@@ -13,6 +13,7 @@ use crate::cache::Cache;
 use crate::fuse::Adapter;
 use crate::image::staging::{Staging, Unusable};
 use crate::image::working::{Settings, Workshop};
+use crate::ops::context::House;
 use crate::store::wrap::Count;
 use crate::store::{SharedStore, StoreUrl};
 use crate::tree::{self, Ownership, Tree};
@@ -145,7 +146,7 @@ pub struct Writing {
     pub settings: Settings,
 }
 
-/// Mounts `store` and serves it until it is unmounted. `ready` runs as soon as the mount is there.
+/// Mounts the store of `house` and serves it until it is unmounted. `ready` runs as soon as the mount is there.
 ///
 /// SIGINT and SIGTERM unmount; a second one gives up on those who still use the mount. SIGHUP lists
 /// the snapshots anew.
@@ -153,9 +154,9 @@ pub struct Writing {
 /// # Errors
 ///
 /// If it cannot be mounted, or the session with the kernel breaks.
-pub fn serve(
+pub(crate) fn serve(
     runtime: &Runtime,
-    url: &StoreUrl,
+    mut house: House,
     store: SharedStore,
     options: &Options,
     ready: impl FnOnce(),
@@ -163,8 +164,14 @@ pub fn serve(
     let count = Count::new(store);
     let counters = count.counters();
     let store: SharedStore = Arc::new(count);
+    house.opened = Some(Arc::clone(&store));
+    house
+        .closed
+        .push((options.mount_point.clone(), "it is in this mount, whose process cannot use it"));
+    let url = &house.from.clone();
     let cache = Cache::of_store(options.memory, &store);
     let tree = Tree::new(Arc::clone(&store), Some(counters), Arc::clone(&cache), options.ownership);
+    let mut memory = crate::image::working::memory(&cache);
     let writing = options.writing.as_ref().filter(|_| url.is_writable());
     if options.writing.is_some() && writing.is_none() {
         tracing::info!("{url} can only be read: new/ is read-only");
@@ -172,14 +179,16 @@ pub fn serve(
     let tree = match writing {
         Some(writing) => match staging(url, &store, &options.mount_point, writing)? {
             Some(staging) => {
+                house.closed.push((staging.path().to_owned(), "the mount stages there"));
                 let shop = Workshop::new(store, cache, staging, patient(&writing.settings));
+                memory = shop.memory().clone();
                 runtime.block_on(tree.with_new(shop))
             }
             None => tree,
         },
         None => tree,
     };
-    let tree = Arc::new(tree);
+    let tree = Arc::new(tree.with_house(house, memory));
     runtime.block_on(async {
         match tokio::time::timeout(FIRST_LIST, tree.refresh()).await {
             Ok(listed) => listed,

@@ -1,4 +1,7 @@
-//! The operations of the command line, one small file each.
+//! The operations, one file each: its arguments, what it does, and its report.
+//!
+//! [`table`] lists them all; the command line and the control directory are made from it. An operation has no
+//! terminal and prints nothing: a [`context::Console`] does that.
 
 use std::path::PathBuf;
 
@@ -6,15 +9,57 @@ use crate::model::{Snapshot, SnapshotId};
 use crate::store::{ErrorKind, SharedStore};
 use crate::{store, transfer};
 
-pub mod download;
-pub mod list;
-pub mod upload;
-pub mod verify;
+pub(crate) mod clone;
+pub(crate) mod commit;
+pub(crate) mod context;
+pub(crate) mod delete;
+pub(crate) mod download;
+pub(crate) mod gc;
+pub(crate) mod list;
+pub(crate) mod table;
+pub(crate) mod text;
+pub(crate) mod upload;
+pub(crate) mod verify;
+
+/// How a command or a job ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Everything was done.
+    Done,
+    /// Something was not as it should be, and was reported.
+    Failed,
+    /// Wrong usage.
+    Usage,
+    /// A part was done; the report says which.
+    Partly,
+}
+
+impl Exit {
+    /// Its exit code.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Partly => 3,
+        }
+    }
+
+    /// What an exit code stands for; of a process that was killed there is none.
+    pub fn from_code(code: Option<i32>) -> Self {
+        match code {
+            Some(0) => Self::Done,
+            Some(2) => Self::Usage,
+            Some(3) => Self::Partly,
+            _ => Self::Failed,
+        }
+    }
+}
 
 /// What goes wrong with an operation.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Error {
+pub(crate) enum Error {
     /// The store.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -24,6 +69,24 @@ pub enum Error {
     /// It was stopped by a signal.
     #[error("interrupted by {0}")]
     Interrupted(&'static str),
+    /// It is refused.
+    #[error("{0}")]
+    Refused(String),
+    /// Something on this machine.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    /// The mount.
+    #[error(transparent)]
+    Mount(Box<dyn std::error::Error + Send + Sync>),
+    /// What was being done when it went wrong.
+    #[error("cannot {doing}")]
+    Doing {
+        /// In words, behind "cannot".
+        doing: String,
+        /// What went wrong.
+        #[source]
+        cause: Box<Error>,
+    },
     /// It could go on, and what was begun is left for that.
     #[error("{cause}")]
     Unfinished {
@@ -34,9 +97,16 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// This, with what was being done.
+    pub(crate) fn doing(self, doing: impl Into<String>) -> Self {
+        Self::Doing { doing: doing.into(), cause: Box::new(self) }
+    }
+}
+
 /// What a transfer has left to go on with.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Left {
+pub(crate) enum Left {
     /// A pending snapshot.
     Snapshot(SnapshotId),
     /// A snapshot that was asked for, and may be pending under an id that is not known.
@@ -48,32 +118,17 @@ pub enum Left {
 }
 
 /// What came of an operation.
-pub type Result<T> = std::result::Result<T, Error>;
+pub(crate) type Result<T> = std::result::Result<T, Error>;
 
 /// Where a transfer keeps a journal, and what it does with that of an earlier run.
 #[derive(Clone, Debug, Default)]
-pub struct Resume {
+pub(crate) struct Resume {
     /// The directory of all journals; without it there is no going on.
-    pub journals: Option<PathBuf>,
+    pub(crate) journals: Option<PathBuf>,
     /// The store, as it is told from others.
-    pub store: String,
+    pub(crate) store: String,
     /// Begins anew, whatever an earlier run has left.
-    pub restart: bool,
-}
-
-/// Runs `work` until it is done or a signal asks to stop: then it is dropped.
-pub async fn until_signal<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        return work.await;
-    };
-    tokio::select! {
-        done = work => done,
-        _ = interrupt.recv() => Err(Error::Interrupted("SIGINT")),
-        _ = terminate.recv() => Err(Error::Interrupted("SIGTERM")),
-    }
+    pub(crate) restart: bool,
 }
 
 /// A snapshot whose blocks can be read.

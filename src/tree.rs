@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,7 +20,11 @@ use crate::cache::{Cache, SharedError};
 use crate::image::{self, Image, Reader, working};
 use crate::jobs::Job;
 use crate::model::{BLOCK_SIZE_U64, Snapshot, SnapshotId, SnapshotState};
+use crate::ops::context::House;
+use crate::store::ebs::EbsUrl;
 use crate::store::{Error as StoreError, SharedStore, wrap::Counters};
+use crate::store::{StoreOptions, StoreUrl};
+use crate::transfer::engine::Memory;
 
 mod caller;
 mod catalog;
@@ -212,6 +217,10 @@ pub struct Tree {
     /// `None` if nothing can be written.
     new: Option<new::New>,
     control: Control,
+    /// What operations share.
+    house: Arc<House>,
+    /// What their blocks take room in.
+    memory: Memory,
 }
 
 impl Tree {
@@ -222,7 +231,18 @@ impl Tree {
         cache: Arc<Cache>,
         ownership: Ownership,
     ) -> Self {
+        let house = House {
+            stores: Arc::default(),
+            from: StoreUrl::Ebs(EbsUrl::default()),
+            options: StoreOptions::default(),
+            opened: Some(Arc::clone(&store)),
+            journals: PathBuf::new(),
+            closed: Vec::new(),
+            absolute: true,
+        };
         Self {
+            house: Arc::new(house),
+            memory: Memory::default(),
             listing: Arc::new(Listing::new(Arc::clone(&store), counters.clone())),
             store,
             counters,
@@ -236,6 +256,12 @@ impl Tree {
             new: None,
             control: Control::default(),
         }
+    }
+
+    /// This tree, whose jobs share these.
+    pub(crate) fn with_house(mut self, house: House, memory: Memory) -> Self {
+        (self.house, self.memory) = (Arc::new(house), memory);
+        self
     }
 
     /// Lists the snapshots anew.

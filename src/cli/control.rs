@@ -8,11 +8,11 @@ use anyhow::{Context as _, bail};
 use serde::Serialize;
 
 use super::output::{Output, tell};
-use super::run::Exit;
-use crate::arguments::{DAMAGED, OperationName, WORKING_DIRECTORY};
+use super::signals::Signals;
+use crate::arguments::{DAMAGED, ScreenArgs, WORKING_DIRECTORY};
 use crate::image::working::Damaged;
 use crate::mount;
-use crate::ops::{self, until_signal};
+use crate::ops::{self, Exit, table};
 use crate::transfer::Progress;
 
 /// First and longest pause between two looks at a job.
@@ -80,12 +80,12 @@ impl Control {
     }
 
     /// Starts a job with these words behind the name of the operation; its number.
-    pub(super) fn start(&self, operation: OperationName, words: &[&str]) -> anyhow::Result<u64> {
-        let line = shlex::try_join(words.iter().copied())?;
+    fn start(&self, operation: &str, words: &[String]) -> anyhow::Result<u64> {
+        let line = shlex::try_join(words.iter().map(String::as_str))?;
         if line.contains('\n') {
             bail!("a name with a line break in it cannot be given to a control file");
         }
-        let path = self.file(operation.as_str());
+        let path = self.file(operation);
         let mut file = fs_err::OpenOptions::new().read(true).write(true).open(&path)?;
         let written = file.write_all(format!("{line}\n").as_bytes());
         let mut answer = String::new();
@@ -146,7 +146,7 @@ impl Control {
     ///
     /// A signal ends the wait and not the job.
     pub(super) async fn follow(&self, number: u64, out: Output) -> anyhow::Result<Exit> {
-        let job = match until_signal(async { Ok(self.ended(number, out).await) }).await {
+        let job = match Signals::unless_signalled(self.ended(number, out)).await {
             Ok(ended) => ended?,
             Err(error @ ops::Error::Interrupted(_)) => {
                 let at = self.mount_point.display();
@@ -166,7 +166,8 @@ impl Control {
         if job.state == "cancelled" {
             tell(format_args!("job {number} was cancelled"));
         }
-        out.result(&job, || job.result.clone())?;
+        // It is what the command would have printed, in the form that was asked for.
+        out.lines(&job.result)?;
         Ok(exit)
     }
 
@@ -192,6 +193,22 @@ impl Control {
             pause = (pause * 3 / 2).min(longest);
         }
     }
+}
+
+/// Lets the mount of a working image do an operation, and waits for it.
+pub(super) async fn forward(
+    operation: &str,
+    file: &Path,
+    words: table::Words<'_>,
+    screen: ScreenArgs,
+    out: Output,
+) -> anyhow::Result<Exit> {
+    let (control, name) = Control::of_working_image(file)?;
+    let flags = [(screen.json, "--json"), (screen.quiet, "--quiet")].into_iter();
+    let flags = flags.filter(|(given, _)| *given).map(|(_, flag)| flag.to_owned());
+    let words: Vec<_> = flags.chain(words(&name)).collect();
+    let job = control.start(operation, &words)?;
+    control.follow(job, out).await
 }
 
 fn show(bar: &dyn Progress, job: &Job, shown: &mut u64) {
@@ -262,7 +279,8 @@ mod tests {
         }
         write("state", "running\n");
         write("log", "");
-        let global = super::super::Global { quiet: true, ..Default::default() };
+        let screen = ScreenArgs { quiet: true, ..Default::default() };
+        let global = super::super::Global { screen, ..Default::default() };
         let out = Output::new(&global);
         let end = async {
             tokio::time::sleep(Duration::from_millis(120)).await;

@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::Global;
-use super::output::{Output, one_line};
-use super::run::{Exit, store_url};
+use super::output::Output;
+use super::run::store_url;
 use crate::doctor::{self, Check, Report, Status};
+use crate::ops::Exit;
+use crate::ops::text::one_line;
 
 /// `fspfs doctor`
 #[derive(Args, Debug)]

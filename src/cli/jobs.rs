@@ -2,8 +2,8 @@
 
 use super::JobsArgs;
 use super::control::{Control, Job};
-use super::output::{self, Output};
-use super::run::Exit;
+use super::output::Output;
+use crate::ops::{Exit, text};
 
 pub(super) async fn jobs(out: Output, args: &JobsArgs) -> anyhow::Result<Exit> {
     let control = Control::of_mount(&args.mount_point)?;
@@ -12,7 +12,7 @@ pub(super) async fn jobs(out: Output, args: &JobsArgs) -> anyhow::Result<Exit> {
     }
     let jobs = control.jobs()?;
     let header = ["JOB", "STATE", "BLOCKS", "COMMAND"];
-    out.result(&jobs, || output::columns(header, jobs.iter().map(row)))?;
+    out.result(&jobs, || text::columns(header, jobs.iter().map(row)))?;
     Ok(Exit::Done)
 }
 
@@ -26,7 +26,7 @@ fn row(job: &Job) -> [String; 4] {
         Some(code) if job.state == "failed" => format!("{} {code}", job.state),
         _ => job.state.clone(),
     };
-    [job.number.to_string(), state, blocks, output::one_line(&job.command)]
+    [job.number.to_string(), state, blocks, text::one_line(&job.command)]
 }
 
 #[cfg(test)]

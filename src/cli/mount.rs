@@ -3,13 +3,17 @@
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::output::tell;
-use super::run::{Exit, log_level, store_options, store_url};
-use super::{CommitWhen, EncryptedHoles, Global, MountArgs, WritingArgs};
+use super::run::{log_level, store_options, store_url};
+use super::{CommitWhen, Global, MountArgs, WritingArgs};
+use crate::arguments::EncryptedHoles;
 use crate::image::working::Settings;
 use crate::mount::{self, Access, Options};
+use crate::ops::Exit;
+use crate::ops::context::House;
 use crate::store::{StoreOptions, Stores};
 use crate::tree::Ownership;
 
@@ -29,7 +33,7 @@ pub(super) fn mount(global: &Global, args: &MountArgs) -> anyhow::Result<Exit> {
     match mount::start(&arguments(args, &mount_point), &mount_point)? {
         None => {
             writeln!(std::io::stdout(), "{url} is mounted at {}", mount_point.display())?;
-            if !global.quiet {
+            if !global.screen.quiet {
                 tell(format_args!("the log is {}", log.display()));
             }
             Ok(Exit::Done)
@@ -58,7 +62,7 @@ fn serve(
 ) -> anyhow::Result<Exit> {
     let log = mount::log_file(mount_point);
     let options = options(args, mount_point.to_owned())?;
-    let level = if global.verbose == 0 { tracing::Level::INFO } else { log_level(global) };
+    let level = if global.screen.verbose == 0 { tracing::Level::INFO } else { log_level(global) };
     if args.foreground {
         mount::log_to_stderr(level);
     } else {
@@ -77,7 +81,21 @@ fn serve(
         max_unsaved: Some(args.memory.0 / 2),
         ..store_options(global, Some(&args.scope))
     };
-    let store = runtime.block_on(Stores::default().open(url, &of_store))?;
+    let stores = Arc::new(Stores::default());
+    let store = runtime.block_on(stores.open(url, &of_store))?;
+    let house = House {
+        stores,
+        from: url.clone(),
+        options: of_store,
+        opened: None,
+        journals: mount::state_directory().join("transfers"),
+        closed: url
+            .directory()
+            .map(|at| (at.to_owned(), "it is the store itself"))
+            .into_iter()
+            .collect(),
+        absolute: true,
+    };
     let ready = || {
         if mount::is_daemon() {
             // Until now the user saw there what went wrong.
@@ -90,7 +108,7 @@ fn serve(
             let _ = writeln!(std::io::stdout(), "{url} is mounted at {}", mount_point.display());
         }
     };
-    let served = mount::serve(&runtime, url, store, &options, ready);
+    let served = mount::serve(&runtime, house, store, &options, ready);
     // Threads that wait for a store that does not answer must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
     served?;

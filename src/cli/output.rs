@@ -3,16 +3,15 @@
 use std::fmt;
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytesize::ByteSize;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::Global;
-use crate::model::{BLOCK_SIZE_U64, Snapshot, SnapshotState};
-use crate::ops::{self, verify::Finding};
-use crate::store::repository::{Damage, GcReport, VerifyReport};
+use crate::arguments::ScreenArgs;
+use crate::model::BLOCK_SIZE_U64;
+use crate::ops;
+use crate::ops::context::Console;
 use crate::transfer::{Progress, SharedProgress};
 
 /// Prints as the global options say.
@@ -24,7 +23,8 @@ pub(super) struct Output {
 
 impl Output {
     pub(super) fn new(global: &Global) -> Self {
-        Self { json: global.json, quiet: global.quiet }
+        let ScreenArgs { json, quiet, .. } = global.screen;
+        Self { json, quiet }
     }
 
     /// Prints the result: as JSON, or the lines that `text` makes of it.
@@ -41,9 +41,15 @@ impl Output {
         lines.iter().try_for_each(print)
     }
 
-    /// Prints a line that is not the result, on stdout: the original's lines.
+    /// Prints a line before the result, unless that is wanted alone.
     pub(super) fn line(self, line: impl fmt::Display) -> std::io::Result<()> {
         if self.json || self.quiet { Ok(()) } else { print(line) }
+    }
+
+    /// Prints lines as they are.
+    #[allow(clippy::unused_self, reason = "what is printed is printed by it")]
+    pub(super) fn lines(self, lines: &[String]) -> std::io::Result<()> {
+        lines.iter().try_for_each(print)
     }
 
     /// Says something to the user that no program wants to read.
@@ -59,6 +65,44 @@ impl Output {
             return Arc::new(crate::transfer::Silent);
         }
         Arc::new(Bar::new(what))
+    }
+}
+
+/// The terminal of a command, or what its output is led to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terminal(Output);
+
+impl Terminal {
+    pub(super) fn new(out: Output) -> Self {
+        Self(out)
+    }
+}
+
+impl Console for Terminal {
+    fn line(&self, text: &str) {
+        // A closed pipe shows again when the result is printed.
+        let _ = print(text);
+    }
+
+    fn tell(&self, text: &str) {
+        tell(text);
+    }
+
+    fn progress(&self, what: &'static str) -> SharedProgress {
+        self.0.progress(what)
+    }
+
+    /// A script is not asked.
+    fn confirm(&self, question: &str) -> ops::Result<bool> {
+        if !std::io::stdin().is_terminal() {
+            return Ok(true);
+        }
+        let mut stderr = std::io::stderr();
+        write!(stderr, "{question} [y/N] ")?;
+        stderr.flush()?;
+        let mut answer = String::new();
+        std::io::stdin().read_line(&mut answer)?;
+        Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
     }
 }
 
@@ -98,138 +142,5 @@ impl Progress for Bar {
 impl Drop for Bar {
     fn drop(&mut self) {
         self.0.finish_and_clear();
-    }
-}
-
-/// Seconds and bytes per second, as the original prints them.
-pub(super) fn rate(elapsed: Duration, bytes: u64) -> String {
-    let seconds = elapsed.as_secs_f64();
-    #[allow(clippy::cast_precision_loss)]
-    let rate = bytes as f64 / seconds.max(0.000_001);
-    format!("took {seconds:.2} seconds at {rate:.2} bytes/sec.")
-}
-
-/// A table of snapshots.
-pub(super) fn table(snapshots: &[Snapshot]) -> Vec<String> {
-    let header = ["SNAPSHOT", "STATE", "SIZE", "DATA", "STARTED", "NAME", "DESCRIPTION"];
-    columns(header, snapshots.iter().map(row))
-}
-
-/// A table: each column as wide as its widest cell.
-pub(super) fn columns<const N: usize>(
-    header: [&str; N],
-    rows: impl Iterator<Item = [String; N]>,
-) -> Vec<String> {
-    let rows: Vec<_> = std::iter::once(header.map(str::to_owned)).chain(rows).collect();
-    let mut widths = [0; N];
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let line = |row: &[String; N]| {
-        let cell = |(cell, width): (&String, usize)| {
-            let missing = width.saturating_sub(cell.chars().count());
-            format!("{cell}{}", " ".repeat(missing))
-        };
-        let cells = row.iter().zip(widths).map(cell);
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
-    };
-    rows.iter().map(line).collect()
-}
-
-fn row(snapshot: &Snapshot) -> [String; 7] {
-    if snapshot.state == SnapshotState::Error {
-        let dash = || "-".to_owned();
-        let why = one_line(snapshot.state_message.as_deref().unwrap_or_default());
-        let state = snapshot.state.as_str().to_owned();
-        return [snapshot.id.to_string(), state, dash(), dash(), dash(), dash(), why];
-    }
-    [
-        snapshot.id.to_string(),
-        snapshot.state.as_str().to_owned(),
-        snapshot.volume_size.to_string(),
-        snapshot.data_bytes().map_or_else(|| "-".to_owned(), size),
-        snapshot.start_time.strftime("%Y-%m-%d %H:%M:%S").to_string(),
-        one_line(snapshot.name().unwrap_or("-")),
-        one_line(snapshot.state_message.as_ref().unwrap_or(&snapshot.description)),
-    ]
-}
-
-pub(super) fn size(bytes: u64) -> String {
-    ByteSize(bytes).display().iec().to_string()
-}
-
-/// Text of others, without what would move the cursor.
-pub(super) fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
-}
-
-/// What a verification found.
-pub(super) fn verified(report: &VerifyReport, elapsed: Duration) -> Vec<String> {
-    let mut lines: Vec<String> = report.damage.iter().flat_map(damage).collect();
-    let VerifyReport { snapshots, packs, blocks, .. } = report;
-    lines.push(format!(
-        "Verified {snapshots} snapshots: {blocks} blocks in {packs} packs {}",
-        rate(elapsed, report.bytes)
-    ));
-    lines.push(match report.damage.len() {
-        0 => "Everything is intact.".to_owned(),
-        n => format!("{n} objects are damaged."),
-    });
-    lines
-}
-
-/// What reading snapshots found.
-pub(super) fn was_read(report: &ops::verify::Report, elapsed: Duration) -> Vec<String> {
-    let finding = |f: &Finding| format!("{}: block {}: {}", f.snapshot, f.block, f.problem);
-    let mut lines: Vec<String> = report.findings.iter().map(finding).collect();
-    let ops::verify::Report { snapshots, blocks, bytes, wrong, .. } = report;
-    let rate = rate(elapsed, *bytes);
-    lines.push(format!("Verified {snapshots} snapshots: {blocks} blocks {rate}"));
-    lines.push(match wrong {
-        0 => "Everything is intact.".to_owned(),
-        n => format!("{n} blocks are not as they should be."),
-    });
-    lines
-}
-
-fn damage(damage: &Damage) -> Vec<String> {
-    let mut lines = vec![format!("{}: {}", damage.object, damage.problem)];
-    for (id, lost) in &damage.lost_blocks {
-        lines.push(match lost {
-            Some(0) => format!("  {id} has lost no block"),
-            Some(blocks) => format!("  {id} has lost {blocks} blocks"),
-            None => format!("  {id} cannot be read at all"),
-        });
-    }
-    lines
-}
-
-/// What a collection did.
-pub(super) fn collected(report: &GcReport, dry_run: bool) -> Vec<String> {
-    let deleted = if dry_run { "would be deleted" } else { "deleted" };
-    vec![
-        format!("{} objects in use", report.reachable_objects),
-        format!("{} objects {deleted}", report.deleted_objects),
-        format!("{} objects wait for the grace period to end", report.waiting_objects),
-        format!("{} of unfinished files removed", size(report.swept_bytes)),
-        format!(
-            "{} of {} blocks in the packs in use belong to no snapshot any more",
-            report.wasted_blocks, report.packed_blocks
-        ),
-    ]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_table_is_as_wide_as_it_has_to_be() {
-        let long = "ü".repeat(70_000);
-        let rows = [["a".to_owned(), long.clone()], ["bcd".to_owned(), String::new()]];
-        let lines = columns(["X", "Y"], rows.into_iter());
-        assert_eq!(lines, ["X    Y".to_owned(), format!("a    {long}"), "bcd".to_owned()]);
     }
 }

@@ -9,9 +9,10 @@ use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::run::{Exit, log_level, store_options, store_url};
+use super::run::{log_level, store_options, store_url};
 use super::{Global, ServeArgs};
 use crate::mount::{log_to_stderr_aside, state_directory};
+use crate::ops::Exit;
 use crate::serve::{self, Access, Keys, Options};
 use crate::store::{StoreUrl, Stores};
 
@@ -24,7 +25,7 @@ pub(super) fn serve(global: &Global, args: &ServeArgs) -> anyhow::Result<Exit> {
     }
     let url = store_url(global).absolute()?;
     let access = access(&url, args)?;
-    let level = match (global.quiet, global.verbose) {
+    let level = match (global.screen.quiet, global.screen.verbose) {
         (true, _) => tracing::Level::WARN,
         (false, 0) => tracing::Level::INFO,
         (false, _) => log_level(global),

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::UmountArgs;
 use super::output::tell;
-use super::run::Exit;
 use crate::mount;
+use crate::ops::Exit;
 
 /// How long a mount may take to tell about itself.
 const ANSWER: Duration = Duration::from_secs(5);

@@ -49,6 +49,7 @@ mod workshop;
 pub use attributes::{Maker, State, Status};
 pub use error::{Error, Result};
 pub use opened::{Closed, Opened};
+pub(crate) use workshop::memory;
 pub use workshop::{Damaged, Settings, Workshop};
 
 /// Locks that keep two writers from copying up one block at the same time.

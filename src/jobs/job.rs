@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
-use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::log::Log;
 
@@ -48,7 +48,7 @@ pub(crate) struct Job {
     command: String,
     started: Timestamp,
     status: Mutex<Status>,
-    cancel: watch::Sender<bool>,
+    cancel: CancellationToken,
 }
 
 /// What a job has told of itself.
@@ -75,7 +75,7 @@ impl Job {
             command,
             started: Timestamp::now(),
             status: Mutex::new(status),
-            cancel: watch::Sender::new(false),
+            cancel: CancellationToken::new(),
         }
     }
 
@@ -140,18 +140,21 @@ impl Job {
 
     /// Asks it to end. One that has ended stays as it is.
     pub(crate) fn cancel(&self) {
-        self.cancel.send_replace(true);
+        self.cancel.cancel();
     }
 
     /// Ends when somebody asks it to end.
     pub(crate) async fn cancelled(&self) {
-        let mut cancel = self.cancel.subscribe();
-        // The sender is our own, so there is one.
-        let _ = cancel.wait_for(|&asked| asked).await;
+        self.cancel.cancelled().await;
+    }
+
+    /// What tells its work that it is to end.
+    pub(crate) fn cancel_token(&self) -> CancellationToken {
+        self.cancel.clone()
     }
 
     pub(super) fn end(&self, code: ExitCode) {
-        let cancelled = *self.cancel.borrow();
+        let cancelled = self.cancel.is_cancelled();
         self.status().state = match code {
             DONE => State::Done,
             _ if cancelled => State::Cancelled,

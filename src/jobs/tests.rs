@@ -1,5 +1,6 @@
 //! Jobs that do nothing but end, one way or another.
 
+use super::job::DONE;
 use super::*;
 
 fn jobs() -> Jobs {

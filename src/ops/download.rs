@@ -4,12 +4,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::context::Context;
+use super::table::{Operation, Report};
+use super::text::{contains, rate, tell_kept};
 use super::{Error, Left, Result, Resume};
+use crate::arguments::ResumeArgs;
 use crate::blocking::blocking;
-use crate::model::{Digest, Snapshot, SnapshotId};
+use crate::model::{BLOCK_SIZE_U64, Digest, Snapshot, SnapshotId};
 use crate::store::SharedStore;
 use crate::transfer;
 use crate::transfer::engine::{Run, transfer_to};
@@ -18,30 +23,107 @@ use crate::transfer::sink::Sink;
 use crate::transfer::sink::file::FileSink;
 use crate::transfer::source::snapshot::SnapshotSource;
 
+/// Write a snapshot to a file or a block device
+#[derive(Args, Debug)]
+#[command(after_help = "\
+A file is replaced as a whole once everything is there. A device is written in place, holes as zeros.
+What is stopped goes on where it was when the same command is given again.
+
+Examples:
+  fspfs -s /srv/snaps download snap-0123456789abcdef0 disk.img
+  fspfs -s /srv/snaps download snap-0123456789abcdef0 /dev/sdb")]
+pub(crate) struct DownloadArgs {
+    /// The snapshot
+    #[arg(value_name = "SNAP")]
+    snapshot: SnapshotId,
+    /// A file or a block device
+    #[arg(value_name = "FILE")]
+    path: PathBuf,
+    #[command(flatten)]
+    resume: ResumeArgs,
+}
+
+/// The snapshot that was downloaded.
+#[derive(Debug, Serialize)]
+pub(crate) struct Downloaded {
+    #[serde(flatten)]
+    snapshot: Snapshot,
+    #[serde(skip)]
+    blocks: u64,
+    #[serde(skip)]
+    elapsed: Duration,
+}
+
+impl Report for Downloaded {
+    fn lines(&self) -> Vec<String> {
+        let Self { snapshot, blocks, elapsed } = self;
+        let bytes = blocks.saturating_sub(snapshot.zero_blocks.unwrap_or(0)) * BLOCK_SIZE_U64;
+        vec![
+            contains(&snapshot.id, *blocks, elapsed.as_secs_f64()),
+            format!("download {}", rate(*elapsed, bytes)),
+            snapshot.id.to_string(),
+        ]
+    }
+
+    fn ids(&self) -> Vec<String> {
+        vec![self.snapshot.id.to_string()]
+    }
+}
+
+impl Operation for DownloadArgs {
+    const NAME: &'static str = "download";
+    const LINE: Option<&'static str> = Some("snap-0123456789abcdef0 /dev/sdb");
+    type Report = Downloaded;
+
+    async fn run(self, cx: &Context) -> Result<Downloaded> {
+        cx.check_place(&self.path)?;
+        let store = cx.open().await?;
+        let from = &cx.house.from;
+        let download = Download {
+            id: self.snapshot,
+            path: self.path,
+            not_in: from.directory().ok().map(Path::to_owned),
+            resume: cx.resume(from, &store, &self.resume)?,
+        };
+        let doing = format!("download {} to {}", download.id, download.path.display());
+        let run = cx.run_showing("Downloading");
+        let done = download.run(store.clone(), &run).await.map_err(|error| error.doing(doing))?;
+        drop(run);
+        let Done { snapshot, blocks, kept, elapsed } = done;
+        if let Some(why) = &snapshot.state_message {
+            let id = &snapshot.id;
+            cx.note(format_args!("{id} may be longer than what it was made from: {why}"));
+        }
+        tell_kept(cx, kept, "downloaded");
+        cx.tell_cost(&store);
+        Ok(Downloaded { snapshot, blocks, elapsed })
+    }
+}
+
 /// What to download, and where to.
 #[derive(Clone, Debug)]
-pub struct Download {
+pub(crate) struct Download {
     /// The snapshot.
-    pub id: SnapshotId,
+    pub(crate) id: SnapshotId,
     /// The file or device.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     /// A directory that the file must not be in: the store itself.
-    pub not_in: Option<PathBuf>,
+    pub(crate) not_in: Option<PathBuf>,
     /// Its journal.
-    pub resume: Resume,
+    pub(crate) resume: Resume,
 }
 
 /// What was done.
 #[derive(Clone, Debug)]
-pub struct Done {
+pub(crate) struct Done {
     /// The snapshot.
-    pub snapshot: Snapshot,
+    pub(crate) snapshot: Snapshot,
     /// Blocks that were ever written to it.
-    pub blocks: u64,
+    pub(crate) blocks: u64,
     /// Those of them that an earlier run had downloaded.
-    pub kept: u64,
+    pub(crate) kept: u64,
     /// How long it took.
-    pub elapsed: Duration,
+    pub(crate) elapsed: Duration,
 }
 
 /// What a journal says of a download.
@@ -60,7 +142,7 @@ impl Download {
     /// # Errors
     ///
     /// [`Error::Unfinished`] if it can go on; else nothing is left, but what was written to a device.
-    pub async fn run(self, store: SharedStore, run: &Run) -> Result<Done> {
+    pub(crate) async fn run(self, store: SharedStore, run: &Run) -> Result<Done> {
         let began = Instant::now();
         let snapshot = run.unless_stopped(super::readable(&store, &self.id)).await??;
         self.check_place()?;

@@ -4,13 +4,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use serde::{Deserialize, Serialize};
 
+use super::context::Context;
+use super::table::{Operation, Report};
+use super::text::{rate, tell_kept};
 use super::{Error, Left, Result, Resume};
+use crate::arguments::{EncryptedHoles, ResumeArgs, values};
 use crate::blocking::blocking;
 use crate::model::{
-    BlockIndex, Digest, LENGTH_TAG, MAX_DESCRIPTION_CHARS, Snapshot, SnapshotId, SnapshotState,
-    Tags,
+    BLOCK_SIZE_U64, BlockIndex, Digest, LENGTH_TAG, MAX_DESCRIPTION_CHARS, NAME_TAG, Snapshot,
+    SnapshotId, SnapshotState, Tags,
 };
 use crate::store::{self, ErrorKind, SharedStore, StartRequest};
 use crate::transfer;
@@ -24,44 +29,171 @@ use crate::transfer::source::file::{FileSource, Times};
 /// How long an upload that is stopped while it begins waits for the id of its snapshot.
 const STARTING: Duration = Duration::from_secs(10);
 
+/// Make a snapshot of a file or a block device
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  fspfs -s /srv/snaps upload --name web disk.img
+  fspfs -s /srv/snaps upload --parent-snapshot-id snap-0123456789abcdef0 disk.img
+  id=$(fspfs -s /srv/snaps upload disk.img | tail -n 1)
+
+What is stopped goes on where it was when the same command is given again.")]
+pub(crate) struct UploadArgs {
+    /// A disk image or a block device
+    #[arg(value_name = "FILE")]
+    path: PathBuf,
+    /// Make a child of this snapshot: only blocks that differ are stored
+    #[arg(long, visible_alias = "parent_snapshot_id", value_name = "SNAP")]
+    parent_snapshot_id: Option<SnapshotId>,
+    /// The tag Name
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// A tag; can be given several times
+    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = values::tag)]
+    tags: Vec<(String, String)>,
+    /// The description
+    #[arg(long, value_name = "TEXT")]
+    description: Option<String>,
+    /// The volume that it is an image of
+    #[arg(long, value_name = "VOLUME")]
+    volume_id: Option<String>,
+    /// Store blocks of zeros too, where the file has no hole
+    #[arg(short, long, visible_alias = "full_copy")]
+    full_copy: bool,
+    /// Ask the store to encrypt it
+    #[arg(long, conflicts_with = "parent_snapshot_id")]
+    encrypted: bool,
+    /// The key to encrypt it with
+    #[arg(long, value_name = "KEY", requires = "encrypted")]
+    kms_key_id: Option<String>,
+    /// What becomes of the holes of an encrypted snapshot
+    #[arg(long, value_name = "HOW", default_value = "write")]
+    encrypted_holes: EncryptedHoles,
+    #[command(flatten)]
+    resume: ResumeArgs,
+}
+
+/// The snapshot that was made.
+#[derive(Debug, Serialize)]
+pub(crate) struct Uploaded {
+    #[serde(flatten)]
+    snapshot: Snapshot,
+    #[serde(skip)]
+    file: String,
+    #[serde(skip)]
+    blocks: u64,
+    #[serde(skip)]
+    elapsed: Duration,
+}
+
+impl Report for Uploaded {
+    fn lines(&self) -> Vec<String> {
+        let Self { snapshot, file, blocks, elapsed } = self;
+        vec![
+            format!("{file} {}", rate(*elapsed, blocks * BLOCK_SIZE_U64)),
+            format!("Total chunks uploaded {blocks}"),
+            snapshot.id.to_string(),
+        ]
+    }
+
+    fn ids(&self) -> Vec<String> {
+        vec![self.snapshot.id.to_string()]
+    }
+}
+
+impl Operation for UploadArgs {
+    const NAME: &'static str = "upload";
+    const LINE: Option<&'static str> = Some("--name web /srv/images/web.img");
+    type Report = Uploaded;
+
+    async fn run(self, cx: &Context) -> Result<Uploaded> {
+        let file = self.path.display().to_string();
+        cx.check_place(&self.path)?;
+        let store = cx.open().await?;
+        let upload = self.upload(cx.resume(&cx.house.from, &store, &self.resume)?);
+        let run = cx.run_showing("Uploading");
+        let uploaded = async {
+            let opened = upload.open().await?;
+            let (len, chunks) = (opened.source_len(), opened.source_len().div_ceil(BLOCK_SIZE_U64));
+            cx.line(format_args!("Size of {file} is {len} bytes and {chunks} chunks"));
+            opened.run(store.clone(), &run).await
+        };
+        let done = uploaded.await.map_err(|error| error.doing(format!("upload {file}")))?;
+        drop(run);
+        if !done.unchanged {
+            cx.note(format_args!(
+                "{file} was written to while it was read: the snapshot may hold a mixture"
+            ));
+        }
+        tell_kept(cx, done.kept, "uploaded");
+        cx.tell_cost(&store);
+        let Done { snapshot, blocks, elapsed, .. } = done;
+        if snapshot.state == SnapshotState::Pending {
+            cx.note(format_args!("{} is pending until EBS has processed it", snapshot.id));
+        }
+        Ok(Uploaded { snapshot, file, blocks, elapsed })
+    }
+}
+
+impl UploadArgs {
+    fn upload(&self, resume: Resume) -> Upload {
+        let mut tags: Tags = self.tags.iter().cloned().collect();
+        if let Some(name) = &self.name {
+            tags.insert(NAME_TAG.to_owned(), name.clone());
+        }
+        Upload {
+            path: self.path.clone(),
+            parent: self.parent_snapshot_id.clone(),
+            description: self.description.clone(),
+            tags,
+            volume_id: self.volume_id.clone(),
+            full_copy: self.full_copy,
+            encrypted: self.encrypted,
+            kms_key: self.kms_key_id.clone(),
+            encrypted_holes: self.encrypted_holes == EncryptedHoles::Write,
+            resume,
+        }
+    }
+}
+
 /// What to upload, and as what.
 #[derive(Clone, Debug, Default)]
-pub struct Upload {
+pub(crate) struct Upload {
     /// The file or device.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     /// The snapshot that the new one is a child of.
-    pub parent: Option<SnapshotId>,
+    pub(crate) parent: Option<SnapshotId>,
     /// Text for people; by default, where it comes from.
-    pub description: Option<String>,
+    pub(crate) description: Option<String>,
     /// Its tags.
-    pub tags: Tags,
+    pub(crate) tags: Tags,
     /// The volume that it is an image of.
-    pub volume_id: Option<String>,
+    pub(crate) volume_id: Option<String>,
     /// Put blocks of zeros too, where they are not holes.
-    pub full_copy: bool,
+    pub(crate) full_copy: bool,
     /// Ask the store to encrypt it. A child is encrypted as its parent is.
-    pub encrypted: bool,
+    pub(crate) encrypted: bool,
     /// The key to encrypt it with.
-    pub kms_key: Option<String>,
+    pub(crate) kms_key: Option<String>,
     /// Put the holes of a snapshot that the store encrypts, as zeros.
-    pub encrypted_holes: bool,
+    pub(crate) encrypted_holes: bool,
     /// Its journal.
-    pub resume: Resume,
+    pub(crate) resume: Resume,
 }
 
 /// What was done.
 #[derive(Clone, Debug)]
-pub struct Done {
+pub(crate) struct Done {
     /// The new snapshot.
-    pub snapshot: Snapshot,
+    pub(crate) snapshot: Snapshot,
     /// Blocks that were put.
-    pub blocks: u64,
+    pub(crate) blocks: u64,
     /// Those of them that an earlier run had put.
-    pub kept: u64,
+    pub(crate) kept: u64,
     /// How long it took.
-    pub elapsed: Duration,
+    pub(crate) elapsed: Duration,
     /// Whether the file seems to have stayed the same while it was read.
-    pub unchanged: bool,
+    pub(crate) unchanged: bool,
 }
 
 /// What a journal says of an upload.
@@ -79,7 +211,7 @@ struct Attempt {
 
 /// A file that is about to be uploaded.
 #[derive(Debug)]
-pub struct Opened {
+pub(crate) struct Opened {
     upload: Upload,
     source: FileSource,
 }
@@ -90,7 +222,7 @@ impl Upload {
     /// # Errors
     ///
     /// If it is no image, or cannot be read.
-    pub async fn open(self) -> Result<Opened> {
+    pub(crate) async fn open(self) -> Result<Opened> {
         let path = self.path.clone();
         let source = blocking(move || FileSource::open(&path)).await?;
         Ok(Opened { upload: self, source })
@@ -130,7 +262,7 @@ impl Upload {
 
 impl Opened {
     /// Length of the file in bytes.
-    pub fn source_len(&self) -> u64 {
+    pub(crate) fn source_len(&self) -> u64 {
         self.source.len()
     }
 
@@ -150,7 +282,7 @@ impl Opened {
     /// # Errors
     ///
     /// [`Error::Unfinished`] if it can go on; else there is no snapshot.
-    pub async fn run(self, store: SharedStore, run: &Run) -> Result<Done> {
+    pub(crate) async fn run(self, store: SharedStore, run: &Run) -> Result<Done> {
         let began = Instant::now();
         run.progress.total(self.data_blocks()?);
         let mut goes_on = false;

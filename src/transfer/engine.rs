@@ -5,6 +5,7 @@
 //! end in any order. What a sink has taken durably is noted in its journal.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -14,7 +15,7 @@ use self::mover::Mover;
 use super::journal::Journal;
 use super::sink::{Finished, Sink};
 use super::source::Source;
-use super::{Error, Result, SharedProgress, Silent};
+use super::{Error, Result, SharedProgress, Silent, sink};
 use crate::model::BLOCK_SIZE;
 
 mod lane;
@@ -26,16 +27,19 @@ mod tests;
 /// meanwhile.
 const COMMAND_MEMORY: usize = 64 << 20;
 
+/// How long a transfer takes at most to end that is given up.
+pub(crate) const ENDS_WITHIN: Duration = lane::LEAVE.saturating_add(sink::snapshot::ABORT);
+
 /// Memory that the blocks under way of transfers share.
 #[derive(Clone, Debug)]
-pub struct Memory {
+pub(crate) struct Memory {
     blocks: Arc<Semaphore>,
     most: usize,
 }
 
 impl Memory {
     /// A budget of so many bytes, but room for one run of blocks at least.
-    pub fn new(bytes: usize) -> Self {
+    pub(crate) fn new(bytes: usize) -> Self {
         let most = (bytes / BLOCK_SIZE).max(super::run_len());
         Self { blocks: Arc::new(Semaphore::new(most)), most }
     }
@@ -55,15 +59,15 @@ impl Default for Memory {
 
 /// How a transfer is run.
 #[derive(Clone)]
-pub struct Run {
+pub(crate) struct Run {
     /// Learns of what was done.
-    pub progress: SharedProgress,
+    pub(crate) progress: SharedProgress,
     /// What its blocks take room in.
-    pub memory: Memory,
+    pub(crate) memory: Memory,
     /// Stops it; what was begun is left, if it can go on.
-    pub stop: CancellationToken,
+    pub(crate) stop: CancellationToken,
     /// Gives it up; what was begun is removed.
-    pub cancel: CancellationToken,
+    pub(crate) cancel: CancellationToken,
 }
 
 impl Run {

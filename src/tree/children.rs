@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::catalog::{Catalog, Links, image_name};
 use super::control::ControlFile;
 use super::node::{Link, Node};
-use crate::arguments::OperationName;
 use crate::model::SnapshotId;
+use crate::ops::table;
 
 /// The directory of the jobs, below `control/`.
 const JOBS: &str = "jobs";
@@ -55,8 +55,9 @@ pub(super) fn children(node: &Node, catalog: &Catalog) -> Vec<(String, Node)> {
         Node::Control => {
             let files = ControlFile::ALL.into_iter();
             let files = files.map(|file| (file.name().to_owned(), Node::File(file)));
-            let operations = OperationName::ALL.into_iter();
-            let operations = operations.map(|op| (op.as_str().to_owned(), Node::Operation(op)));
+            let operations = table::in_control();
+            let operations =
+                operations.map(|entry| (entry.name.to_owned(), Node::Operation(entry)));
             let jobs = (JOBS.to_owned(), Node::Jobs);
             files.chain(operations).chain([jobs]).collect()
         }

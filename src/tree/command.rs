@@ -8,8 +8,8 @@ use bytes::Bytes;
 use super::job::JobFile;
 use super::node::Node;
 use super::{Attributes, Error, Handle, Kind, Result, Tree, operations, part};
-use crate::arguments::OperationName;
 use crate::jobs::{Job, Jobs};
+use crate::ops::table::Entry;
 
 /// Longest line that a control file takes, in bytes. A longer one is refused.
 const MAX_LINE: usize = 64 << 10;
@@ -22,13 +22,13 @@ const LAST: &str = "last";
 pub(super) struct Control {
     pub(super) jobs: Jobs,
     /// Why the latest line for an operation was refused, if it was.
-    refusals: Mutex<HashMap<OperationName, String>>,
+    refusals: Mutex<HashMap<&'static Entry, String>>,
 }
 
 /// An open control file of an operation: lines are written to it, and answers are read.
 #[derive(Debug)]
 pub(super) struct Conversation {
-    operation: OperationName,
+    operation: &'static Entry,
     answer: Mutex<Answer>,
 }
 
@@ -43,7 +43,7 @@ struct Answer {
 }
 
 impl Conversation {
-    fn new(operation: OperationName, text: String) -> Self {
+    fn new(operation: &'static Entry, text: String) -> Self {
         let answer = Answer { text: text.into(), asked_to: 0, origin: None };
         Self { operation, answer: Mutex::new(answer) }
     }
@@ -72,7 +72,7 @@ impl Conversation {
 }
 
 impl Control {
-    fn refusals(&self) -> MutexGuard<'_, HashMap<OperationName, String>> {
+    fn refusals(&self) -> MutexGuard<'_, HashMap<&'static Entry, String>> {
         self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -191,20 +191,20 @@ impl Tree {
 
     fn start_job(
         self: &Arc<Self>,
-        name: OperationName,
+        operation: &'static Entry,
         bytes: &[u8],
     ) -> std::result::Result<Arc<Job>, String> {
         let line = one_line(bytes)?;
-        let task = operations::Task::new(name.parse(line)?)?;
-        let command = format!("{} {}", name.as_str(), line.trim());
+        let asked = operation.parse(line)?;
+        let command = format!("{} {}", operation.name, line.trim());
         let tree = Arc::clone(self);
-        let started = self.control.jobs.start(command, |job| task.run(tree, job));
+        let started = self.control.jobs.start(command, |job| operations::run(tree, job, asked));
         started.map_err(|error| error.to_string())
     }
 }
 
 /// The usage of an operation, below what was wrong with the latest line.
-fn explain(name: OperationName, why: Option<&str>) -> String {
+fn explain(name: &'static Entry, why: Option<&str>) -> String {
     match why {
         Some(why) => format!("error: {why}\n\n{}", name.usage()),
         None => name.usage(),

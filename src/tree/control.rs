@@ -4,6 +4,7 @@ use super::metrics;
 use crate::arguments::DAMAGED;
 use crate::cache::Cache;
 use crate::image::working::{Damaged, Workshop};
+use crate::ops::table;
 use crate::store::SharedStore;
 use crate::store::wrap::Counters;
 
@@ -16,19 +17,16 @@ pub(super) enum ControlFile {
     Damaged,
 }
 
+/// What stands below the list of the operations.
 const README: &str = "\
-This directory is about the mount itself.
-
-  commit    makes a snapshot of a working image
-  clone     makes a working image that begins as a snapshot
   jobs/     what was started, and what came of it
   metrics   what the mount has done so far, in the text format of Prometheus:
             requests to the store, bytes, hits and misses of the cache
   pid       the process that serves the mount
   damaged   what is staged and cannot be used: a line of JSON each
 
-Reading commit or clone shows how to word a line for it. Writing the line starts
-a job and does not wait for it:
+Reading the file of an operation shows how to word a line for it. Writing the
+line starts a job and does not wait for it:
 
   echo --wait web.img > control/commit
   cat control/jobs/last/state
@@ -76,7 +74,7 @@ impl ControlFile {
         shop: Option<&Workshop>,
     ) -> String {
         match self {
-            Self::Readme => README.to_owned(),
+            Self::Readme => readme(),
             Self::Metrics => {
                 metrics::text(cache, calls, store, shop.map(|shop| shop.staging().staged()))
             }
@@ -84,6 +82,14 @@ impl ControlFile {
             Self::Pid => format!("{}\n", std::process::id()),
         }
     }
+}
+
+fn readme() -> String {
+    let mut text = "This directory is about the mount itself.\n\n".to_owned();
+    for entry in table::in_control() {
+        text.push_str(&format!("  {:9} {}\n", entry.name, entry.about()));
+    }
+    text + README
 }
 
 fn damaged(images: &[Damaged]) -> String {

@@ -14,6 +14,7 @@ use super::{Attributes, Caching, Error, Handle, Kind, Result, Tree};
 use crate::image::working::{Closed, Maker, Opened, WorkingImage, Workshop};
 use crate::model::SnapshotId;
 use crate::store::{Error as StoreError, ErrorKind};
+use crate::transfer::SharedProgress;
 
 /// Longest name of a file in bytes (`NAME_MAX`).
 const MAX_NAME: usize = 255;
@@ -406,16 +407,19 @@ impl Tree {
         &self,
         name: &str,
         completed: bool,
-        report: Arc<dyn Fn(u64, u64) + Send + Sync>,
+        report: SharedProgress,
     ) -> Result<SnapshotId> {
         let image = self.working(name)?;
         let progress = {
             let image = Arc::clone(&image);
             async move {
+                let mut shown = 0;
                 loop {
                     tokio::time::sleep(Duration::from_millis(200)).await;
                     if let Some((done, total)) = image.status().progress {
-                        report(done, total);
+                        report.total(total);
+                        report.advance(done.saturating_sub(shown));
+                        shown = done.max(shown);
                     }
                 }
             }
@@ -434,7 +438,7 @@ impl Tree {
     }
 
     /// Ends the commit of a file that is under way.
-    pub(crate) fn cancel_commit(&self, name: &str) -> Result<()> {
+    pub(crate) fn cancel_commit_of(&self, name: &str) -> Result<()> {
         Ok(self.working(name)?.cancel()?)
     }
 

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use super::Kind;
 use super::control::ControlFile;
 use super::job::JobFile;
-use crate::arguments::OperationName;
 use crate::image::working::WorkingImage;
 use crate::model::{Digest, Snapshot, SnapshotId};
+use crate::ops::table;
 
 /// The inode number of the root directory (`FUSE_ROOT_ID`).
 pub const ROOT: u64 = 1;
@@ -34,7 +34,7 @@ pub(super) enum Node {
     Link(Link),
     File(ControlFile),
     /// `control/<operation>`
-    Operation(OperationName),
+    Operation(&'static table::Entry),
     /// `control/jobs`
     Jobs,
     /// `control/jobs/<n>`
@@ -74,7 +74,7 @@ impl Node {
             Self::Image(s) => format!("{} {} {}", s.id, s.start_time, s.image_len()),
             Self::Link(link) => format!("{}/{}\0{}", link.directory, link.name, link.target),
             Self::File(file) => format!("control/{}", file.name()),
-            Self::Operation(name) => format!("control/{}", name.as_str()),
+            Self::Operation(entry) => format!("control/{}", entry.name),
             Self::Jobs => "control/jobs".to_owned(),
             Self::Job(number) => format!("control/jobs/{number}"),
             Self::JobFile(number, file) => format!("control/jobs/{number}/{}", file.name()),

@@ -102,6 +102,11 @@ pub struct Damaged {
     pub error: String,
 }
 
+/// A budget for the blocks on their way of a mount.
+pub(crate) fn memory(cache: &Cache) -> Memory {
+    Memory::new(cache.budget() / PUT_SHARE)
+}
+
 impl Workshop {
     /// Working images over `store`, with their data in `staging`.
     pub fn new(
@@ -112,8 +117,13 @@ impl Workshop {
     ) -> Arc<Self> {
         let at_once = (cache.budget() / put::COMMIT_MEMORY).clamp(1, MAX_COMMITS);
         let (commits, damaged) = (Semaphore::new(at_once), Mutex::default());
-        let memory = Memory::new(cache.budget() / PUT_SHARE);
+        let memory = memory(&cache);
         Arc::new(Self { store, cache, staging, settings, commits, memory, damaged })
+    }
+
+    /// What blocks on their way take room in: those of commits, and of all other transfers of the mount.
+    pub(crate) fn memory(&self) -> &Memory {
+        &self.memory
     }
 
     /// What [`WorkingImage::load_all`](super::WorkingImage::load_all) could not use.

@@ -114,15 +114,12 @@ impl Repository {
             let Round { shards, packs, .. } = self.round(next, &wanted, &mut report).await?;
             next = shards.end;
             report.packs += packs.len() as u64;
-            let mut results = stream::iter(&packs)
+            let mut results = stream::iter(packs)
                 .map(|(pack, frames)| {
                     let progress = &progress;
                     async move {
-                        (
-                            *pack,
-                            frames.len() as u64,
-                            self.verify_pack(*pack, frames, progress).await,
-                        )
+                        let blocks = frames.len() as u64;
+                        (pack, blocks, self.verify_pack(pack, &frames, progress).await)
                     }
                 })
                 .buffer_unordered(concurrency());

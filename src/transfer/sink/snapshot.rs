@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_secs(5);
 const COMPLETE: Duration = Duration::from_mins(1);
 
 /// How long it is tried to remove a snapshot that will not be completed: somebody waits to be let go.
-const ABORT: Duration = Duration::from_secs(15);
+pub(crate) const ABORT: Duration = Duration::from_secs(15);
 
 /// What is put of what reads as zeros.
 #[derive(Clone, Copy, Debug, Default)]

@@ -350,7 +350,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         // 255 bytes, of which the last character has two.
         let name = format!("a{}", "é".repeat(127));
-        assert_eq!(beginning(name.as_bytes()), name.as_bytes()[..199].as_ref());
+        assert_eq!(beginning(name.as_bytes()), &name.as_bytes()[..199]);
         assert_eq!(beginning(b"short"), b"short");
         // It need not be UTF-8.
         assert_eq!(beginning(&[0x80; 255]), [0x80; MAX_PREFIX]);

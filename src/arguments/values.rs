@@ -10,7 +10,7 @@ use crate::store::repository::MIN_GRACE;
 
 /// A number of bytes, which is written with a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Size(pub(super) usize);
+pub(crate) struct Size(pub(crate) usize);
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -21,7 +21,7 @@ impl fmt::Display for Size {
     }
 }
 
-pub(super) fn memory(text: &str) -> Result<Size, String> {
+pub(crate) fn memory(text: &str) -> Result<Size, String> {
     let size = ByteSize::from_str(text)
         .map_err(|_| "give a number with a unit, as 256MiB or 1GiB".to_owned())?;
     let bytes = usize::try_from(size.as_u64()).map_err(|_| "that is too much".to_owned())?;
@@ -31,19 +31,19 @@ pub(super) fn memory(text: &str) -> Result<Size, String> {
     Ok(Size(bytes))
 }
 
-pub(super) fn bytes(text: &str) -> Result<u64, String> {
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     let size = ByteSize::from_str(text);
     size.map(|size| size.as_u64()).map_err(|_| "give a number with a unit, as 20GiB".to_owned())
 }
 
-pub(super) fn mode(text: &str) -> Result<u16, String> {
+pub(crate) fn mode(text: &str) -> Result<u16, String> {
     match u16::from_str_radix(text, 8) {
         Ok(mode) if mode <= 0o777 => Ok(mode),
         _ => Err("give permissions in octal, as 0440".to_owned()),
     }
 }
 
-pub(super) fn tag(text: &str) -> Result<(String, String), String> {
+pub(crate) fn tag(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, _)) if key.starts_with("fspfs:") => {
             Err("keys that begin with `fspfs:` are kept for fspfs itself".to_owned())
@@ -53,14 +53,14 @@ pub(super) fn tag(text: &str) -> Result<(String, String), String> {
     }
 }
 
-pub(super) fn account(text: &str) -> Result<String, String> {
+pub(crate) fn account(text: &str) -> Result<String, String> {
     if text.len() == 12 && text.bytes().all(|b| b.is_ascii_digit()) {
         return Ok(text.to_owned());
     }
     Err("an account has 12 digits".to_owned())
 }
 
-pub(super) fn grace(text: &str) -> Result<humantime::Duration, String> {
+pub(crate) fn grace(text: &str) -> Result<humantime::Duration, String> {
     let time = humantime::Duration::from_str(text).map_err(|e| e.to_string())?;
     if *time < MIN_GRACE {
         return Err("writers may be at work: give at least 1h".to_owned());

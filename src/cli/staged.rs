@@ -1,4 +1,4 @@
-//! `commit`, `clone` and `staged`: working images.
+//! `staged`: the working images of a mount.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -8,31 +8,9 @@ use serde::Serialize;
 
 use super::StagedArgs;
 use super::control::Control;
-use super::output::{self, Output};
-use super::run::Exit;
-use crate::arguments::{CloneArgs, CommitArgs, OperationName};
+use super::output::Output;
 use crate::image::working::Damaged;
-
-pub(super) async fn commit(out: Output, args: &CommitArgs) -> anyhow::Result<Exit> {
-    let (control, name) = Control::of_working_image(&args.file)?;
-    let flags = [(args.wait, "--wait"), (args.cancel, "--cancel")].into_iter();
-    let flags = flags.filter(|(given, _)| *given).map(|(_, flag)| flag);
-    let words: Vec<_> = flags.chain(file(&name)).collect();
-    let job = control.start(OperationName::Commit, &words)?;
-    control.follow(job, out).await
-}
-
-pub(super) async fn clone(out: Output, args: &CloneArgs) -> anyhow::Result<Exit> {
-    let (control, name) = Control::of_working_image(&args.file)?;
-    let words: Vec<_> = std::iter::once(args.snapshot.as_str()).chain(file(&name)).collect();
-    let job = control.start(OperationName::Clone, &words)?;
-    control.follow(job, out).await
-}
-
-/// The words for a file, also for one whose name looks like an option.
-fn file(name: &str) -> impl Iterator<Item = &str> {
-    name.starts_with('-').then_some("--").into_iter().chain([name])
-}
+use crate::ops::{Exit, text};
 
 /// A working image. What it does not tell is empty.
 #[derive(Debug, Default, Serialize)]
@@ -57,7 +35,7 @@ pub(super) async fn staged(out: Output, args: &StagedArgs) -> anyhow::Result<Exi
     });
     let images = read.await??;
     let header = ["NAME", "STATE", "SIZE", "STAGED", "SNAPSHOT", "ERROR"];
-    out.result(&images, || output::columns(header, images.iter().map(row)))?;
+    out.result(&images, || text::columns(header, images.iter().map(row)))?;
     Ok(Exit::Done)
 }
 
@@ -69,14 +47,14 @@ impl From<Damaged> for WorkingImage {
 }
 
 fn row(image: &WorkingImage) -> [String; 6] {
-    let text = |text: &str| if text.is_empty() { "-".to_owned() } else { output::one_line(text) };
+    let cell = |text: &str| if text.is_empty() { "-".to_owned() } else { text::one_line(text) };
     [
-        text(&image.name),
-        text(&image.state),
-        image.size.map_or_else(|| "-".to_owned(), output::size),
-        image.staged_bytes.map_or_else(|| "-".to_owned(), output::size),
-        text(&image.snapshot),
-        text(&image.error),
+        cell(&image.name),
+        cell(&image.state),
+        image.size.map_or_else(|| "-".to_owned(), text::size),
+        image.staged_bytes.map_or_else(|| "-".to_owned(), text::size),
+        cell(&image.snapshot),
+        cell(&image.error),
     ]
 }
 

@@ -1,0 +1,101 @@
+//! Signals that stop an operation, and what is said then.
+
+use std::sync::{Arc, OnceLock};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::ops::{Error, Left};
+use crate::store::StoreUrl;
+use crate::transfer;
+use crate::transfer::engine::Run;
+
+/// Signals that stop a transfer, so that it can go on later; the second one gives it up.
+pub(super) struct Signals {
+    first: Arc<OnceLock<&'static str>>,
+    _watch: AbortOnDropHandle<()>,
+}
+
+impl Signals {
+    pub(super) fn watch(run: &Run) -> std::io::Result<Self> {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let (stop, cancel) = (run.stop.clone(), run.cancel.clone());
+        let first = Arc::<OnceLock<_>>::default();
+        let seen = Arc::clone(&first);
+        let watch = tokio::spawn(async move {
+            for token in [stop, cancel] {
+                let name = tokio::select! {
+                    _ = interrupt.recv() => "SIGINT",
+                    _ = terminate.recv() => "SIGTERM",
+                };
+                seen.get_or_init(|| name);
+                token.cancel();
+            }
+        });
+        Ok(Self { first, _watch: AbortOnDropHandle::new(watch) })
+    }
+
+    /// Why an operation ended; where it can go on, how.
+    pub(super) fn explained(&self, error: Error, store: &StoreUrl) -> anyhow::Error {
+        let (doing, cause) = match error {
+            Error::Doing { doing, cause } => (Some(doing), *cause),
+            error => (None, error),
+        };
+        let (cause, left) = match cause {
+            Error::Unfinished { cause, left } => (*cause, Some(left)),
+            cause => (cause, None),
+        };
+        let cause = match (cause, self.first.get()) {
+            (
+                Error::Transfer(transfer::Error::Stopped | transfer::Error::Cancelled),
+                Some(name),
+            ) => Error::Interrupted(name),
+            (cause, _) => cause,
+        };
+        let error = anyhow::Error::from(cause);
+        let error = match doing {
+            Some(doing) => error.context(format!("cannot {doing}")),
+            None => error,
+        };
+        match left {
+            None => error,
+            Some(left) => anyhow::anyhow!("{error:#}\n{}", how_to_go_on(&left, store)),
+        }
+    }
+
+    /// Waits for something, unless a signal comes first.
+    pub(super) async fn unless_signalled<T>(work: impl Future<Output = T>) -> Result<T, Error> {
+        let run = Run::default();
+        let signals = Self::watch(&run)?;
+        let ended = run.unless_stopped(work).await;
+        ended.map_err(|_| Error::Interrupted(signals.first.get().copied().unwrap_or("a signal")))
+    }
+}
+
+/// The commands that go on and that give up.
+fn how_to_go_on(left: &Left, store: &StoreUrl) -> String {
+    let words: Vec<String> =
+        std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    let quoted = |words: &[&str]| shlex::try_join(words.iter().copied()).unwrap_or_default();
+    // What was begun anew is what it goes on with.
+    let this: Vec<&str> = words.iter().map(String::as_str).filter(|w| *w != "--restart").collect();
+    let goes_on = format!("  goes on:  {}", quoted(&this));
+    match left {
+        Left::Snapshot(id) => {
+            let program = this.first().copied().unwrap_or("fspfs");
+            let gives_up = quoted(&[program, "-s", &store.to_string(), "delete", id.as_str()]);
+            format!("{id} stays pending\n{goes_on}\n  gives up: {gives_up}")
+        }
+        Left::Asked => {
+            format!("a snapshot may have been started; if so, `fspfs list` shows it\n{goes_on}")
+        }
+        Left::Partial(path) => {
+            let gives_up = quoted(&["rm", &path.to_string_lossy()]);
+            format!("what is there is kept\n{goes_on}\n  gives up: {gives_up}")
+        }
+        Left::Device(path) => {
+            format!("{} holds a part of the image, and is none yet\n{goes_on}", path.display())
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! `clone`: a working image begins as a snapshot.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::commit::Made;
+use super::context::Context;
+use super::table::{Operation, Words};
+use super::{Error, Result};
+use crate::arguments::working_name;
+use crate::model::SnapshotId;
+
+/// Make a working image that begins as a snapshot
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Nothing is copied: the file reads as the snapshot does, and keeps what is written over it.
+
+Examples:
+  fspfs clone snap-0123456789abcdef0 /mnt/fsp/new/web.img")]
+pub(crate) struct CloneArgs {
+    /// The snapshot to begin with
+    #[arg(value_name = "SNAP")]
+    snapshot: SnapshotId,
+    /// A new file below `new/` of a mount
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+}
+
+impl Operation for CloneArgs {
+    const NAME: &'static str = "clone";
+    const LINE: Option<&'static str> = Some("snap-0123456789abcdef0 web.img");
+    type Report = Made;
+
+    async fn run(self, cx: &Context) -> Result<Made> {
+        let name = working_name(&self.file).map_err(Error::Refused)?;
+        let made = cx.run.unless_stopped(cx.working()?.clone_of(&self.snapshot, name)).await?;
+        made.map_err(|e| e.doing(format!("make {name}")))?;
+        Ok(Made::of(Some(self.snapshot)))
+    }
+
+    fn at_mount(&self) -> Option<(&Path, Words<'_>)> {
+        let words = |name: &str| [self.snapshot.as_str(), "--", name].map(str::to_owned).to_vec();
+        Some((&self.file, Box::new(words)))
+    }
+}

@@ -1,0 +1,293 @@
+//! All operations, and what they have in common.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::path::Path;
+
+use clap::{ArgAction, ArgMatches, Args, Command};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use serde::Serialize;
+
+use super::context::Context;
+use super::{Exit, Result};
+use crate::arguments::{ScreenArgs, WORKING_DIRECTORY};
+
+/// An operation: the fields are its arguments, the doc comments its help.
+pub(crate) trait Operation: Args + fmt::Debug + Send + Sync + 'static {
+    /// The name of its command, and of its control file.
+    const NAME: &'static str;
+
+    /// A line for its control file; `None` if there is none.
+    const LINE: Option<&'static str> = None;
+
+    /// Whether it has `--dry-run`.
+    const DRY_RUN: bool = false;
+
+    /// What came of it.
+    type Report: Report;
+
+    /// Does it.
+    fn run(self, cx: &Context) -> impl Future<Output = Result<Self::Report>> + Send;
+
+    /// If only the mount of a working image can do this: the image, and the words for its control file, given the
+    /// name of the image.
+    fn at_mount(&self) -> Option<(&Path, Words<'_>)> {
+        None
+    }
+}
+
+/// Makes the words for a control file of the name of a working image.
+pub(crate) type Words<'a> = Box<dyn Fn(&str) -> Vec<String> + 'a>;
+
+/// What came of an operation. As JSON it is one value.
+pub(crate) trait Report: Serialize {
+    /// What is printed on stdout.
+    fn lines(&self) -> Vec<String>;
+
+    /// What is printed if the result alone is wanted.
+    fn ids(&self) -> Vec<String>;
+
+    /// How the command ends.
+    fn exit(&self) -> Exit {
+        Exit::Done
+    }
+}
+
+/// What is printed on stdout at the end, and how the command ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    pub(crate) lines: Vec<String>,
+    pub(crate) exit: Exit,
+}
+
+impl Outcome {
+    /// A report, in the form that is wanted.
+    pub(crate) fn of(report: &impl Report, screen: ScreenArgs) -> Self {
+        let lines = if screen.json {
+            let json = serde_json::to_string_pretty(report).expect("reports have string keys");
+            json.lines().map(str::to_owned).collect()
+        } else if screen.quiet {
+            report.ids()
+        } else {
+            report.lines()
+        };
+        Self { lines, exit: report.exit() }
+    }
+}
+
+/// An operation with its arguments.
+pub(crate) trait Asked: fmt::Debug + Send + Sync {
+    /// Does it.
+    fn run(self: Box<Self>, cx: Context) -> BoxFuture<'static, Result<Outcome>>;
+
+    /// As [`Operation::at_mount`].
+    fn at_mount(&self) -> Option<(&Path, Words<'_>)>;
+}
+
+impl<T: Operation> Asked for T {
+    fn run(self: Box<Self>, cx: Context) -> BoxFuture<'static, Result<Outcome>> {
+        let run = async move {
+            let report = Operation::run(*self, &cx).await?;
+            Ok(Outcome::of(&report, cx.screen))
+        };
+        run.boxed()
+    }
+
+    fn at_mount(&self) -> Option<(&Path, Words<'_>)> {
+        Operation::at_mount(self)
+    }
+}
+
+/// A line of the table.
+pub(crate) struct Entry {
+    pub(crate) name: &'static str,
+    line: Option<&'static str>,
+    dry_run: bool,
+    arguments: fn(Command) -> Command,
+    read: fn(&ArgMatches) -> std::result::Result<Box<dyn Asked>, clap::Error>,
+}
+
+const fn entry<T: Operation>() -> Entry {
+    Entry {
+        name: T::NAME,
+        line: T::LINE,
+        dry_run: T::DRY_RUN,
+        arguments: T::augment_args,
+        read: |matches| Ok(Box::new(T::from_arg_matches(matches)?)),
+    }
+}
+
+/// All operations, in the order in which help shows them.
+pub(crate) static OPERATIONS: &[Entry] = &[
+    entry::<super::list::ListArgs>(),
+    entry::<super::upload::UploadArgs>(),
+    entry::<super::download::DownloadArgs>(),
+    entry::<super::commit::CommitArgs>(),
+    entry::<super::clone::CloneArgs>(),
+    entry::<super::delete::DeleteArgs>(),
+    entry::<super::verify::VerifyArgs>(),
+    entry::<super::gc::GcArgs>(),
+];
+
+/// The operations that have a control file.
+pub(crate) fn in_control() -> impl Iterator<Item = &'static Entry> {
+    OPERATIONS.iter().filter(|entry| entry.line.is_some())
+}
+
+/// The operation of this name.
+pub(crate) fn find(name: &str) -> Option<&'static Entry> {
+    OPERATIONS.iter().find(|entry| entry.name == name)
+}
+
+/// What a line in a control file asks for.
+#[derive(Debug)]
+pub(crate) struct Line {
+    pub(crate) asked: Box<dyn Asked>,
+    pub(crate) screen: ScreenArgs,
+    pub(crate) dry_run: bool,
+}
+
+impl Entry {
+    /// The grammar of its command.
+    pub(crate) fn command(&self) -> Command {
+        let command = (self.arguments)(Command::new(self.name));
+        if !self.dry_run {
+            return command;
+        }
+        let flag = clap::Arg::new("dry-run").long("dry-run").visible_alias("dry_run");
+        command.arg(flag.action(ArgAction::SetTrue).help("Say what would be done, and do nothing"))
+    }
+
+    /// The operation that the arguments of its command ask for, and whether nothing is to be done.
+    ///
+    /// # Errors
+    ///
+    /// If they are not of its grammar.
+    pub(crate) fn read(
+        &self,
+        matches: &ArgMatches,
+    ) -> std::result::Result<(Box<dyn Asked>, bool), clap::Error> {
+        let dry_run = self.dry_run && matches.get_flag("dry-run");
+        Ok(((self.read)(matches)?, dry_run))
+    }
+
+    /// What it does, in a line.
+    pub(crate) fn about(&self) -> String {
+        self.command().get_about().map(ToString::to_string).unwrap_or_default()
+    }
+
+    /// The grammar of a line in its control file.
+    fn grammar(&self) -> Command {
+        let line = self.command().no_binary_name(true).disable_help_flag(true);
+        let more = format!(
+            "A line of these arguments starts a job; reading the same open file gives its number.\n\
+             A working image is named as in {WORKING_DIRECTORY}/; other paths are absolute.\n\n\
+             Example:\n  echo {} > control/{}",
+            self.line.unwrap_or_default(),
+            self.name
+        );
+        ScreenArgs::augment_args(line).after_help(more).next_help_heading(None)
+    }
+
+    /// How to word it in the control file.
+    pub(crate) fn usage(&self) -> String {
+        self.grammar().render_help().to_string()
+    }
+
+    /// Reads a line of the control file, quoted as in a shell.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, for people.
+    pub(crate) fn parse(&self, line: &str) -> std::result::Result<Line, String> {
+        let words = shlex::split(line).ok_or("a quotation mark or a backslash ends nowhere")?;
+        let read = || {
+            let matches = self.grammar().try_get_matches_from(words)?;
+            let (asked, dry_run) = self.read(&matches)?;
+            let screen = <ScreenArgs as clap::FromArgMatches>::from_arg_matches(&matches)?;
+            Ok(Line { asked, screen, dry_run })
+        };
+        read().map_err(|error: clap::Error| {
+            let text = error.render().to_string();
+            // The usage follows by itself, and so do hints to options that a line does not have.
+            let why = text.split("\n\n").next().unwrap_or(&text);
+            why.trim().trim_start_matches("error: ").to_owned()
+        })
+    }
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Entry {}
+
+impl Hash for Entry {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.name.hash(state);
+    }
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Entry").field(&self.name).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(name: &str, line: &str) -> std::result::Result<String, String> {
+        find(name).unwrap().parse(line).map(|line| format!("{:?}", line.asked))
+    }
+
+    #[test]
+    fn a_line_is_read_as_a_shell_would() {
+        let commit = |file: &str, wait: bool, cancel: bool| {
+            Ok(format!("CommitArgs {{ file: {file:?}, wait: {wait}, cancel: {cancel} }}"))
+        };
+        assert_eq!(parse("commit", "web.img"), commit("web.img", false, false));
+        assert_eq!(parse("commit", "--wait 'a b'\\ c"), commit("a b c", true, false));
+        assert_eq!(parse("commit", "--cancel -- -x"), commit("-x", false, true));
+        let line = find("commit").unwrap().parse("--json web.img").unwrap();
+        assert!(line.screen.json && !line.screen.quiet);
+        assert!(find("gc").unwrap().parse("--dry-run").unwrap().dry_run);
+    }
+
+    #[test]
+    fn a_bad_line_is_explained() {
+        let says = |line: &str, why: &str| {
+            let error = parse("commit", line).unwrap_err();
+            assert!(error.contains(why) && !error.contains("Usage"), "{line}: {error}");
+        };
+        says("", "<FILE>");
+        says("a b", "'b'");
+        says("--wait --cancel a", "cannot be used with");
+        says("--help", "'--help'");
+        says("'a", "quotation mark");
+        let error = parse("clone", "snap-zz web.img").unwrap_err();
+        assert!(error.contains("is not a snapshot id"), "{error}");
+    }
+
+    #[test]
+    fn every_operation_has_a_command_and_a_usage() {
+        for entry in OPERATIONS {
+            let about = entry.about();
+            assert!(!about.is_empty() && !about.ends_with('.'), "{}: {about}", entry.name);
+            entry.command().debug_assert();
+        }
+        for entry in in_control() {
+            entry.grammar().debug_assert();
+            let usage = entry.usage();
+            assert!(usage.contains(&format!("Usage: {}", entry.name)), "{usage}");
+            let example = usage.lines().find_map(|line| line.trim().strip_prefix("echo ")).unwrap();
+            let (line, file) = example.split_once(" > control/").unwrap();
+            assert_eq!(file, entry.name);
+            entry.parse(line).unwrap();
+        }
+    }
+}
