@@ -328,6 +328,11 @@ impl Cli {
         read().map_err(|error: clap::Error| error.format(&mut grammar))
     }
 
+    /// Whether one JSON value is wanted instead of text.
+    pub fn is_json(&self) -> bool {
+        self.global.screen.json
+    }
+
     /// The grammar: that of the operations stands between that of the other commands.
     pub fn grammar() -> clap::Command {
         Grammar::command().subcommands(table::OPERATIONS.iter().map(table::Entry::command))

@@ -1,5 +1,6 @@
 //! The `fspfs` program: parse, run, exit code.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use fspfs::cli::{Cli, run, tell};
@@ -8,12 +9,19 @@ fn main() -> ExitCode {
     fspfs::sys::bound_allocator();
     fspfs::sys::raise_descriptor_limit();
     let cli = Cli::read(std::env::args_os());
+    let is_json = cli.is_json();
     match run(cli) {
         Ok(exit) => exit.into(),
         // Whoever reads what we print has seen enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            tell(format_args!("{error:#}"));
+            let error = format!("{error:#}");
+            if is_json {
+                // If nobody reads it, nobody can be told.
+                let _ = writeln!(std::io::stderr(), "{}", serde_json::json!({ "error": error }));
+            } else {
+                tell(error);
+            }
             ExitCode::FAILURE
         }
     }

@@ -13,6 +13,7 @@ pub(crate) mod clone;
 pub(crate) mod commit;
 pub(crate) mod context;
 pub(crate) mod delete;
+pub(crate) mod diff;
 pub(crate) mod download;
 pub(crate) mod gc;
 pub(crate) mod list;

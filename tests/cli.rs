@@ -245,7 +245,7 @@ fn quiet_leaves_the_result_alone() {
     assert!(id.starts_with("snap-0"));
     assert_eq!(quiet(&["-q", "download", id, "b.img"]).trim_end(), id);
     assert!(quiet(&["list", "--quiet"]).contains(id));
-    assert_eq!(quiet(&["delete", "-q", id]), "");
+    assert_eq!(quiet(&["delete", "-q", id]).trim_end(), id);
     let output = run(sandbox.fspfs().args(["-q", "delete", id]));
     assert!(code(&output) == 1 && text(&output).contains(id), "errors are told all the same");
     let both = run(sandbox.fspfs().args(["list", "-q", "-v"]));

@@ -128,3 +128,107 @@ fn the_commands_ask_the_mount() {
     assert!(message.contains("mnt/new"), "{message}");
     mount.unmount();
 }
+
+/// Starts a job, waits for it, and gives its exit code and its result.
+fn job(sandbox: &Sandbox, mount: &Mount, operation: &str, line: &str) -> (String, String) {
+    let line = shlex::try_quote(line).unwrap();
+    let script = format!("exec 3<>mnt/control/{operation}; printf '%s\\n' {line} >&3; cat <&3");
+    let number: u64 = sandbox
+        .sh(&format!("bash -c {}", shlex::try_quote(&script).unwrap()))
+        .trim()
+        .parse()
+        .unwrap();
+    let state = ended(mount, number);
+    (state, sandbox.sh(&format!("cat mnt/control/jobs/{number}/result")))
+}
+
+#[test]
+fn an_operation_has_the_same_result_as_a_command_and_as_a_job() {
+    if !can_mount(&["bash"]) {
+        return;
+    }
+    let sandbox = Sandbox::with_store();
+    sandbox.image("a.img", 3 << 20, &[(0, 1 << 20)]);
+    let id = sandbox.ok(&["upload", "-q", "a.img"]).trim().to_owned();
+    sandbox.image("b.img", 3 << 20, &[(0, 1 << 20), (2 << 20, 4096)]);
+    let child = sandbox.ok(&["upload", "-q", "b.img", "--parent-snapshot-id", &id]);
+    let child = child.trim();
+    let mount = sandbox.mount(&[]);
+    for line in [
+        format!("diff --json {id} {child}"),
+        format!("diff --extents {id} {child}"),
+        "verify --json".to_owned(),
+        "gc --dry-run".to_owned(),
+        format!("download -q {id} {}", sandbox.join("out.img").display()),
+        format!("delete -q --yes {child}"),
+    ] {
+        let words: Vec<_> = line.split(' ').collect();
+        let (state, result) = job(&sandbox, &mount, words[0], &words[1..].join(" "));
+        assert_eq!(state, "done 0\n", "{line}: {}", sandbox.sh("cat mnt/control/jobs/last/log"));
+        if words[0] == "delete" {
+            assert_eq!(result.trim(), child);
+        } else {
+            assert_eq!(result, sandbox.ok(&words), "{line}");
+        }
+    }
+    assert!(support::same(sandbox.join("out.img"), sandbox.join("a.img")));
+    let file = sandbox.join("b.img");
+    let (state, made) = job(&sandbox, &mount, "upload", &format!("-q --name b {}", file.display()));
+    assert_eq!(state, "done 0\n");
+    sandbox.assert_holds(made.trim(), "b.img");
+    mount.unmount();
+}
+
+#[test]
+fn a_job_refuses_what_would_harm_the_mount() {
+    if !can_mount(&["bash"]) {
+        return;
+    }
+    let (sandbox, mount) = mounted();
+    sandbox.image("a.img", 1 << 20, &[(0, 4096)]);
+    let id = sandbox.ok(&["upload", "-q", "a.img"]).trim().to_owned();
+    std::os::unix::fs::symlink(sandbox.join("mnt/new"), sandbox.join("link")).unwrap();
+    for (operation, line, says) in [
+        ("download", format!("{id} out.img"), "absolute path"),
+        ("download", format!("{id} {}", sandbox.join("mnt/new/x.img").display()), "in this mount"),
+        ("download", format!("{id} {}", sandbox.join("link/x.img").display()), "in this mount"),
+        ("download", format!("{id} {}", sandbox.join("store/x.img").display()), "the store itself"),
+        ("upload", sandbox.join(format!("mnt/{id}.img")).display().to_string(), "in this mount"),
+        ("delete", id.clone(), "--yes"),
+    ] {
+        let (state, result) = job(&sandbox, &mount, operation, &line);
+        let log = sandbox.sh("cat mnt/control/jobs/last/log");
+        assert_eq!((&state[..], &result[..]), ("failed 1\n", ""), "{line}: {log}");
+        assert!(log.contains(says), "{line}: {log}");
+    }
+    assert_eq!(sandbox.ok(&["list", "-q"]).trim(), id);
+    mount.unmount();
+}
+
+#[test]
+fn the_readme_and_the_directory_have_every_operation() {
+    if !can_mount(&[]) {
+        return;
+    }
+    let (_sandbox, mount) = mounted();
+    let readme = std::fs::read_to_string(mount.join("control/README")).unwrap();
+    let help = String::from_utf8(
+        std::process::Command::new(env!("CARGO_BIN_EXE_fspfs"))
+            .arg("--help")
+            .output()
+            .unwrap()
+            .stdout,
+    );
+    let help = help.unwrap();
+    let mut operations = 0;
+    for name in names(mount.join("control")) {
+        let is_text = ["README", "metrics", "pid", "damaged", "jobs"].contains(&&name[..]);
+        if !is_text {
+            operations += 1;
+            assert!(readme.contains(&format!("\n  {name} ")), "{name}: {readme}");
+            assert!(help.contains(&format!("\n  {name} ")), "{name}: {help}");
+        }
+    }
+    assert!(operations >= 8, "{operations}");
+    mount.unmount();
+}

@@ -121,6 +121,7 @@ const fn entry<T: Operation>() -> Entry {
 /// All operations, in the order in which help shows them.
 pub(crate) static OPERATIONS: &[Entry] = &[
     entry::<super::list::ListArgs>(),
+    entry::<super::diff::DiffArgs>(),
     entry::<super::upload::UploadArgs>(),
     entry::<super::download::DownloadArgs>(),
     entry::<super::commit::CommitArgs>(),

@@ -79,7 +79,6 @@ impl List for Blocks {
 }
 
 /// The blocks in which the second snapshot differs from the first.
-#[cfg_attr(not(test), expect(dead_code, reason = "no operation asks for it yet"))]
 #[derive(Clone, Debug)]
 pub(crate) struct Changes(pub(crate) SnapshotId, pub(crate) SnapshotId);
 
