@@ -17,6 +17,7 @@ pub(crate) mod diff;
 pub(crate) mod download;
 pub(crate) mod gc;
 pub(crate) mod list;
+pub(crate) mod multiclone;
 pub(crate) mod table;
 pub(crate) mod text;
 pub(crate) mod upload;
@@ -116,6 +117,8 @@ pub(crate) enum Left {
     Partial(PathBuf),
     /// A device that holds a part of the image.
     Device(PathBuf),
+    /// Several of these.
+    Several(Vec<Left>),
 }
 
 /// What came of an operation.

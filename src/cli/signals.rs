@@ -97,5 +97,28 @@ fn how_to_go_on(left: &Left, store: &StoreUrl) -> String {
         Left::Device(path) => {
             format!("{} holds a part of the image, and is none yet\n{goes_on}", path.display())
         }
+        Left::Several(all) => {
+            let mut lines = Vec::new();
+            let mut partials = Vec::new();
+            for left in all {
+                match left {
+                    Left::Partial(path) => partials.push(path.to_string_lossy()),
+                    Left::Device(path) => lines.push(format!(
+                        "{} holds a part of the image, and is none yet",
+                        path.display()
+                    )),
+                    other => lines.push(how_to_go_on(other, store)),
+                }
+            }
+            if partials.is_empty() {
+                lines.push(goes_on);
+            } else {
+                let rm = std::iter::once("rm").chain(partials.iter().map(AsRef::as_ref));
+                let gives_up = quoted(&rm.collect::<Vec<_>>());
+                lines.push("what is there is kept".to_owned());
+                lines.extend([goes_on, format!("  gives up: {gives_up}")]);
+            }
+            lines.join("\n")
+        }
     }
 }

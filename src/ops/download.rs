@@ -17,10 +17,10 @@ use crate::blocking::blocking;
 use crate::model::{BLOCK_SIZE_U64, Digest, Snapshot, SnapshotId};
 use crate::store::SharedStore;
 use crate::transfer;
-use crate::transfer::engine::{Run, transfer_to};
+use crate::transfer::engine::{Destination, Run, transfer_to};
 use crate::transfer::journal::{Ends, FileJournal, Journal, NoJournal, name_of};
-use crate::transfer::sink::Sink;
 use crate::transfer::sink::file::FileSink;
+use crate::transfer::sink::{Finished, Sink as _};
 use crate::transfer::source::snapshot::SnapshotSource;
 
 /// Write a snapshot to a file or a block device
@@ -145,13 +145,26 @@ impl Download {
     pub(crate) async fn run(self, store: SharedStore, run: &Run) -> Result<Done> {
         let began = Instant::now();
         let snapshot = run.unless_stopped(super::readable(&store, &self.id)).await??;
-        self.check_place()?;
+        check_outside(&self.path, self.not_in.as_deref())?;
         run.progress.total(snapshot.data_blocks.unwrap_or(0));
-        let len = snapshot.image_len();
+        let Prepared { destination, ending } = self.prepare(&snapshot).await?;
+        let source = Arc::new(SnapshotSource::new(store, snapshot.clone()));
+        let Destination { sink, journal } = destination;
+        let finished = transfer_to(source, sink, journal, run).await;
+        let Finished { blocks, kept, .. } = finished.map_err(|error| ending.explain(error))?;
+        Ok(Done { snapshot, blocks, kept, elapsed: began.elapsed() })
+    }
+
+    /// Opens the file or device, and its journal. Whatever an earlier run has left and cannot go on is removed.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be written, or another process is at it.
+    pub(crate) async fn prepare(&self, snapshot: &Snapshot) -> Result<Prepared> {
         let ends = self.ends();
         let key = self.resume.journals.as_ref().map(|_| key(&ends));
-        let sink = FileSink::open(&self.path, len, key).await?;
-        let journal: Arc<dyn Journal> = match self.journal(ends, &snapshot).await {
+        let sink = FileSink::open(&self.path, snapshot.image_len(), key).await?;
+        let journal: Arc<dyn Journal> = match self.journal(ends, snapshot).await {
             Ok(Some((journal, goes_on))) => {
                 if !goes_on {
                     sink.clear().await?;
@@ -170,27 +183,16 @@ impl Download {
                 return Err(error);
             }
         };
-        let source = Arc::new(SnapshotSource::new(store, snapshot.clone()));
         let left = match sink.partial() {
             Some(partial) => Left::Partial(partial),
             None => Left::Device(self.path.clone()),
         };
-        let keeps = journal.is_kept();
-        let sink: Arc<dyn Sink> = Arc::new(sink);
-        match transfer_to(source, sink, journal, run).await {
-            Ok(finished) => {
-                let (blocks, kept) = (finished.blocks, finished.kept);
-                Ok(Done { snapshot, blocks, kept, elapsed: began.elapsed() })
-            }
-            Err(error) if keeps && error.could_go_on() => {
-                Err(Error::Unfinished { cause: Box::new(error.into()), left })
-            }
-            Err(error) => Err(error.into()),
-        }
+        let ending = Ending { keeps: journal.is_kept(), left };
+        Ok(Prepared { destination: Destination { sink: Arc::new(sink), journal }, ending })
     }
 
     fn ends(&self) -> Ends {
-        let place = self.place().unwrap_or_else(|| self.path.clone());
+        let place = place(&self.path).unwrap_or_else(|| self.path.clone());
         let place = std::path::absolute(&place).unwrap_or(place);
         let from = format!("{} {}", self.resume.store, self.id);
         Ends { operation: "download".to_owned(), from, to: name_of(&place) }
@@ -215,27 +217,55 @@ impl Download {
         });
         super::or_without_journal(opened.await)
     }
+}
 
-    /// Where the file is or will be, without links.
-    fn place(&self) -> Option<PathBuf> {
-        let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        self.path.canonicalize().ok().or_else(|| {
-            let directory = directory.unwrap_or(Path::new(".")).canonicalize().ok()?;
-            Some(directory.join(self.path.file_name()?))
-        })
-    }
+/// A file or device that can be written to.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    /// It, with its journal.
+    pub(crate) destination: Destination,
+    /// What is said if not all of it is written.
+    pub(crate) ending: Ending,
+}
 
-    /// The store is not to be overwritten with what comes out of it.
-    fn check_place(&self) -> Result<()> {
-        let Some(store) = self.not_in.as_deref().and_then(|store| store.canonicalize().ok()) else {
-            return Ok(());
-        };
-        match self.place() {
-            Some(place) if place.starts_with(&store) => {
-                Err(transfer::Error::unsuitable(&self.path, "it is inside the store itself").into())
-            }
-            _ => Ok(()),
+/// What is left when a download ends before it is done.
+#[derive(Debug)]
+pub(crate) struct Ending {
+    keeps: bool,
+    left: Left,
+}
+
+impl Ending {
+    /// The error that has ended it, with what is left if it can go on.
+    pub(crate) fn explain(self, error: transfer::Error) -> Error {
+        if self.keeps && error.could_go_on() {
+            return Error::Unfinished { cause: Box::new(error.into()), left: self.left };
         }
+        error.into()
+    }
+}
+
+/// Where the file is or will be, without links.
+fn place(path: &Path) -> Option<PathBuf> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    path.canonicalize().ok().or_else(|| {
+        let directory = directory.unwrap_or(Path::new(".")).canonicalize().ok()?;
+        Some(directory.join(path.file_name()?))
+    })
+}
+
+/// A store in a directory is not to be overwritten with what comes out of it.
+///
+/// # Errors
+///
+/// If the path is in that directory.
+pub(crate) fn check_outside(path: &Path, store: Option<&Path>) -> Result<()> {
+    let Some(store) = store.and_then(|store| store.canonicalize().ok()) else { return Ok(()) };
+    match place(path) {
+        Some(place) if place.starts_with(&store) => {
+            Err(transfer::Error::unsuitable(path, "it is inside the store itself").into())
+        }
+        _ => Ok(()),
     }
 }
 

@@ -124,6 +124,7 @@ pub(crate) static OPERATIONS: &[Entry] = &[
     entry::<super::diff::DiffArgs>(),
     entry::<super::upload::UploadArgs>(),
     entry::<super::download::DownloadArgs>(),
+    entry::<super::multiclone::MulticloneArgs>(),
     entry::<super::commit::CommitArgs>(),
     entry::<super::clone::CloneArgs>(),
     entry::<super::delete::DeleteArgs>(),

@@ -60,6 +60,25 @@ impl FileSink {
         })
     }
 
+    /// Whether something of this kind can be written at all.
+    ///
+    /// # Errors
+    ///
+    /// If it is neither a file nor a block device.
+    pub(crate) fn check_kind(path: &Path) -> Result<()> {
+        Target::check_kind(path)
+    }
+
+    /// Whether [`open`](Self::open) would succeed, as far as that shows without a write.
+    ///
+    /// # Errors
+    ///
+    /// As of `open`.
+    pub(crate) async fn check(path: &Path, len: u64) -> Result<()> {
+        let path = path.to_owned();
+        blocking(move || Target::check(&path, len)).await
+    }
+
     /// Whether nobody has written to it before.
     pub(crate) fn is_fresh(&self) -> bool {
         self.is_fresh.load(Ordering::Relaxed)

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::{AccessFlags, access};
 use tempfile::{NamedTempFile, TempPath};
 
 use crate::model::{BLOCK_SIZE_U64, Block, BlockBuffer, BlockIndex};
@@ -51,26 +52,45 @@ impl Target {
     ///
     /// If it is a directory, a device that is too small or in use, or cannot be written.
     pub(crate) fn open(path: &Path, len: u64, key: Option<&str>) -> Result<Self, Error> {
-        match path.metadata() {
-            _ if path == Path::new("-") => {
-                let why = "blocks come in any order, and standard output takes them in one; \
-                           `cat` of the image in a mount does that, and ./- is a file";
-                Err(Error::unsuitable(path, why))
-            }
-            Ok(found) if found.is_dir() => {
-                Err(Error::unsuitable(path, "it is a directory; give the name of a file in it"))
-            }
-            Ok(found) if found.file_type().is_block_device() => Self::open_device(path, len),
-            Ok(found) if found.is_file() => {
+        match look(path)? {
+            Place::Nothing => Self::open_file(path, len, 0o600, key),
+            Place::File { mode } => {
                 // The file behind a link is replaced, not the link.
                 let real = path.canonicalize().map_err(|e| Error::io("write", path, e))?;
-                Self::open_file(&real, len, found.permissions().mode() & 0o7777, key)
+                Self::open_file(&real, len, mode, key)
             }
-            Ok(_) => Err(Error::unsuitable(path, "it is neither a file nor a block device")),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                Self::open_file(path, len, 0o600, key)
+            Place::Device => Self::open_device(path, len),
+        }
+    }
+
+    /// Whether something of this kind can be written at all.
+    ///
+    /// # Errors
+    ///
+    /// If it is a directory, or something else that is neither a file nor a block device.
+    pub(crate) fn check_kind(path: &Path) -> Result<(), Error> {
+        match look(path) {
+            Err(error @ Error::Unsuitable { .. }) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether [`open`](Self::open) would succeed, as far as that shows without a write.
+    ///
+    /// # Errors
+    ///
+    /// As of `open`.
+    pub(crate) fn check(path: &Path, len: u64) -> Result<(), Error> {
+        let failed = |e: Errno| Error::io("write", path, e.into());
+        match look(path)? {
+            Place::Device => {
+                open_unused(path, File::options().read(true), len)?;
+                access(path, AccessFlags::W_OK).map_err(failed)
             }
-            Err(error) => Err(Error::io("write", path, error)),
+            Place::File { .. } | Place::Nothing => {
+                let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+                access(directory_of(&real), AccessFlags::W_OK | AccessFlags::X_OK).map_err(failed)
+            }
         }
     }
 
@@ -125,22 +145,7 @@ impl Target {
     }
 
     fn open_device(path: &Path, len: u64) -> Result<Self, Error> {
-        let mut options = File::options();
-        // O_EXCL on a device: not while it, or a partition of it, is mounted or otherwise in use.
-        options.write(true).custom_flags(libc::O_EXCL);
-        let file = options.open(path).map_err(|e| match e.raw_os_error() {
-            Some(libc::EBUSY) => Error::unsuitable(
-                path,
-                "it is in use: mounted, or part of something that is; unmount it first",
-            ),
-            _ => Error::io("write", path, e),
-        })?;
-        let has =
-            sys::block_device_len(file.as_fd()).map_err(|e| Error::io("write", path, e.into()))?;
-        if has < len {
-            let why = format!("it is too small: it has {has} bytes, and the image has {len}");
-            return Err(Error::unsuitable(path, why));
-        }
+        let (file, has) = open_unused(path, File::options().write(true), len)?;
         let mut options = File::options();
         options.read(true).custom_flags(libc::O_DIRECT);
         let direct = options.open(path).map_err(|e| Error::io("read", path, e))?;
@@ -213,6 +218,57 @@ impl Target {
             }
         }
     }
+}
+
+/// What is where an image is to be.
+enum Place {
+    Nothing,
+    File { mode: u32 },
+    Device,
+}
+
+fn look(path: &Path) -> Result<Place, Error> {
+    match path.metadata() {
+        _ if path == Path::new("-") => {
+            let why = "blocks come in any order, and standard output takes them in one; \
+                       `cat` of the image in a mount does that, and ./- is a file";
+            Err(Error::unsuitable(path, why))
+        }
+        Ok(found) if found.is_dir() => {
+            Err(Error::unsuitable(path, "it is a directory; give the name of a file in it"))
+        }
+        Ok(found) if found.file_type().is_block_device() => Ok(Place::Device),
+        Ok(found) if found.is_file() => {
+            Ok(Place::File { mode: found.permissions().mode() & 0o7777 })
+        }
+        Ok(_) => Err(Error::unsuitable(path, "it is neither a file nor a block device")),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Place::Nothing),
+        Err(error) => Err(Error::io("write", path, error)),
+    }
+}
+
+/// Opens a device that nobody uses, and has room for `len` bytes; and how many it has.
+fn open_unused(
+    path: &Path,
+    options: &mut std::fs::OpenOptions,
+    len: u64,
+) -> Result<(File, u64), Error> {
+    // O_EXCL on a device: not while it, or a partition of it, is mounted or otherwise in use.
+    let file =
+        options.custom_flags(libc::O_EXCL).open(path).map_err(|e| match e.raw_os_error() {
+            Some(libc::EBUSY) => Error::unsuitable(
+                path,
+                "it is in use: mounted, or part of something that is; unmount it first",
+            ),
+            _ => Error::io("write", path, e),
+        })?;
+    let has =
+        sys::block_device_len(file.as_fd()).map_err(|e| Error::io("write", path, e.into()))?;
+    if has < len {
+        let why = format!("it is too small: it has {has} bytes, and the image has {len}");
+        return Err(Error::unsuitable(path, why));
+    }
+    Ok((file, has))
 }
 
 /// Writes blocks to a target.
