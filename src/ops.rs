@@ -6,12 +6,14 @@
 use std::path::PathBuf;
 
 use crate::model::{Snapshot, SnapshotId};
-use crate::store::{ErrorKind, SharedStore};
+use crate::store::{ErrorKind, SharedStore, StoreUrl};
 use crate::{store, transfer};
 
+pub(crate) mod begin;
 pub(crate) mod clone;
 pub(crate) mod commit;
 pub(crate) mod context;
+pub(crate) mod copy;
 pub(crate) mod delete;
 pub(crate) mod diff;
 pub(crate) mod download;
@@ -109,10 +111,10 @@ impl Error {
 /// What a transfer has left to go on with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Left {
-    /// A pending snapshot.
-    Snapshot(SnapshotId),
-    /// A snapshot that was asked for, and may be pending under an id that is not known.
-    Asked,
+    /// A pending snapshot, and the store that it is in, if that is not the one of `-s`.
+    Snapshot(SnapshotId, Option<StoreUrl>),
+    /// A snapshot that was asked for, and may be pending under an id that is not known; and its store likewise.
+    Asked(Option<StoreUrl>),
     /// A file that is not whole.
     Partial(PathBuf),
     /// A device that holds a part of the image.

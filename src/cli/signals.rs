@@ -82,13 +82,18 @@ fn how_to_go_on(left: &Left, store: &StoreUrl) -> String {
     let this: Vec<&str> = words.iter().map(String::as_str).filter(|w| *w != "--restart").collect();
     let goes_on = format!("  goes on:  {}", quoted(&this));
     match left {
-        Left::Snapshot(id) => {
+        Left::Snapshot(id, elsewhere) => {
+            let store = elsewhere.as_ref().unwrap_or(store);
             let program = this.first().copied().unwrap_or("fspfs");
             let gives_up = quoted(&[program, "-s", &store.to_string(), "delete", id.as_str()]);
             format!("{id} stays pending\n{goes_on}\n  gives up: {gives_up}")
         }
-        Left::Asked => {
+        Left::Asked(None) => {
             format!("a snapshot may have been started; if so, `fspfs list` shows it\n{goes_on}")
+        }
+        Left::Asked(Some(store)) => {
+            let list = quoted(&["fspfs", "-s", &store.to_string(), "list"]);
+            format!("a snapshot may have been started; if so, `{list}` shows it\n{goes_on}")
         }
         Left::Partial(path) => {
             let gives_up = quoted(&["rm", &path.to_string_lossy()]);

@@ -18,6 +18,9 @@ pub const NAME_TAG: &str = "Name";
 /// A volume is a whole number of GiB, a file is not: without this the round trip would append zeros.
 pub const LENGTH_TAG: &str = "fspfs:length";
 
+/// The tag that remembers the id of the snapshot that a snapshot is a copy of.
+pub const ORIGIN_TAG: &str = "fspfs:origin";
+
 /// Tags that a snapshot may have at most (EC2 quota).
 pub const MAX_TAGS: usize = 50;
 /// Longest tag key in characters (EBS direct service model).

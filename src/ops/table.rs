@@ -125,6 +125,7 @@ pub(crate) static OPERATIONS: &[Entry] = &[
     entry::<super::upload::UploadArgs>(),
     entry::<super::download::DownloadArgs>(),
     entry::<super::multiclone::MulticloneArgs>(),
+    entry::<super::copy::CopyArgs>(),
     entry::<super::commit::CommitArgs>(),
     entry::<super::clone::CloneArgs>(),
     entry::<super::delete::DeleteArgs>(),

@@ -7,27 +7,22 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
+use super::begin::{Begin, Made};
 use super::context::Context;
 use super::table::{Operation, Report};
 use super::text::{rate, tell_kept};
-use super::{Error, Left, Result, Resume};
+use super::{Result, Resume};
 use crate::arguments::{EncryptedHoles, ResumeArgs, values};
 use crate::blocking::blocking;
 use crate::model::{
-    BLOCK_SIZE_U64, BlockIndex, Digest, LENGTH_TAG, MAX_DESCRIPTION_CHARS, NAME_TAG, Snapshot,
-    SnapshotId, SnapshotState, Tags,
+    BLOCK_SIZE_U64, BlockIndex, LENGTH_TAG, MAX_DESCRIPTION_CHARS, NAME_TAG, Snapshot, SnapshotId,
+    SnapshotState, Tags,
 };
-use crate::store::{self, ErrorKind, SharedStore, StartRequest};
-use crate::transfer;
-use crate::transfer::engine::{Run, transfer_to};
-use crate::transfer::journal::{Ends, FileJournal, Journal, NoJournal, name_of};
-use crate::transfer::sink::Sink;
-use crate::transfer::sink::snapshot::{SnapshotSink, Zeros, abort};
-use crate::transfer::source::Source;
+use crate::store::{SharedStore, StartRequest};
+use crate::transfer::engine::Run;
+use crate::transfer::journal::{Ends, name_of};
+use crate::transfer::sink::snapshot::Zeros;
 use crate::transfer::source::file::{FileSource, Times};
-
-/// How long an upload that is stopped while it begins waits for the id of its snapshot.
-const STARTING: Duration = Duration::from_secs(10);
 
 /// Make a snapshot of a file or a block device
 #[derive(Args, Debug)]
@@ -196,17 +191,11 @@ pub(crate) struct Done {
     pub(crate) unchanged: bool,
 }
 
-/// What a journal says of an upload.
+/// What tells whether the file is as it was; a device is read again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Attempt {
-    client_token: String,
-    /// What the snapshot was asked for with.
-    request: Digest,
-    /// What tells whether the file is as it was; a device is read again.
+struct AsItWas {
     times: Option<Times>,
     len: u64,
-    /// Known once it is started.
-    snapshot: Option<SnapshotId>,
 }
 
 /// A file that is about to be uploaded.
@@ -252,12 +241,6 @@ impl Upload {
             ..StartRequest::new(source.volume_size())
         }
     }
-
-    /// What an earlier run must have asked for, too.
-    fn asked(&self, request: &StartRequest) -> Digest {
-        let zeros = (self.full_copy, self.encrypted_holes);
-        Digest::of(format!("{request:?} {zeros:?}").as_bytes())
-    }
 }
 
 impl Opened {
@@ -281,233 +264,28 @@ impl Opened {
     ///
     /// # Errors
     ///
-    /// [`Error::Unfinished`] if it can go on; else there is no snapshot.
+    /// [`Error::Unfinished`](super::Error::Unfinished) if it can go on; else there is no snapshot.
     pub(crate) async fn run(self, store: SharedStore, run: &Run) -> Result<Done> {
         let began = Instant::now();
         run.progress.total(self.data_blocks()?);
-        let mut goes_on = false;
-        let done = match self.attempt(&store, run, &mut goes_on).await {
-            // What was begun before is gone, or takes nothing more.
-            Err(Error::Transfer(error))
-                if goes_on
-                    && matches!(error.kind(), Some(ErrorKind::Conflict | ErrorKind::NotFound)) =>
-            {
-                tracing::warn!("beginning anew: {error}");
-                self.attempt(&store, run, &mut goes_on).await
-            }
-            done => done,
+        let Self { upload, source } = self;
+        let path = upload.path.canonicalize().unwrap_or_else(|_| upload.path.clone());
+        let (operation, to) = (UploadArgs::NAME.to_owned(), upload.resume.store.clone());
+        let begun = Begin {
+            request: upload.request(&source),
+            zeros: Zeros { full_copy: upload.full_copy, encrypted_holes: upload.encrypted_holes },
+            ends: Ends { operation, from: name_of(&path), to },
+            resume: upload.resume,
+            as_it_was: AsItWas { times: source.times().cloned(), len: source.len() },
+            what: "the file",
+            source: Arc::new(source.clone()),
+            store,
+            elsewhere: None,
         };
-        let (snapshot, blocks, kept) = done?;
-        let unchanged = self.source.is_unchanged();
+        let Made { snapshot, blocks, kept } = begun.run(run).await?;
+        let unchanged = source.is_unchanged();
         Ok(Done { snapshot, blocks, kept, elapsed: began.elapsed(), unchanged })
     }
-
-    /// Uploads to the snapshot of an earlier run, if there is one, else to a new one. The snapshot, how many blocks
-    /// were put, and how many of them by the earlier run.
-    async fn attempt(
-        &self,
-        store: &SharedStore,
-        run: &Run,
-        goes_on: &mut bool,
-    ) -> Result<(Snapshot, u64, u64)> {
-        let parent = match &self.upload.parent {
-            Some(parent) => {
-                Some((run.unless_stopped(super::readable(store, parent)).await??, false))
-            }
-            None => None,
-        };
-        let (mut journal, found) = self.journal().await?;
-        *goes_on = found.is_some();
-        let start = Starting { opened: self, store, journal: journal.as_mut(), run };
-        let snapshot = start.snapshot(found).await?;
-        let journal: Arc<dyn Journal> = match journal {
-            Some(journal) => Arc::new(journal),
-            None => Arc::new(NoJournal),
-        };
-        if snapshot.state == SnapshotState::Completed {
-            // It was completed by the run before, which did not hear of it.
-            journal.forget();
-            return Ok((snapshot, 0, 0));
-        }
-        let id = snapshot.id.clone();
-        let zeros = Zeros {
-            full_copy: self.upload.full_copy,
-            encrypted_holes: snapshot.encrypted && self.upload.encrypted_holes,
-        };
-        let sink = SnapshotSink::new(store.clone(), snapshot, parent, zeros, &self.source).await;
-        let sink: Arc<dyn Sink> = match sink {
-            Ok(sink) => Arc::new(sink),
-            Err(error) => {
-                abort(store, &id).await;
-                journal.forget();
-                return Err(error.into());
-            }
-        };
-        let of_journal = Arc::clone(&journal);
-        let source: Arc<dyn Source> = Arc::new(self.source.clone());
-        match transfer_to(source, sink, journal, run).await {
-            Ok(finished) => {
-                let snapshot = finished.snapshot.expect("a snapshot was made");
-                Ok((snapshot, finished.blocks, finished.kept))
-            }
-            Err(error) if of_journal.outlasts(&error) => {
-                Err(Error::Unfinished { cause: Box::new(error.into()), left: Left::Snapshot(id) })
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    async fn journal(&self) -> Result<(Option<FileJournal>, Option<Attempt>)> {
-        let Resume { journals, store, restart } = self.upload.resume.clone();
-        let Some(root) = journals else { return Ok((None, None)) };
-        let path = self.upload.path.canonicalize().unwrap_or_else(|_| self.upload.path.clone());
-        let operation = "upload".to_owned();
-        let ends = Ends { operation, from: name_of(&path), to: store };
-        let opened = blocking(move || FileJournal::open::<Attempt>(&root, ends, restart));
-        Ok(match super::or_without_journal(opened.await)? {
-            Some((journal, found)) => (Some(journal), found),
-            None => (None, None),
-        })
-    }
-}
-
-/// An upload that begins, or goes on.
-struct Starting<'a> {
-    opened: &'a Opened,
-    store: &'a SharedStore,
-    journal: Option<&'a mut FileJournal>,
-    run: &'a Run,
-}
-
-impl Starting<'_> {
-    /// The snapshot that is put to: that of an earlier run, or a new one.
-    async fn snapshot(mut self, found: Option<Attempt>) -> Result<Snapshot> {
-        let Opened { upload, source } = self.opened;
-        let request = upload.request(source);
-        let wanted = Attempt {
-            client_token: uuid::Uuid::new_v4().simple().to_string(),
-            request: upload.asked(&request),
-            times: source.times().cloned(),
-            len: source.len(),
-            snapshot: None,
-        };
-        if let Some(found) = found {
-            let (client_token, snapshot) = (found.client_token.clone(), found.snapshot.clone());
-            let is_same = !upload.resume.restart
-                && found == Attempt { client_token, snapshot, ..wanted.clone() };
-            if let Some(going_on) = self.go_on(found, is_same, &request).await? {
-                return Ok(going_on);
-            }
-        }
-        if let Some(journal) = &mut self.journal {
-            journal.begin(&wanted);
-        }
-        self.start(wanted, request).await
-    }
-
-    /// The snapshot of an earlier run, if it takes more.
-    async fn go_on(
-        &self,
-        found: Attempt,
-        is_same: bool,
-        request: &StartRequest,
-    ) -> Result<Option<Snapshot>> {
-        let Some(id) = found.snapshot.clone() else {
-            // It may have been started without our having heard of it.
-            if is_same {
-                return self.start(found, request.clone()).await.map(Some);
-            }
-            tracing::warn!(
-                "an earlier run may have left a pending snapshot: `fspfs list` shows it, `fspfs delete` removes it"
-            );
-            return Ok(None);
-        };
-        let described = self.run.unless_stopped(self.store.describe(&id)).await?;
-        let state = match described {
-            Ok(snapshot) => snapshot,
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                tracing::warn!("{id}, which was begun before, is gone: beginning anew");
-                return Ok(None);
-            }
-            Err(error) => {
-                tracing::warn!("{id}, which was begun before, may be pending");
-                return Err(error.into());
-            }
-        };
-        match state.state {
-            SnapshotState::Completed if is_same && !self.opened.source.is_read_again() => {
-                tracing::warn!(
-                    "{id} was completed by an earlier run, and nothing was changed since"
-                );
-                return Ok(Some(state));
-            }
-            SnapshotState::Pending if is_same => {
-                tracing::info!("going on with {id}");
-                return Ok(Some(state));
-            }
-            SnapshotState::Completed => {
-                tracing::warn!("{id} was completed by an earlier run: beginning anew");
-            }
-            SnapshotState::Pending => {
-                let why = match self.opened.upload.resume.restart {
-                    true => "--restart",
-                    false => "it was begun with other arguments, or before the file was changed",
-                };
-                tracing::warn!("{id} is removed, and it begins anew: {why}");
-                abort(self.store, &id).await;
-            }
-            SnapshotState::Error | SnapshotState::Archived => {
-                let why = state.state_message.unwrap_or_else(|| "it waited too long".to_owned());
-                tracing::warn!("{id} takes no more ({why}): beginning anew");
-                abort(self.store, &id).await;
-            }
-        }
-        Ok(None)
-    }
-
-    /// Starts a snapshot, in a task of its own: the id of one that is started when nobody waits for it any more
-    /// is told all the same.
-    async fn start(&self, mut attempt: Attempt, mut request: StartRequest) -> Result<Snapshot> {
-        request.client_token = Some(attempt.client_token.clone());
-        let store = self.store.clone();
-        let mut starting = tokio::spawn(async move { store.start(request).await });
-        let joined = tokio::select! {
-            started = &mut starting => Some(started),
-            () = self.run.stop.cancelled() => tokio::select! {
-                started = tokio::time::timeout(STARTING, starting) => started.ok(),
-                () = self.run.cancel.cancelled() => None,
-            },
-        };
-        let Some(started) = joined else {
-            let cause = Box::new(transfer::Error::Stopped.into());
-            return Err(Error::Unfinished { cause, left: Left::Asked });
-        };
-        let started = started.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-        let snapshot: Snapshot = match started {
-            Ok(snapshot) => snapshot,
-            // It may have been started all the same, and is found by its client token.
-            Err(error) if self.journal.is_some() && is_unsure(&error) => {
-                let cause = Box::new(error.into());
-                return Err(Error::Unfinished { cause, left: Left::Asked });
-            }
-            Err(error) => {
-                if let Some(journal) = &self.journal {
-                    journal.forget();
-                }
-                return Err(error.into());
-            }
-        };
-        attempt.snapshot = Some(snapshot.id.clone());
-        if let Some(journal) = &self.journal {
-            journal.update(&attempt);
-        }
-        Ok(snapshot)
-    }
-}
-
-/// Whether a request that failed may have been done.
-fn is_unsure(error: &store::Error) -> bool {
-    matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Unavailable)
 }
 
 #[cfg(test)]

@@ -134,8 +134,8 @@ impl Control {
         match node {
             Node::Operation(name) => {
                 let why = self.refusals().get(name).cloned();
-                let text = explain(*name, why.as_deref());
-                Ok(Handle::Command(Arc::new(Conversation::new(*name, text))))
+                let text = explain(name, why.as_deref());
+                Ok(Handle::Command(Arc::new(Conversation::new(name, text))))
             }
             Node::JobFile(number, file) => {
                 let job = self.jobs.get(*number).ok_or(Error::NotFound)?;

@@ -1,0 +1,297 @@
+//! A snapshot that is begun, or that of an earlier run that goes on: for all operations that make one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::{Error, Left, Result, Resume};
+use crate::blocking::blocking;
+use crate::model::{Digest, Snapshot, SnapshotId, SnapshotState};
+use crate::store::{self, ErrorKind, SharedStore, StartRequest, StoreUrl};
+use crate::transfer;
+use crate::transfer::engine::{Run, transfer_to};
+use crate::transfer::journal::{Ends, FileJournal, Journal, NoJournal};
+use crate::transfer::sink::Sink;
+use crate::transfer::sink::snapshot::{SnapshotSink, Zeros, abort};
+use crate::transfer::source::Source;
+
+/// How long an operation that is stopped while it begins waits for the id of its snapshot.
+const STARTING: Duration = Duration::from_secs(10);
+
+/// What a snapshot is made of, and how. A run goes on with what an earlier one has left if `T` is as it was.
+#[derive(Debug)]
+pub(super) struct Begin<T> {
+    pub(super) source: Arc<dyn Source>,
+    /// Where it is made.
+    pub(super) store: SharedStore,
+    /// That store, if it is not the one of `-s`.
+    pub(super) elsewhere: Option<StoreUrl>,
+    pub(super) request: StartRequest,
+    /// What is put of what reads as zeros; holes only if the store has encrypted the snapshot.
+    pub(super) zeros: Zeros,
+    /// The name of its journal.
+    pub(super) ends: Ends,
+    pub(super) resume: Resume,
+    /// What tells whether the source is what it was.
+    pub(super) as_it_was: T,
+    /// The source, in words.
+    pub(super) what: &'static str,
+}
+
+/// What was made.
+#[derive(Debug)]
+pub(super) struct Made {
+    pub(super) snapshot: Snapshot,
+    /// Blocks that were put.
+    pub(super) blocks: u64,
+    /// Those of them that an earlier run had put.
+    pub(super) kept: u64,
+}
+
+/// What a journal says of a snapshot that is being made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Attempt<T> {
+    client_token: String,
+    /// What the snapshot was asked for with.
+    request: Digest,
+    /// What tells whether the source is what it was.
+    #[serde(flatten)]
+    as_it_was: T,
+    /// Known once it is started.
+    snapshot: Option<SnapshotId>,
+}
+
+impl<T> Begin<T>
+where
+    T: Clone + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static,
+{
+    /// Makes it. What ends it before leaves a pending snapshot that the same operation goes on with, if there is a
+    /// journal and the cause may go away.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unfinished`] if it can go on; else there is no snapshot.
+    pub(super) async fn run(&self, run: &Run) -> Result<Made> {
+        let mut goes_on = false;
+        match self.attempt(run, &mut goes_on).await {
+            // What was begun before is gone, or takes nothing more.
+            Err(Error::Transfer(error))
+                if goes_on
+                    && matches!(error.kind(), Some(ErrorKind::Conflict | ErrorKind::NotFound)) =>
+            {
+                tracing::warn!("beginning anew: {error}");
+                self.attempt(run, &mut goes_on).await
+            }
+            made => made,
+        }
+    }
+
+    /// Brings everything to the snapshot of an earlier run, if there is one, else to a new one.
+    async fn attempt(&self, run: &Run, goes_on: &mut bool) -> Result<Made> {
+        let store = &self.store;
+        let parent = match &self.request.parent {
+            Some(parent) => {
+                Some((run.unless_stopped(super::readable(store, parent)).await??, false))
+            }
+            None => None,
+        };
+        let (mut journal, found) = self.journal().await?;
+        *goes_on = found.is_some();
+        let start = Starting { begin: self, journal: journal.as_mut(), run };
+        let snapshot = start.snapshot(found).await?;
+        let journal: Arc<dyn Journal> = match journal {
+            Some(journal) => Arc::new(journal),
+            None => Arc::new(NoJournal),
+        };
+        if snapshot.state == SnapshotState::Completed {
+            // It was completed by the run before, which did not hear of it.
+            journal.forget();
+            return Ok(Made { snapshot, blocks: 0, kept: 0 });
+        }
+        let id = snapshot.id.clone();
+        let zeros = Zeros {
+            encrypted_holes: snapshot.encrypted && self.zeros.encrypted_holes,
+            ..self.zeros
+        };
+        let sink = SnapshotSink::new(store.clone(), snapshot, parent, zeros, &*self.source).await;
+        let sink: Arc<dyn Sink> = match sink {
+            Ok(sink) => Arc::new(sink),
+            Err(error) => {
+                abort(store, &id).await;
+                journal.forget();
+                return Err(error.into());
+            }
+        };
+        let of_journal = Arc::clone(&journal);
+        match transfer_to(Arc::clone(&self.source), sink, journal, run).await {
+            Ok(finished) => {
+                let snapshot = finished.snapshot.expect("a snapshot was made");
+                Ok(Made { snapshot, blocks: finished.blocks, kept: finished.kept })
+            }
+            Err(error) if of_journal.outlasts(&error) => {
+                let left = Left::Snapshot(id, self.elsewhere.clone());
+                Err(Error::Unfinished { cause: Box::new(error.into()), left })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn journal(&self) -> Result<(Option<FileJournal>, Option<Attempt<T>>)> {
+        let Some(root) = self.resume.journals.clone() else { return Ok((None, None)) };
+        let (ends, restart) = (self.ends.clone(), self.resume.restart);
+        let opened = blocking(move || FileJournal::open::<Attempt<T>>(&root, ends, restart));
+        Ok(match super::or_without_journal(opened.await)? {
+            Some((journal, found)) => (Some(journal), found),
+            None => (None, None),
+        })
+    }
+
+    /// What an earlier run must have asked for, too.
+    fn asked(&self) -> Digest {
+        let zeros = (self.zeros.full_copy, self.zeros.encrypted_holes);
+        Digest::of(format!("{:?} {zeros:?}", self.request).as_bytes())
+    }
+
+    fn may_be_asked(&self, cause: Error) -> Error {
+        Error::Unfinished { cause: Box::new(cause), left: Left::Asked(self.elsewhere.clone()) }
+    }
+}
+
+/// A snapshot that is begun, or goes on.
+struct Starting<'a, T> {
+    begin: &'a Begin<T>,
+    journal: Option<&'a mut FileJournal>,
+    run: &'a Run,
+}
+
+impl<T> Starting<'_, T>
+where
+    T: Clone + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static,
+{
+    /// The snapshot that is put to: that of an earlier run, or a new one.
+    async fn snapshot(mut self, found: Option<Attempt<T>>) -> Result<Snapshot> {
+        let begin = self.begin;
+        let wanted = Attempt {
+            client_token: uuid::Uuid::new_v4().simple().to_string(),
+            request: begin.asked(),
+            as_it_was: begin.as_it_was.clone(),
+            snapshot: None,
+        };
+        if let Some(found) = found {
+            let (client_token, snapshot) = (found.client_token.clone(), found.snapshot.clone());
+            let is_same = !begin.resume.restart
+                && found == Attempt { client_token, snapshot, ..wanted.clone() };
+            if let Some(going_on) = self.go_on(found, is_same).await? {
+                return Ok(going_on);
+            }
+        }
+        if let Some(journal) = &mut self.journal {
+            journal.begin(&wanted);
+        }
+        self.start(wanted).await
+    }
+
+    /// The snapshot of an earlier run, if it takes more.
+    async fn go_on(&self, found: Attempt<T>, is_same: bool) -> Result<Option<Snapshot>> {
+        let Some(id) = found.snapshot.clone() else {
+            // It may have been started without our having heard of it.
+            if is_same {
+                return self.start(found).await.map(Some);
+            }
+            tracing::warn!(
+                "an earlier run may have left a pending snapshot: `fspfs list` shows it, `fspfs delete` removes it"
+            );
+            return Ok(None);
+        };
+        let store = &self.begin.store;
+        let described = self.run.unless_stopped(store.describe(&id)).await?;
+        let state = match described {
+            Ok(snapshot) => snapshot,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                tracing::warn!("{id}, which was begun before, is gone: beginning anew");
+                return Ok(None);
+            }
+            Err(error) => {
+                tracing::warn!("{id}, which was begun before, may be pending");
+                return Err(error.into());
+            }
+        };
+        match state.state {
+            SnapshotState::Completed if is_same && !self.begin.source.is_read_again() => {
+                tracing::warn!(
+                    "{id} was completed by an earlier run, and nothing was changed since"
+                );
+                return Ok(Some(state));
+            }
+            SnapshotState::Pending if is_same => {
+                tracing::info!("going on with {id}");
+                return Ok(Some(state));
+            }
+            SnapshotState::Completed => {
+                tracing::warn!("{id} was completed by an earlier run: beginning anew");
+            }
+            SnapshotState::Pending => {
+                let why = match self.begin.resume.restart {
+                    true => "--restart".to_owned(),
+                    false => format!(
+                        "it was begun with other arguments, or before {} was changed",
+                        self.begin.what
+                    ),
+                };
+                tracing::warn!("{id} is removed, and it begins anew: {why}");
+                abort(store, &id).await;
+            }
+            SnapshotState::Error | SnapshotState::Archived => {
+                let why = state.state_message.unwrap_or_else(|| "it waited too long".to_owned());
+                tracing::warn!("{id} takes no more ({why}): beginning anew");
+                abort(store, &id).await;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Starts a snapshot, in a task of its own: the id of one that is started when nobody waits for it any more
+    /// is told all the same.
+    async fn start(&self, mut attempt: Attempt<T>) -> Result<Snapshot> {
+        let client_token = Some(attempt.client_token.clone());
+        let request = StartRequest { client_token, ..self.begin.request.clone() };
+        let store = self.begin.store.clone();
+        let mut starting = tokio::spawn(async move { store.start(request).await });
+        let joined = tokio::select! {
+            started = &mut starting => Some(started),
+            () = self.run.stop.cancelled() => tokio::select! {
+                started = tokio::time::timeout(STARTING, starting) => started.ok(),
+                () = self.run.cancel.cancelled() => None,
+            },
+        };
+        let Some(started) = joined else {
+            return Err(self.begin.may_be_asked(transfer::Error::Stopped.into()));
+        };
+        let started = started.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        let snapshot: Snapshot = match started {
+            Ok(snapshot) => snapshot,
+            // It may have been started all the same, and is found by its client token.
+            Err(error) if self.journal.is_some() && is_unsure(&error) => {
+                return Err(self.begin.may_be_asked(error.into()));
+            }
+            Err(error) => {
+                if let Some(journal) = &self.journal {
+                    journal.forget();
+                }
+                return Err(error.into());
+            }
+        };
+        attempt.snapshot = Some(snapshot.id.clone());
+        if let Some(journal) = &self.journal {
+            journal.update(&attempt);
+        }
+        Ok(snapshot)
+    }
+}
+
+/// Whether a request that failed may have been done.
+fn is_unsure(error: &store::Error) -> bool {
+    matches!(error.kind(), ErrorKind::Timeout | ErrorKind::Unavailable)
+}
