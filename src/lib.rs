@@ -2,7 +2,7 @@
 //!
 //! The rooms, from the top down: [`cli`] and [`mount`] take the user's words, `fuse` translates
 //! the kernel's requests for the [`tree`], which serves an [`image`] of each snapshot through the
-//! [`cache`] from a [`store`]. [`ops`] are the operations of the command line, [`model`] the words
+//! [`cache`] from a [`store`]. `ops` are the operations, [`model`] the words
 //! that all of them use. Nothing calls upwards. `docs/architecture.md` walks through it.
 
 pub(crate) mod arguments;
