@@ -220,6 +220,7 @@ fn the_readme_and_the_directory_have_every_operation() {
             .stdout,
     );
     let help = help.unwrap();
+    assert!(readme.contains("\n  jobs/ "), "{readme}");
     let mut operations = 0;
     for name in names(mount.join("control")) {
         let is_text = ["README", "metrics", "pid", "damaged", "jobs"].contains(&&name[..]);

@@ -190,7 +190,7 @@ impl Entry {
             self.line.unwrap_or_default(),
             self.name
         );
-        ScreenArgs::augment_args(line).after_help(more).next_help_heading(None)
+        ScreenArgs::augment_args(line).about(self.about()).after_help(more).next_help_heading(None)
     }
 
     /// How to word it in the control file.
@@ -286,6 +286,7 @@ mod tests {
         for entry in in_control() {
             entry.grammar().debug_assert();
             let usage = entry.usage();
+            assert!(usage.starts_with(&entry.about()), "{usage}");
             assert!(usage.contains(&format!("Usage: {}", entry.name)), "{usage}");
             let example = usage.lines().find_map(|line| line.trim().strip_prefix("echo ")).unwrap();
             let (line, file) = example.split_once(" > control/").unwrap();

@@ -18,12 +18,12 @@ pub(super) enum ControlFile {
 }
 
 /// What stands below the list of the operations.
-const README: &str = "\
-  jobs/     what was started, and what came of it
-  metrics   what the mount has done so far, in the text format of Prometheus:
-            requests to the store, bytes, hits and misses of the cache
-  pid       the process that serves the mount
-  damaged   what is staged and cannot be used: a line of JSON each
+const README: &str = "  \
+  jobs/       what was started, and what came of it
+  metrics     what the mount has done so far, in the text format of Prometheus:
+              requests to the store, bytes, hits and misses of the cache
+  pid         the process that serves the mount
+  damaged     what is staged and cannot be used: a line of JSON each
 
 Reading the file of an operation shows how to word a line for it. Writing the
 line starts a job and does not wait for it:
@@ -87,7 +87,7 @@ impl ControlFile {
 fn readme() -> String {
     let mut text = "This directory is about the mount itself.\n\n".to_owned();
     for entry in table::in_control() {
-        text.push_str(&format!("  {:9} {}\n", entry.name, entry.about()));
+        text.push_str(&format!("  {:11} {}\n", entry.name, entry.about()));
     }
     text + README
 }
