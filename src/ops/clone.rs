@@ -39,6 +39,10 @@ impl Operation for CloneArgs {
         Ok(Made::of(Some(self.snapshot)))
     }
 
+    fn check(&self) -> std::result::Result<(), String> {
+        working_name(&self.file).map(drop)
+    }
+
     fn at_mount(&self) -> Option<(&Path, Words<'_>)> {
         let words = |name: &str| [self.snapshot.as_str(), "--", name].map(str::to_owned).to_vec();
         Some((&self.file, Box::new(words)))

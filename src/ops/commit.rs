@@ -82,6 +82,10 @@ impl Operation for CommitArgs {
         done.map(|id| Made::of(Some(id))).map_err(|e| e.doing(format!("commit {name}")))
     }
 
+    fn check(&self) -> std::result::Result<(), String> {
+        working_name(&self.file).map(drop)
+    }
+
     fn at_mount(&self) -> Option<(&Path, Words<'_>)> {
         let flags = [(self.wait, "--wait"), (self.cancel, "--cancel")];
         let words = move |name: &str| {

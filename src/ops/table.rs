@@ -30,6 +30,11 @@ pub(crate) trait Operation: Args + fmt::Debug + Send + Sync + 'static {
     /// Does it.
     fn run(self, cx: &Context) -> impl Future<Output = Result<Self::Report>> + Send;
 
+    /// What is wrong with it as a line of a control file, beside its grammar.
+    fn check(&self) -> std::result::Result<(), String> {
+        Ok(())
+    }
+
     /// If only the mount of a working image can do this: the image, and the words for its control file, given the
     /// name of the image.
     fn at_mount(&self) -> Option<(&Path, Words<'_>)> {
@@ -81,6 +86,9 @@ pub(crate) trait Asked: fmt::Debug + Send + Sync {
     /// Does it.
     fn run(self: Box<Self>, cx: Context) -> BoxFuture<'static, Result<Outcome>>;
 
+    /// As [`Operation::check`].
+    fn check(&self) -> std::result::Result<(), String>;
+
     /// As [`Operation::at_mount`].
     fn at_mount(&self) -> Option<(&Path, Words<'_>)>;
 }
@@ -92,6 +100,10 @@ impl<T: Operation> Asked for T {
             Ok(Outcome::of(&report, cx.screen))
         };
         run.boxed()
+    }
+
+    fn check(&self) -> std::result::Result<(), String> {
+        Operation::check(self)
     }
 
     fn at_mount(&self) -> Option<(&Path, Words<'_>)> {
@@ -211,12 +223,14 @@ impl Entry {
             let screen = <ScreenArgs as clap::FromArgMatches>::from_arg_matches(&matches)?;
             Ok(Line { asked, screen, dry_run })
         };
-        read().map_err(|error: clap::Error| {
+        let line = read().map_err(|error: clap::Error| {
             let text = error.render().to_string();
             // The usage follows by itself, and so do hints to options that a line does not have.
             let why = text.split("\n\n").next().unwrap_or(&text);
             why.trim().trim_start_matches("error: ").to_owned()
-        })
+        })?;
+        line.asked.check()?;
+        Ok(line)
     }
 }
 

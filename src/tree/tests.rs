@@ -93,7 +93,23 @@ async fn every_directory_shows_what_it_should() {
     assert_eq!(place.names("by-volume/vol-0a").await.len(), 3);
     assert_eq!(
         place.names("control").await,
-        ["README", "clone", "commit", "damaged", "jobs", "metrics", "pid"]
+        [
+            "README",
+            "clone",
+            "commit",
+            "copy",
+            "damaged",
+            "delete",
+            "diff",
+            "download",
+            "gc",
+            "jobs",
+            "metrics",
+            "multiclone",
+            "pid",
+            "upload",
+            "verify",
+        ]
     );
     let link = place.walk("by-name/web.img").await.unwrap();
     assert_eq!(place.tree.readlink(link).unwrap(), format!("../{new_img}"));
