@@ -272,7 +272,7 @@ fn the_end_is_waited_for() {
 }
 
 #[test]
-fn what_cannot_be_copied_is_refused() {
+fn snapshots_that_cannot_be_copied_are_refused() {
     let sandbox = two_stores();
     sandbox.image("a.img", LENGTH, &RUNS);
     let id = sandbox.upload("a.img", &[]);

@@ -203,7 +203,7 @@ fn devices_are_written_beside_files_and_a_full_disk_is_its_own_matter() {
 }
 
 #[test]
-fn what_is_stopped_goes_on() {
+fn a_stopped_multiclone_goes_on() {
     let mut sandbox = Sandbox::with_store();
     let len = 80 * BLOCK;
     sandbox.image("a.img", len, &[(0, len)]);

@@ -484,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_long_or_no_file_is_not_read_as_a_list() {
+    fn long_files_and_devices_are_not_read_as_a_list() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("list");
         let file = File::create(&path).unwrap();
