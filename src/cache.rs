@@ -250,7 +250,7 @@ impl Cache {
     where
         F: Future<Output = crate::store::Result<Value>> + Send + 'static,
     {
-        let mut landed = {
+        let (mut landed, begun) = {
             let mut state = self.state();
             if let Some(value) = state.memory.get(&key) {
                 drop(state);
@@ -269,11 +269,17 @@ impl Cache {
                         flight.urgent.notify_one();
                         flight.priority.raise();
                     }
-                    flight.landed.clone()
+                    (flight.landed.clone(), None)
                 }
-                None => self.start_fetch(&mut state, key, urgency, fetch()),
+                None => {
+                    let (landed, begun) = self.start_fetch(&mut state, key, urgency, fetch());
+                    (landed, Some(begun))
+                }
             }
         };
+        if let Some(begun) = begun {
+            tokio::spawn(begun);
+        }
         let landed = landed.wait_for(Option::is_some).await;
         match landed.as_deref() {
             Ok(Some(result)) => result.clone(),
@@ -286,20 +292,29 @@ impl Cache {
     where
         F: Future<Output = crate::store::Result<Value>> + Send + 'static,
     {
-        let mut state = self.state();
-        if !state.memory.contains(&key) && !state.flights.contains_key(&key) {
+        let begun = {
+            let mut state = self.state();
+            if state.memory.contains(&key) || state.flights.contains_key(&key) {
+                return;
+            }
             self.metrics.prefetches.fetch_add(1, Ordering::Relaxed);
-            self.start_fetch(&mut state, key, Urgency::Prefetch, fetch());
-        }
+            self.start_fetch(&mut state, key, Urgency::Prefetch, fetch()).1
+        };
+        tokio::spawn(begun);
     }
 
+    /// A fetch, to be spawned once the state is not locked any more: a runtime that is shut down drops it at once,
+    /// and that locks the state.
     fn start_fetch<F>(
         self: &Arc<Self>,
         state: &mut State,
         key: Key,
         urgency: Urgency,
         fetch: F,
-    ) -> watch::Receiver<Option<Result<Value, SharedError>>>
+    ) -> (
+        watch::Receiver<Option<Result<Value, SharedError>>>,
+        impl Future<Output = ()> + Send + use<F>,
+    )
     where
         F: Future<Output = crate::store::Result<Value>> + Send + 'static,
     {
@@ -313,8 +328,7 @@ impl Cache {
         let flight = Flight { landed: landed.clone(), urgent: told.0, priority: told.1 };
         state.flights.insert(key, flight);
         let landing = Landing { cache: Arc::clone(self), key, sender };
-        tokio::spawn(priority.scope(landing.run(urgency, urgent, fetch)));
-        landed
+        (landed, priority.scope(landing.run(urgency, urgent, fetch)))
     }
 
     /// Waits until a reply of `len` bytes may be put together; it may until the permit is dropped.
@@ -480,6 +494,21 @@ mod tests {
             assert!(matches!(value, Ok(Value::Block(b)) if b == block(7)));
         }
         assert_eq!(fetches.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn a_fetch_that_the_end_of_the_runtime_drops_locks_nothing_up() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let handle = runtime.handle().clone();
+        drop(runtime);
+        let (ended, end) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let _entered = handle.enter();
+            let cache = Cache::new(MIN_BUDGET);
+            cache.prefetch(key(1), || async { Ok(Value::Block(block(7))) });
+            ended.send(cache.peek(&key(1)).is_none()).unwrap();
+        });
+        assert_eq!(end.recv_timeout(Duration::from_secs(20)), Ok(true));
     }
 
     #[tokio::test]
