@@ -609,7 +609,10 @@ async fn a_repository_reads_as_the_model() {
 fn what_is_in_memory_is_read_ahead_by_nobody() {
     let (len, blocks) = (20 * BLOCK_SIZE_U64, 20);
     let computed = Computed::new(len, Content::Every(2), GOOD);
-    let snapshot = Arc::new(computed.snapshot.clone());
+    let mut snapshot = computed.snapshot.clone();
+    // Behind what is read nothing can be read ahead.
+    snapshot.tags.insert("fspfs:length".to_owned(), len.to_string());
+    let snapshot = Arc::new(snapshot);
     let image = Image::new(snapshot, computed, Cache::new(MIN_BUDGET));
     runtime().block_on(async {
         let reader = Reader::new(Arc::clone(&image));
