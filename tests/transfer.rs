@@ -419,7 +419,10 @@ mod uploading {
         large(&sandbox, "a.img");
         let running = Running::upload(&sandbox, "a.img");
         let pending = sandbox.join("store/pending");
-        support::until("the upload begins", || pending.exists() && !names(&pending).is_empty());
+        let ids = || std::fs::read_dir(&pending).into_iter().flatten().flatten();
+        support::until("the upload begins", || {
+            ids().any(|id| id.path().join("start.json").exists())
+        });
         running.signal(Signal::SIGKILL);
         let (code, ..) = running.end();
         assert_eq!(code, None);
