@@ -153,10 +153,6 @@ where
         let zeros = (self.zeros.full_copy, self.zeros.encrypted_holes);
         Digest::of(format!("{:?} {zeros:?}", self.request).as_bytes())
     }
-
-    fn may_be_asked(&self, cause: Error) -> Error {
-        Error::Unfinished { cause: Box::new(cause), left: Left::Asked(self.elsewhere.clone()) }
-    }
 }
 
 /// A snapshot that is begun, or goes on.
@@ -267,15 +263,13 @@ where
             },
         };
         let Some(started) = joined else {
-            return Err(self.begin.may_be_asked(transfer::Error::Stopped.into()));
+            return Err(self.may_be_asked(transfer::Error::Stopped.into()));
         };
         let started = started.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
         let snapshot: Snapshot = match started {
             Ok(snapshot) => snapshot,
             // It may have been started all the same, and is found by its client token.
-            Err(error) if self.journal.is_some() && is_unsure(&error) => {
-                return Err(self.begin.may_be_asked(error.into()));
-            }
+            Err(error) if is_unsure(&error) => return Err(self.may_be_asked(error.into())),
             Err(error) => {
                 if let Some(journal) = &self.journal {
                     journal.forget();
@@ -288,6 +282,16 @@ where
             journal.update(&attempt);
         }
         Ok(snapshot)
+    }
+
+    /// The end of one that may have been started. Only with a journal can it go on.
+    fn may_be_asked(&self, cause: Error) -> Error {
+        if !self.journal.as_ref().is_some_and(|journal| journal.is_kept()) {
+            tracing::warn!("a snapshot may have been started; if so, `fspfs list` shows it");
+            return cause;
+        }
+        let left = Left::Asked(self.begin.elsewhere.clone());
+        Error::Unfinished { cause: Box::new(cause), left }
     }
 }
 
