@@ -296,6 +296,9 @@ mod tests {
             let about = entry.about();
             assert!(!about.is_empty() && !about.ends_with('.'), "{}: {about}", entry.name);
             entry.command().debug_assert();
+            let documented =
+                include_str!("../../docs/json.md").contains(&format!("`{}`", entry.name));
+            assert!(documented, "docs/json.md has no {}", entry.name);
         }
         for entry in in_control() {
             entry.grammar().debug_assert();
