@@ -1,10 +1,13 @@
 //! What the words of a command line and of a line for a control file have in common.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path};
 
 use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser as _, ValueParser, ValueParserFactory};
 
-use crate::store::Filter;
+use crate::store::{Filter, InvalidStoreUrl, StoreUrl};
 
 pub(crate) mod values;
 
@@ -21,11 +24,12 @@ pub(crate) struct ScreenArgs {
     /// Print one JSON value instead of text
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    /// Print the result alone: ids, one a line
+    /// Print nothing but ids, one a line, and what goes wrong
     #[arg(short, long, global = true)]
     pub(crate) quiet: bool,
-    /// Say more about what is done; twice, even more
-    #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
+    /// Say how many blocks passed and failed for each store or file; twice, which; three times,
+    /// also each request that is sent again. `mount` and `serve` log more
+    #[arg(short, long, visible_alias = "verbosity", global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
     pub(crate) verbose: u8,
 }
 
@@ -63,6 +67,26 @@ pub(crate) enum EncryptedHoles {
     Skip,
 }
 
+impl ValueParserFactory for StoreUrl {
+    type Parser = ValueParser;
+
+    fn value_parser() -> ValueParser {
+        ValueParser::new(OsStringValueParser::new().try_map(|text| store(&text)))
+    }
+}
+
+/// The store that an argument names. What is no text is a directory.
+pub(crate) fn store(argument: &OsStr) -> Result<StoreUrl, InvalidStoreUrl> {
+    match argument.to_str() {
+        Some(text) => text.parse(),
+        None => {
+            let path = argument.as_bytes();
+            let path = path.strip_prefix(b"file://").unwrap_or(path);
+            Ok(StoreUrl::Directory(OsStr::from_bytes(path).into()))
+        }
+    }
+}
+
 /// The name of a working image that is given to a control file: the name alone, or a path that ends
 /// in `new/<name>`.
 ///
@@ -89,6 +113,14 @@ pub(crate) fn working_name(path: &Path) -> Result<&str, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_that_is_not_utf_8_is_a_directory() {
+        for argument in [&b"/srv/\xff"[..], b"file:///srv/\xff"] {
+            let expected = StoreUrl::Directory(OsStr::from_bytes(b"/srv/\xff").into());
+            assert_eq!(store(OsStr::from_bytes(argument)), Ok(expected));
+        }
+    }
 
     #[test]
     fn a_working_image_has_a_name_in_its_directory() {

@@ -11,11 +11,12 @@ use std::future::Future;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lru::LruCache;
 
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
+use tokio::time::Instant;
 
 use self::memory::Memory;
 use crate::model::{BLOCK_SIZE, Block, BlockIndex, Digest};
@@ -45,8 +46,9 @@ const FETCH_SHARE: usize = 4;
 /// have left the cache by then, and are not in the budget either. Further ones wait.
 const MAX_REPLIES: usize = 16 << 20;
 
-/// A fetch that takes longer than this before it fails is not made again at once: the kernel asks
-/// a second time for what its read-ahead could not have, and a program would wait twice.
+/// A fetch that takes longer than this before it fails, or before whoever waited for it gives up, is not waited for
+/// again at once: the kernel asks a second time for what its read-ahead could not have, and a program would wait
+/// twice.
 const LONG: Duration = Duration::from_secs(5);
 const REMEMBERED: Duration = Duration::from_secs(1);
 const MAX_FAILED: NonZeroUsize = NonZeroUsize::new(256).expect("not 0");
@@ -137,7 +139,7 @@ pub struct Cache {
 struct State {
     memory: Memory,
     flights: HashMap<Key, Flight>,
-    /// Fetches that failed after a long time, a moment ago.
+    /// Fetches that failed after a long time, or were waited for in vain, a moment ago.
     failed: LruCache<Key, (Instant, SharedError)>,
 }
 
@@ -280,7 +282,9 @@ impl Cache {
         if let Some(begun) = begun {
             tokio::spawn(begun);
         }
+        let waiting = Waiting { cache: self, key, since: Instant::now() };
         let landed = landed.wait_for(Option::is_some).await;
+        std::mem::forget(waiting);
         match landed.as_deref() {
             Ok(Some(result)) => result.clone(),
             _ => Err(Arc::new(Error::new(ErrorKind::Unavailable, "the fetch was abandoned"))),
@@ -351,6 +355,24 @@ impl Cache {
     pub(crate) fn stream(self: &Arc<Self>) -> Stream {
         self.streams.fetch_add(1, Ordering::Relaxed);
         Stream(Arc::clone(self))
+    }
+}
+
+/// Somebody who waits for a fetch. Dropped if that was for too long: the fetch itself goes on.
+struct Waiting<'a> {
+    cache: &'a Cache,
+    key: Key,
+    since: Instant,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let waited = self.since.elapsed();
+        if waited > LONG {
+            let why = format!("the store has not answered for {} s", waited.as_secs());
+            let error = Arc::new(Error::new(ErrorKind::Timeout, why));
+            self.cache.state().failed.put(self.key, (Instant::now(), error));
+        }
     }
 }
 
@@ -539,6 +561,29 @@ mod tests {
             Err(Error::new(ErrorKind::Unavailable, "must not be called"))
         });
         assert!(joined.await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_block_of_a_hung_store_costs_one_deadline() {
+        let cache = Cache::new(MIN_BUDGET);
+        let hung = || cache.get(key(1), Urgency::Reader, std::future::pending);
+        let minute = Duration::from_mins(1);
+        assert!(tokio::time::timeout(minute, hung()).await.is_err());
+        let again = Instant::now();
+        assert_eq!(hung().await.unwrap_err().kind(), ErrorKind::Timeout);
+        assert!(again.elapsed() < REMEMBERED);
+        // Another block may be had, and later this one.
+        let other = cache.get(key(2), Urgency::Reader, || async { Ok(Value::Block(Block::Zero)) });
+        assert!(other.await.is_ok());
+        tokio::time::sleep(2 * REMEMBERED).await;
+        assert!(tokio::time::timeout(minute, hung()).await.is_err());
+        // Who leaves after a moment takes it from nobody.
+        let short = cache.get(key(3), Urgency::Reader, || async move {
+            tokio::time::sleep(minute / 2).await;
+            Ok(Value::Block(Block::Zero))
+        });
+        assert!(tokio::time::timeout(Duration::from_secs(1), short).await.is_err());
+        assert!(cache.get(key(3), Urgency::Reader, std::future::pending).await.is_ok());
     }
 
     #[tokio::test]

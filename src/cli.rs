@@ -9,8 +9,12 @@ use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use crate::arguments::{EncryptedHoles, ScopeArgs, ScreenArgs, values};
 use crate::cache::DEFAULT_BUDGET;
 use crate::ops::table;
+use crate::shown;
 use crate::store::StoreUrl;
+use crate::store::ebs::EbsUrl;
 
+mod bars;
+mod complete;
 mod control;
 mod doctor;
 mod jobs;
@@ -23,6 +27,7 @@ mod staged;
 mod umount;
 
 pub use crate::ops::Exit;
+pub use complete::complete;
 pub use output::tell;
 pub use run::run;
 
@@ -46,8 +51,21 @@ Exit status: 0 done, 1 failed, 2 wrong usage, 3 done in part.";
 struct Grammar {
     #[command(flatten)]
     global: Global,
+    #[command(flatten)]
+    before: Before,
     #[command(subcommand)]
     command: Command,
+}
+
+/// Options that stand before the command, as those of Flexible Snapshot Proxy.
+#[derive(Args, Clone, Copy, Debug, Default)]
+struct Before {
+    /// Before the command: look whether it is permitted, say what would be done, and do nothing
+    #[arg(short, long, visible_alias = "dry_run")]
+    dry_run: bool,
+    /// Before the command: write nothing to disk but what it is for
+    #[arg(long, visible_alias = "suppress_writes")]
+    suppress_writes: bool,
 }
 
 const ABOUT: &str =
@@ -62,8 +80,14 @@ pub struct Cli {
 
 /// What it asks for.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one of it")]
 enum Asked {
-    Operation { asked: Box<dyn table::Asked>, name: &'static str, dry_run: bool },
+    Operation {
+        asked: Box<dyn table::Asked>,
+        entry: &'static table::Entry,
+        dry_run: bool,
+        before: Before,
+    },
     Other(Command),
 }
 
@@ -72,16 +96,27 @@ enum Asked {
 #[command(next_help_heading = "Global options")]
 struct Global {
     /// Where the snapshots are: `ebs:`, `ebs://us-west-2` or `ebs://profile@us-west-2` for those of
-    /// EBS; a directory, as `/srv/snaps` or `file:///srv/snaps`; `synth:` has computed ones
+    /// EBS; a repository in a directory, as `/srv/snaps` or `file:///srv/snaps`, or in a bucket, as
+    /// `s3://bucket/prefix`; `synth:` has computed ones
     #[arg(short, long, global = true, visible_alias = "from", value_name = "STORE")]
     #[arg(env = "FSPFS_STORE")]
     store: Option<StoreUrl>,
-    /// Requests that are sent in a second, at most; for `ebs:`
+    /// The region of the snapshots; for `ebs:`. By default, that of the AWS configuration
+    #[arg(short, long, global = true, visible_alias = "origin_region", value_name = "REGION")]
+    origin_region: Option<String>,
+    /// Nobody else writes to the bucket: for services that do not create a name for one alone
+    #[arg(long, global = true)]
+    single_writer: bool,
+    /// Requests that are sent in a second, at most; for `ebs:` and `s3:`
     #[arg(long, global = true, value_name = "N", env = "FSPFS_MAX_REQUESTS_PER_SECOND")]
     max_requests_per_second: Option<NonZeroU32>,
-    /// Blocks that are read and put at the same time, at most; for `ebs:`
-    #[arg(long, global = true, value_name = "N", env = "FSPFS_MAX_IN_FLIGHT")]
+    /// Blocks that are read and put at the same time, at most; for `ebs:` and `s3:`. Without it, `NUM_JOBS`
+    #[arg(long, visible_aliases = ["num-jobs", "num_jobs"], global = true, value_name = "N")]
+    #[arg(env = "FSPFS_MAX_IN_FLIGHT")]
     max_in_flight: Option<NonZeroUsize>,
+    /// Taken for the sake of the original: there are no dependencies that could be looked for
+    #[arg(long, global = true, hide = true)]
+    nodeps: bool,
     #[command(flatten)]
     screen: ScreenArgs,
 }
@@ -119,14 +154,19 @@ struct InitArgs {
 
 /// `fspfs mount`
 #[derive(Args, Clone, Debug)]
+#[command(allow_missing_positional = true)]
 #[command(after_help = "\
 Examples:
   fspfs mount -s /srv/snaps /mnt/fsp
   fspfs mount -s /srv/snaps --allow-other --memory 1GiB /mnt/fsp
   fspfs mount -s /srv/snaps --foreground /mnt/fsp
+  fspfs mount s3://bucket/prefix /mnt/fsp
 
-SIGINT and SIGTERM unmount, SIGHUP lists the snapshots anew. FSPFS_LOG sets what is logged.")]
+SIGINT and SIGTERM unmount, SIGHUP lists the snapshots and opens the log anew. FSPFS_LOG sets what is logged.")]
 struct MountArgs {
+    /// The store, in the place of -s
+    #[arg(value_name = "STORE")]
+    source: Option<StoreUrl>,
     /// An empty directory
     #[arg(value_name = "MOUNTPOINT")]
     mount_point: PathBuf,
@@ -178,6 +218,12 @@ struct WritingArgs {
     /// When a snapshot is made: when a file is closed, or only by `fspfs commit`
     #[arg(long, value_name = "WHEN", env = "FSPFS_COMMIT", default_value = "close")]
     commit: CommitWhen,
+    /// Whether an image that is shorter than what is on it, or no raw image, is refused
+    #[arg(long, value_name = "WHETHER", env = "FSPFS_CHECK_IMAGES", default_value = "on")]
+    check_images: CheckImages,
+    /// What the snapshot of an image that begins anew is a child of
+    #[arg(long, value_name = "PARENT", env = "FSPFS_PARENT", default_value = "none")]
+    parent: CommitParent,
     /// Store blocks of zeros too
     #[arg(long, env = "FSPFS_FULL_COPY")]
     full_copy: bool,
@@ -205,6 +251,24 @@ enum CommitWhen {
     Close,
     /// When `fspfs commit` or `control/commit` asks for it
     Manual,
+}
+
+/// `--check-images`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum CheckImages {
+    /// It is, unless `fspfs commit` has `--as-is`
+    On,
+    /// It is taken as it is
+    Off,
+}
+
+/// `--parent` of `mount`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum CommitParent {
+    /// The snapshot that the image had before it was truncated, else the newest of its name
+    Auto,
+    /// Nothing
+    None,
 }
 
 #[derive(Args, Debug)]
@@ -301,25 +365,66 @@ struct ManArgs {
     command: Option<String>,
 }
 
+impl Global {
+    /// Takes the region that was named into the store.
+    fn in_region(mut self) -> Result<Self, clap::Error> {
+        let Some(region) = self.origin_region.take() else { return Ok(self) };
+        let wrong = |why: String| clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, why);
+        let store = self.store.take().unwrap_or_else(|| StoreUrl::Ebs(EbsUrl::default()));
+        let StoreUrl::Ebs(url) = store else {
+            return Err(wrong(format!("{store} is in no region: -o is for `ebs:`")));
+        };
+        if url.region.as_ref().is_some_and(|named| *named != region) {
+            return Err(wrong(format!("{url} and -o {region} name two regions")));
+        }
+        let parsed: EbsUrl =
+            format!("ebs://{region}").parse().map_err(|error| wrong(format!("{error}")))?;
+        self.store = Some(StoreUrl::Ebs(EbsUrl { region: parsed.region, ..url }));
+        Ok(self)
+    }
+}
+
 impl Cli {
     /// Reads a command line; prints help or what is wrong with it, and ends the program then.
     pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Self {
-        Self::parse(arguments).unwrap_or_else(|error| error.exit())
+        let arguments: Vec<OsString> = arguments.into_iter().collect();
+        let is_json = arguments.iter().any(|word| word == "--json");
+        Self::parse(arguments).unwrap_or_else(|error| {
+            if is_json && error.use_stderr() {
+                let error = error.to_string();
+                let error = error.trim().trim_start_matches("error: ");
+                let error = serde_json::json!({ "error": error }).to_string();
+                eprintln!("{}", shown::json(&error));
+                std::process::exit(Exit::Usage.code().into());
+            }
+            error.exit()
+        })
     }
 
     fn parse(
         arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>,
     ) -> Result<Self, clap::Error> {
         let mut grammar = Self::grammar();
+        // The original's documents write it with one dash.
+        let arguments = arguments.into_iter().map(|word| match word.into() {
+            word if word == "-nodeps" => "--nodeps".into(),
+            word => word,
+        });
         let matches = grammar.try_get_matches_from_mut(arguments)?;
         let read = || {
-            let global = Global::from_arg_matches(&matches)?;
+            let global = Global::from_arg_matches(&matches)?.in_region()?;
+            let before = Before::from_arg_matches(&matches)?;
             let operation =
                 matches.subcommand().and_then(|(name, of)| Some((table::find(name)?, of)));
             let command = match operation {
                 Some((entry, of)) => {
                     let (asked, dry_run) = entry.read(of)?;
-                    Asked::Operation { asked, name: entry.name, dry_run }
+                    let dry_run = dry_run || before.dry_run;
+                    Asked::Operation { asked, entry, dry_run, before }
+                }
+                None if before.dry_run => {
+                    let why = "-d before the name is for operations: this command has no dry run";
+                    return Err(clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, why));
                 }
                 None => Asked::Other(Command::from_arg_matches(&matches)?),
             };
@@ -364,11 +469,12 @@ mod tests {
     #[test]
     fn working_images_have_commands() {
         let command = |line: &str| Cli::parse(line.split(' ')).map(|cli| cli.command);
-        let Ok(Asked::Operation { asked, name: "commit", dry_run: false }) =
+        let Ok(Asked::Operation { asked, entry, dry_run: false, .. }) =
             command("fspfs commit --wait /mnt/new/a")
         else {
             panic!()
         };
+        assert_eq!(entry.name, "commit");
         let (file, words) = asked.at_mount().unwrap();
         assert_eq!(file, std::path::Path::new("/mnt/new/a"));
         assert_eq!(words("a"), ["--wait", "--", "a"]);
@@ -384,7 +490,7 @@ mod tests {
             "fspfs",
             "fspfs commit",
             "fspfs commit --wait --cancel a",
-            "fspfs clone a b",
+            "fspfs clone a",
             "fspfs staged",
             "fspfs jobs /mnt --wait last",
         ] {

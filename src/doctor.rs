@@ -5,10 +5,11 @@
 
 use std::path::Path;
 
-use self::report::{Findings as _, ReportBuilder};
+use self::report::ReportBuilder;
 use crate::store::StoreUrl;
 
 mod aws;
+mod bucket;
 mod machine;
 mod mount_point;
 mod report;
@@ -26,17 +27,29 @@ pub async fn examine(
     show: impl FnMut(&Check),
 ) -> Report {
     let mut report = ReportBuilder::new(show);
-    match url {
-        StoreUrl::Ebs(url) => Box::pin(aws::examine(url, &mut report)).await,
-        StoreUrl::Directory(path) => repository::examine(path, &mut report).await,
-        StoreUrl::Synth(_) => {
-            report
-                .ok("store", format!("{url} is computed: it needs nothing, and can only be read"));
-        }
-    }
+    examine_store(url, &mut report).await;
     machine::examine(url, staging, &mut report).await;
     if let Some(path) = mount_point {
         mount_point::examine(path, &mut report).await;
     }
     report.finish()
+}
+
+/// Looks at the store alone, and at what its credentials may do. As [`examine`].
+pub async fn permissions(url: &StoreUrl, show: impl FnMut(&Check)) -> Report {
+    let mut report = ReportBuilder::new(show);
+    examine_store(url, &mut report).await;
+    report.finish()
+}
+
+async fn examine_store(url: &StoreUrl, report: &mut impl report::Findings) {
+    match url {
+        StoreUrl::Ebs(url) => Box::pin(aws::examine(url, report)).await,
+        StoreUrl::Directory(path) => repository::examine(path, report).await,
+        StoreUrl::Bucket(url) => bucket::examine(url, report).await,
+        StoreUrl::Synth(_) => {
+            report
+                .ok("store", format!("{url} is computed: it needs nothing, and can only be read"));
+        }
+    }
 }

@@ -26,7 +26,7 @@ use self::translate::{
 use crate::image::working::Maker;
 use crate::model::BLOCK_SIZE;
 use crate::store::ErrorKind;
-use crate::tree::{Changes, Error, PREFERRED_READ, Tree, killed_by, thread_group};
+use crate::tree::{Changes, Error, PREFERRED_READ, Tree, cut_short, is_called_away, thread_group};
 
 mod translate;
 
@@ -166,9 +166,10 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let name = name.to_owned();
-        let work = |tree: Arc<Tree>| async move { tree.lookup(parent.0, &name).await };
+        let uid = request.uid();
+        let work = move |tree: Arc<Tree>| async move { tree.lookup(parent.0, &name, uid).await };
         self.spawn("lookup", parent, work, |found| match found {
             Ok(found) => reply.entry(&found.ttl, &file_attr(&found), GENERATION),
             Err(errno) => reply.error(errno),
@@ -231,7 +232,7 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -242,6 +243,7 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let len = u32::try_from(data.len()).expect("the kernel cuts writes");
+        self.tree.begin_write(handle.0, request.pid());
         // Without a copy, and without changing threads; but not on all of them at a time.
         if let Ok(_turn) = self.at_once.try_acquire()
             && let Some(written) = self.tree.write_now(handle.0, offset, data)
@@ -352,7 +354,9 @@ impl Filesystem for Adapter {
     ) {
         let thread = request.pid();
         self.spawn_unbounded("flush", ino, reply, move |tree| async move {
-            tree.flush(handle.0, thread_group(thread), killed_by(thread)).await
+            let dying = |closed_at_sigint| cut_short(thread, closed_at_sigint);
+            let called_away = || is_called_away(thread);
+            tree.flush(handle.0, thread_group(thread), dying, called_away).await
         });
     }
 
@@ -380,8 +384,9 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let work = |tree: Arc<Tree>| async move { tree.opendir(ino.0).await };
+    fn opendir(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let uid = request.uid();
+        let work = move |tree: Arc<Tree>| async move { tree.opendir(ino.0, uid).await };
         self.spawn("opendir", ino, work, |opened| match opened {
             Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
             Err(errno) => reply.error(errno),
@@ -460,7 +465,9 @@ impl Filesystem for Adapter {
         let size = u32::try_from(PREFERRED_READ).expect("a block is small");
         let spare = self.tree.spare() / PREFERRED_READ;
         let blocks = bytes.div_ceil(PREFERRED_READ) + spare;
-        reply.statfs(blocks, spare, spare, files, 0, size, 255, size);
+        // As many as 32 bits count: a file system without a free inode is an alarm everywhere.
+        let free = u64::from(u32::MAX).saturating_sub(files);
+        reply.statfs(blocks, spare, spare, files + free, free, size, 255, size);
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {

@@ -8,16 +8,23 @@
 pub(crate) mod arguments;
 pub(crate) mod blocking;
 pub mod cache;
+mod claim;
 pub mod cli;
 pub mod doctor;
 pub(crate) mod fuse;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod image;
 pub(crate) mod jobs;
 pub mod model;
 pub mod mount;
+pub(crate) mod mountinfo;
 pub(crate) mod ops;
+pub(crate) mod own;
 pub mod serve;
+pub mod shown;
 pub mod store;
 pub mod sys;
+pub(crate) mod threads;
 pub mod transfer;
 pub mod tree;

@@ -3,11 +3,14 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use fspfs::cli::{Cli, run, tell};
+use fspfs::cli::{Cli, complete, run, tell};
+use fspfs::shown;
 
 fn main() -> ExitCode {
     fspfs::sys::bound_allocator();
     fspfs::sys::raise_descriptor_limit();
+    fspfs::sys::outlive_file_size_limit();
+    complete();
     let cli = Cli::read(std::env::args_os());
     let is_json = cli.is_json();
     match run(cli) {
@@ -18,7 +21,8 @@ fn main() -> ExitCode {
             let error = format!("{error:#}");
             if is_json {
                 // If nobody reads it, nobody can be told.
-                let _ = writeln!(std::io::stderr(), "{}", serde_json::json!({ "error": error }));
+                let error = serde_json::json!({ "error": error }).to_string();
+                let _ = writeln!(std::io::stderr(), "{}", shown::json(&error));
             } else {
                 tell(error);
             }

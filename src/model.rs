@@ -14,7 +14,7 @@ pub use digest::{Digest, DigestMismatch, Digester};
 pub use id::{InvalidSnapshotId, SnapshotId};
 pub use map::{BlockMap, BlockState, Extent};
 pub use snapshot::{
-    InvalidTags, LENGTH_TAG, MAX_DESCRIPTION_CHARS, MAX_TAG_KEY_CHARS, MAX_TAG_VALUE_CHARS,
-    MAX_TAGS, NAME_TAG, ORIGIN_TAG, Snapshot, SnapshotState, Tags, check_tags,
+    DIGEST_TAG, InvalidTags, LENGTH_TAG, MAX_DESCRIPTION_CHARS, MAX_TAG_KEY_CHARS,
+    MAX_TAG_VALUE_CHARS, MAX_TAGS, NAME_TAG, ORIGIN_TAG, Snapshot, SnapshotState, Tags, check_tags,
 };
 pub use volume::{GIB, InvalidVolumeSize, MAX_VOLUME_BYTES, VolumeSize};

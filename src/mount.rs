@@ -11,7 +11,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cache::Cache;
 use crate::fuse::Adapter;
-use crate::image::staging::{Staging, Unusable};
+use crate::image::staging::{Kept, Staging, Unusable};
 use crate::image::working::{Settings, Workshop};
 use crate::ops::context::House;
 use crate::store::wrap::Count;
@@ -22,20 +22,27 @@ mod attach;
 mod background;
 mod holders;
 mod log;
+mod point;
 mod table;
 
+use attach::unmount_entry;
 pub use attach::{Access, unmount};
 pub(crate) use attach::{Place, look_at};
-pub use background::{READY, is_daemon, start};
+pub use background::{READY, daemon_place, is_daemon, start};
 pub use holders::Holder;
 pub(crate) use log::state_directory;
-pub use log::{log_file, log_to_file, log_to_stderr, log_to_stderr_aside, stderr_to_file};
+pub use log::{
+    log_file, log_mount_to_stderr, log_to_file, log_to_stderr, log_to_stderr_aside, stderr_to_file,
+};
 pub(crate) use table::read_ahead;
-pub use table::{MountEntry, mounted_elsewhere, our_mount, our_mounts};
+pub use table::{MountEntry, is_served_by, mounted_elsewhere, our_mount, our_mounts, resolve};
 
 /// Longest time that the first list of snapshots is waited for. After it the mount is made all the
 /// same, and shows what is listed by and by.
 const FIRST_LIST: Duration = Duration::from_secs(20);
+
+/// Threads that serve the kernel, at most, with that which waits for them.
+pub(crate) const THREADS: usize = 5;
 
 /// Read-ahead of the kernel for the mount in KiB. The kernel's own 128 KiB would keep less than one
 /// block on its way.
@@ -149,7 +156,7 @@ pub struct Writing {
 /// Mounts the store of `house` and serves it until it is unmounted. `ready` runs as soon as the mount is there.
 ///
 /// SIGINT and SIGTERM unmount; a second one gives up on those who still use the mount. SIGHUP lists
-/// the snapshots anew.
+/// the snapshots anew, and opens the log anew.
 ///
 /// # Errors
 ///
@@ -171,8 +178,9 @@ pub(crate) fn serve(
     let url = &house.from.clone();
     let cache = Cache::of_store(options.memory, &store);
     let tree = Tree::new(Arc::clone(&store), Some(counters), Arc::clone(&cache), options.ownership);
+    let tree = tree.with_history(&state_directory().join("jobs"), &identity(url, &store));
     let mut memory = crate::image::working::memory(&cache);
-    let writing = options.writing.as_ref().filter(|_| url.is_writable());
+    let writing = options.writing.as_ref().filter(|_| url.is_writable_here());
     if options.writing.is_some() && writing.is_none() {
         tracing::info!("{url} can only be read: new/ is read-only");
     }
@@ -201,7 +209,7 @@ pub(crate) fn serve(
     // Before anybody can know that there is a mount to be ended.
     let signals = runtime.block_on(async { Signals::new() })?;
     let mount = attach::attach(&options.mount_point, url, options.access)?;
-    let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4);
+    let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, THREADS - 1);
     let adapter = Adapter::new(Arc::clone(&tree), runtime.handle().clone(), threads);
     let session = handshake(adapter, mount.device, options.access, threads)?;
     let (ended, end) = tokio::sync::oneshot::channel();
@@ -214,10 +222,10 @@ pub(crate) fn serve(
             result
         })
         .map_err(|e| Error::Io("cannot start a thread".to_owned(), e))?;
-    table::set_read_ahead(&options.mount_point, READ_AHEAD_KIB);
+    table::set_read_ahead(&mount.entry, READ_AHEAD_KIB);
     tracing::info!("{url} is mounted at {}", options.mount_point.display());
     ready();
-    runtime.block_on(attend(Arc::clone(&tree), options, end, signals))?;
+    runtime.block_on(attend(Arc::clone(&tree), options, &mount.entry, end, signals))?;
     if session.is_finished() {
         match session.join() {
             Ok(result) => {
@@ -226,8 +234,18 @@ pub(crate) fn serve(
             Err(_) => return Err(Error::SessionDied),
         }
     }
+    log::settle(true);
     tracing::info!("{} is unmounted", options.mount_point.display());
     Ok(())
+}
+
+/// What tells a store from others, also those that its URL leads to at another time.
+fn identity(url: &StoreUrl, store: &SharedStore) -> String {
+    match (store.place(), url) {
+        (place, _) if place.is_empty() => url.to_string(),
+        (place, url) if url.is_repository() => place,
+        (place, _) => format!("{url} ({place})"),
+    }
 }
 
 /// The staging directory. One that nobody asked for is done without, if it cannot be had.
@@ -237,11 +255,7 @@ fn staging(
     mount_point: &Path,
     writing: &Writing,
 ) -> Result<Option<Staging>, Error> {
-    let place = store.place();
-    let store = match &*place {
-        "" => url.to_string(),
-        place => format!("{url} ({place})"),
-    };
+    let store = identity(url, store);
     if let Some(path) = &writing.staging {
         let inside = |what| Err(Error::StagingInside { path: path.clone(), what });
         let at = path.canonicalize().unwrap_or_else(|_| path.clone());
@@ -257,25 +271,38 @@ fn staging(
         {
             return inside("the repository");
         }
-        return Ok(Some(Staging::open(path, &store, writing.limit)?));
+        let staging = Staging::open(path, &store, writing.limit)?;
+        staging.note_url(url);
+        return Ok(Some(staging));
     }
-    let root = log::state_directory().join("staging");
-    if !place.is_empty() {
-        // Whoever misses an image may have staged it with other credentials.
-        for (other, path) in Staging::of_others(&root, &store, "ebs:") {
-            tracing::info!(
-                "what is staged for {other} is not shown here; it is in {}",
-                path.display()
-            );
+    match Staging::open_default(&staging_root(), &store, writing.limit) {
+        Ok(staging) => {
+            staging.note_url(url);
+            Ok(Some(staging))
         }
-    }
-    match Staging::open_default(&root, &store, writing.limit) {
-        Ok(staging) => Ok(Some(staging)),
         Err(error) => {
             tracing::warn!("nothing can be written under new/: {error}");
             Ok(None)
         }
     }
+}
+
+/// Where the staging directories are that nobody has named.
+pub(crate) fn staging_root() -> PathBuf {
+    log::state_directory().join("staging")
+}
+
+/// What is staged for stores that this one may be taken for, in words: those that its URL led to before, or EBS with
+/// other credentials.
+pub(crate) fn staged_for_others(url: &StoreUrl, store: &SharedStore) -> Vec<String> {
+    let store = identity(url, store);
+    let is_alike = |kept: &Kept| match url {
+        StoreUrl::Ebs(_) => kept.store.starts_with("ebs:"),
+        _ => kept.url.as_ref() == Some(&url.to_string()),
+    };
+    let kept = Staging::kept(&staging_root()).into_iter();
+    let others = kept.filter(|kept| kept.store != store && is_alike(kept));
+    others.map(|kept| format!("{kept}: not shown here, but when that one is mounted")).collect()
 }
 
 /// Whether the kernel ends requests that take long.
@@ -339,6 +366,7 @@ impl Signals {
 async fn attend(
     tree: Arc<Tree>,
     options: &Options,
+    mount: &MountEntry,
     mut end: tokio::sync::oneshot::Receiver<()>,
     signals: Signals,
 ) -> Result<(), Error> {
@@ -352,8 +380,8 @@ async fn attend(
             _ = &mut end => break,
             _ = interrupt.recv() => "SIGINT",
             _ = terminate.recv() => "SIGTERM",
-            _ = hangup.recv() => { refresh(&tree); continue }
-            _ = timer.tick() => { refresh(&tree); continue }
+            _ = hangup.recv() => { log::open_anew(); refresh(&tree); continue }
+            _ = timer.tick() => { log::settle(false); refresh(&tree); continue }
         };
         if asked {
             tracing::warn!("{signalled} again: leaving those who still use the mount alone");
@@ -363,14 +391,14 @@ async fn attend(
         tracing::info!("{signalled}: unmounting");
         tell_commits(&tree);
         tokio::select! {
-            () = tree.commits_done() => leave(&options.mount_point),
+            () = tree.commits_done() => leave(mount),
             _ = &mut end => break,
             _ = interrupt.recv() => {
-                detach(&options.mount_point);
+                detach(mount);
                 return given_up();
             }
             _ = terminate.recv() => {
-                detach(&options.mount_point);
+                detach(mount);
                 return given_up();
             }
         }
@@ -409,21 +437,21 @@ fn refresh(tree: &Arc<Tree>) {
 }
 
 /// Unmounts; if the mount is in use, says by whom, and takes it out of sight until they are done.
-fn leave(mount_point: &Path) {
-    match unmount(mount_point, false) {
+fn leave(mount: &MountEntry) {
+    match table::now(mount).and_then(|mount| unmount_entry(&mount, false)) {
         Ok(()) => {}
         Err(busy @ Error::Busy { .. }) => {
             tracing::warn!("{busy}");
             tracing::warn!("it is served until they are done; a second signal ends it at once");
-            detach(mount_point);
+            detach(mount);
         }
         Err(error) => tracing::error!("{error}"),
     }
 }
 
 /// Takes the mount out of sight, whoever uses it.
-fn detach(mount_point: &Path) {
-    if let Err(error) = unmount(mount_point, true) {
+fn detach(mount: &MountEntry) {
+    if let Err(error) = table::now(mount).and_then(|mount| unmount_entry(&mount, true)) {
         tracing::error!("{error}");
     }
 }

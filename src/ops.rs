@@ -4,26 +4,46 @@
 //! terminal and prints nothing: a [`context::Console`] does that.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use serde::de::DeserializeOwned;
+
+use crate::blocking::blocking;
 use crate::model::{Snapshot, SnapshotId};
 use crate::store::{ErrorKind, SharedStore, StoreUrl};
+use crate::transfer::journal::{Ends, FileJournal, Journal};
 use crate::{store, transfer};
 
+mod archives;
 pub(crate) mod begin;
+mod bucket;
+mod check;
 pub(crate) mod clone;
 pub(crate) mod commit;
 pub(crate) mod context;
 pub(crate) mod copy;
 pub(crate) mod delete;
+pub(crate) mod deltadownload;
+mod destination;
 pub(crate) mod diff;
 pub(crate) mod download;
+pub(crate) mod fanout;
+mod freeze;
 pub(crate) mod gc;
+pub(crate) mod getfroms3;
+pub(crate) mod image;
 pub(crate) mod list;
+mod list_file;
+pub(crate) mod movetos3;
 pub(crate) mod multiclone;
+pub(crate) mod reference;
+pub(crate) mod shown;
+pub(crate) mod sync;
 pub(crate) mod table;
 pub(crate) mod text;
 pub(crate) mod upload;
 pub(crate) mod verify;
+mod whole;
 
 /// How a command or a job ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +126,11 @@ impl Error {
     pub(crate) fn doing(self, doing: impl Into<String>) -> Self {
         Self::Doing { doing: doing.into(), cause: Box::new(self) }
     }
+
+    /// Something has to be asked, and nobody is there.
+    pub(crate) fn unasked() -> Self {
+        Self::Refused("nobody can be asked here; give --yes".to_owned())
+    }
 }
 
 /// What a transfer has left to go on with.
@@ -121,6 +146,23 @@ pub(crate) enum Left {
     Device(PathBuf),
     /// Several of these.
     Several(Vec<Left>),
+}
+
+/// What is left when a transfer ends before it is done.
+#[derive(Debug)]
+struct Ending {
+    journal: Arc<dyn Journal>,
+    left: Left,
+}
+
+impl Ending {
+    /// The error that has ended it, with what is left if it can go on.
+    fn explain(self, error: transfer::Error) -> Error {
+        if !self.journal.outlasts(&error) {
+            return error.into();
+        }
+        Error::Unfinished { cause: Box::new(error.into()), left: self.left }
+    }
 }
 
 /// What came of an operation.
@@ -139,7 +181,7 @@ pub(crate) struct Resume {
 
 /// A snapshot whose blocks can be read.
 async fn readable(store: &SharedStore, id: &SnapshotId) -> Result<Snapshot> {
-    let snapshot = store.describe(id).await?;
+    let snapshot = reference::describe(store, id).await?;
     if snapshot.is_readable() {
         return Ok(snapshot);
     }
@@ -149,9 +191,15 @@ async fn readable(store: &SharedStore, id: &SnapshotId) -> Result<Snapshot> {
     Err(store::Error::new(ErrorKind::NotReady, message).into())
 }
 
-/// A journal, if one can be written: a transfer is as good without it, but for going on.
-fn or_without_journal<T>(opened: transfer::Result<T>) -> Result<Option<T>> {
-    match opened {
+/// The journal of a transfer, and what an earlier run has begun. None if none is wanted, or none can be written: a
+/// transfer is as good without it, but for going on.
+async fn journal<T: DeserializeOwned + Send + 'static>(
+    resume: &Resume,
+    ends: Ends,
+) -> Result<Option<(FileJournal, Option<T>)>> {
+    let Some(root) = resume.journals.clone() else { return Ok(None) };
+    let restart = resume.restart;
+    match blocking(move || FileJournal::open(&root, ends, restart)).await {
         Ok(journal) => Ok(Some(journal)),
         Err(error @ transfer::Error::Io { .. }) => {
             tracing::warn!(

@@ -29,9 +29,11 @@ use bytes::Bytes;
 
 use crate::model::{Block, BlockIndex, Digest, Snapshot, SnapshotId, Tags, VolumeSize};
 
+pub(crate) mod aws;
 pub(crate) mod document;
 pub mod ebs;
 mod error;
+mod fsp;
 mod in_use;
 pub(crate) mod limiter;
 pub(crate) mod listing;
@@ -48,7 +50,8 @@ pub mod wrap;
 
 pub(crate) use error::causes;
 pub use error::{Error, ErrorKind, Result};
-pub use options::{Filter, InvalidFilter, StoreOptions};
+pub(crate) use fsp::SALVAGED_TAG;
+pub use options::{Filter, InvalidFilter, Packing, StoreOptions};
 pub(crate) use pattern::matches_pattern;
 pub use priority::Priority;
 pub use stores::Stores;
@@ -197,6 +200,11 @@ pub trait SnapshotStore: Debug + Send + Sync + 'static {
         disk_parallelism()
     }
 
+    /// Blocks in a row that are worth asking for at the same time, since one request may bring them.
+    fn neighbours(&self) -> usize {
+        1
+    }
+
     /// How long after its start a snapshot may not be known to all of the store: calls about it wait
     /// for that by themselves.
     fn settling(&self) -> Duration {
@@ -209,7 +217,7 @@ pub trait SnapshotStore: Debug + Send + Sync + 'static {
     }
 
     /// What tells it from others that the same URL leads to, at another time or for another user; nothing, if
-    /// it is always the same one.
+    /// it is always the same one. That of a repository tells it from all others, whatever path leads to it.
     fn place(&self) -> String {
         String::new()
     }

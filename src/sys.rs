@@ -18,6 +18,67 @@ nix::ioctl_write_ptr_bad!(
     [u64; 2]
 );
 
+nix::ioctl_readwrite!(
+    /// Freezes a file system (`FIFREEZE`, linux/fs.h).
+    fifreeze,
+    b'X',
+    119,
+    libc::c_int
+);
+
+nix::ioctl_readwrite!(
+    /// Thaws a file system (`FITHAW`, linux/fs.h).
+    fithaw,
+    b'X',
+    120,
+    libc::c_int
+);
+
+/// Freezes the file system that an open file is on: everything is written, and whoever writes more waits until it is
+/// thawed. That outlives this process.
+///
+/// # Errors
+///
+/// `EBUSY` if it is frozen already, `EOPNOTSUPP` if it cannot be, `EPERM` without `CAP_SYS_ADMIN`.
+pub(crate) fn freeze(file: BorrowedFd<'_>) -> nix::Result<()> {
+    let mut unused = 0;
+    // SAFETY: the descriptor is open for the call, and the kernel does nothing with the number.
+    unsafe { fifreeze(file.as_raw_fd(), &raw mut unused) }.map(drop)
+}
+
+/// Thaws the file system that an open file is on.
+///
+/// # Errors
+///
+/// `EINVAL` if it is not frozen.
+pub(crate) fn thaw(file: BorrowedFd<'_>) -> nix::Result<()> {
+    let mut unused = 0;
+    // SAFETY: as in `freeze`.
+    unsafe { fithaw(file.as_raw_fd(), &raw mut unused) }.map(drop)
+}
+
+/// Runs `work` in a process of its own, which has all that is open here, and ends with it.
+///
+/// # Errors
+///
+/// `EDEADLK` if there is another thread already: what it has locked would never be free there.
+pub(crate) fn fork_off(work: impl FnOnce()) -> nix::Result<()> {
+    use nix::unistd::{ForkResult, fork};
+    let threads = std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
+    if threads != 1 {
+        return Err(nix::Error::EDEADLK);
+    }
+    // SAFETY: there is no other thread.
+    match unsafe { fork() }? {
+        ForkResult::Parent { .. } => Ok(()),
+        ForkResult::Child => {
+            work();
+            // SAFETY: it only ends this process; what the first one does at its end is not done twice.
+            unsafe { libc::_exit(0) }
+        }
+    }
+}
+
 /// Length of a block device in bytes.
 ///
 /// # Errors
@@ -104,6 +165,34 @@ pub fn raise_descriptor_limit() {
     {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
+}
+
+/// Lets a write beyond the limit of a file's size (`RLIMIT_FSIZE`) fail with `EFBIG`, instead of ending the program
+/// and with it whatever else it does. Caught and not ignored: programs that it starts have the signal as they
+/// expect it.
+pub fn outlive_file_size_limit() {
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+    extern "C" fn nothing(_: libc::c_int) {}
+    let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::SA_RESTART, SigSet::empty());
+    // SAFETY: a handler that does nothing is safe at any time. It cannot fail: the signal can be caught.
+    let _ = unsafe { sigaction(Signal::SIGXFSZ, &action) };
+}
+
+/// Keeps whatever this program has open, but for 0, 1 and 2, from the programs that it starts from here on.
+///
+/// # Errors
+///
+/// If `/proc` is not there.
+pub fn keep_descriptors_to_ourselves() -> std::io::Result<()> {
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let number = entry?.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok());
+        if let Some(number) = number.filter(|&number| number > libc::STDERR_FILENO) {
+            // SAFETY: this changes nothing that this program could notice, whoever has the descriptor; one that
+            // was closed meanwhile is EBADF.
+            unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
+    }
+    Ok(())
 }
 
 /// Memory that begins at a multiple of `alignment`, a power of two, and is never given up: zeros that take nothing

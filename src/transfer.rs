@@ -1,5 +1,6 @@
 //! Moving blocks between snapshots, files and devices.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,12 +30,24 @@ pub(crate) fn run_len() -> usize {
     Digest::lanes().max(4)
 }
 
-/// Receives what an operation has done so far.
+/// Receives how far the blocks of one sink are.
 pub trait Progress: Send + Sync {
-    /// The operation will handle this many blocks.
+    /// There are this many, holes included, and none is done.
     fn total(&self, blocks: u64);
-    /// It has handled this many more.
+    /// This many more are done with, whether or not there was anything to do.
     fn advance(&self, blocks: u64);
+    /// Something was done for a block, or for a run of them; or could not be, and why.
+    fn block(&self, which: &dyn fmt::Display, blocks: u64, failed: Option<&dyn fmt::Display>) {
+        let _ = (which, blocks, failed);
+    }
+    /// Nothing more comes.
+    fn end(&self) {}
+}
+
+impl fmt::Debug for dyn Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Progress")
+    }
 }
 
 /// A progress that nobody wants to see.
@@ -48,6 +61,30 @@ impl Progress for Silent {
 
 /// A progress that is shared between tasks.
 pub type SharedProgress = Arc<dyn Progress>;
+
+/// Shows what somebody else counts.
+#[derive(Debug)]
+pub(crate) struct Follower {
+    progress: SharedProgress,
+    done: u64,
+    total: u64,
+}
+
+impl Follower {
+    pub(crate) fn new(progress: SharedProgress) -> Self {
+        Self { progress, done: 0, total: 0 }
+    }
+
+    /// So much is done now.
+    pub(crate) fn is_at(&mut self, done: u64, total: u64) {
+        if total != self.total {
+            self.progress.total(total);
+            (self.done, self.total) = (0, total);
+        }
+        self.progress.advance(done.saturating_sub(self.done));
+        self.done = done.max(self.done);
+    }
+}
 
 /// What goes wrong with a transfer.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -114,6 +151,7 @@ impl Error {
                     | ErrorKind::ExpiredToken
                     | ErrorKind::Credentials
                     | ErrorKind::Quota
+                    | ErrorKind::NoRoom
                     | ErrorKind::Unavailable
                     | ErrorKind::Timeout
             ),
@@ -133,11 +171,9 @@ impl From<store::Error> for Error {
 pub(crate) type Result<T> = std::result::Result<T, Error>;
 
 /// Runs `work` in a task of its own, so that all cores have something to do; dropping it ends it.
-pub(crate) async fn spawned<T: Send + 'static>(
+pub(crate) fn spawned<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,
-) -> T {
-    match AbortOnDropHandle::new(tokio::spawn(work)).await {
-        Ok(result) => result,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
+) -> impl Future<Output = T> {
+    let task = AbortOnDropHandle::new(tokio::spawn(work));
+    async move { task.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())) }
 }

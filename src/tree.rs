@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,11 +14,12 @@ use lru::LruCache;
 use self::catalog::{Catalog, IMAGE_SUFFIX};
 use self::children::{children, find_child, fixed_directories, link_target};
 use self::command::{Control, Conversation};
+use self::directories::{Directories, OpenDirectory};
 use self::node::{Node, Nodes};
 use self::refresh::Listing;
 use crate::cache::{Cache, SharedError};
 use crate::image::{self, Image, Reader, working};
-use crate::jobs::Job;
+use crate::jobs::{Job, Jobs};
 use crate::model::{BLOCK_SIZE_U64, Snapshot, SnapshotId, SnapshotState};
 use crate::ops::context::House;
 use crate::store::ebs::EbsUrl;
@@ -31,7 +32,9 @@ mod catalog;
 mod change;
 mod children;
 mod command;
+mod commits;
 mod control;
+mod directories;
 mod escape;
 mod job;
 mod metrics;
@@ -43,7 +46,7 @@ mod refresh;
 mod tests;
 mod xattr;
 
-pub use caller::{killed_by, thread_group};
+pub use caller::{cut_short, is_called_away, thread_group};
 pub use new::{Allocation, Changes, OpenMode, RenameMode};
 pub use node::ROOT;
 
@@ -78,6 +81,9 @@ pub enum Error {
     /// An extended attribute that the file does not have.
     #[error("it has no such attribute")]
     NoSuchAttribute,
+    /// A user has too many directories open.
+    #[error("too many directories are open")]
+    TooMany,
     /// A handle that is not open, or not of this kind.
     #[error("the handle is not open")]
     BadHandle,
@@ -102,6 +108,9 @@ pub enum Error {
     /// What a file of `new/` says.
     #[error("{0}")]
     Working(working::Error),
+    /// The caller got a signal while it waited for a commit.
+    #[error("a signal came; the commit goes on")]
+    CalledAway,
     /// A snapshot that is not completed.
     #[error("{0} is {1}: it can be read once it is completed")]
     NotReady(SnapshotId, &'static str),
@@ -194,7 +203,7 @@ enum Handle {
     Text(Bytes),
     Command(Arc<Conversation>),
     Cancel(Arc<Job>),
-    Directory(Arc<Vec<DirectoryEntry>>),
+    Directory(Arc<OpenDirectory>),
 }
 
 /// The images are immutable: the kernel may keep what it was told of them for as long as a name may
@@ -213,6 +222,7 @@ pub struct Tree {
     nodes: Mutex<Nodes>,
     images: Mutex<LruCache<u64, Arc<Image>>>,
     handles: Mutex<HashMap<u64, Handle>>,
+    directories: Arc<Directories>,
     next_handle: AtomicU64,
     /// `None` if nothing can be written.
     new: Option<new::New>,
@@ -236,7 +246,7 @@ impl Tree {
             from: StoreUrl::Ebs(EbsUrl::default()),
             options: StoreOptions::default(),
             opened: Some(Arc::clone(&store)),
-            journals: PathBuf::new(),
+            journals: None,
             closed: Vec::new(),
             absolute: true,
         };
@@ -252,6 +262,7 @@ impl Tree {
             nodes: Mutex::default(),
             images: Mutex::new(LruCache::new(CLOSED_IMAGES)),
             handles: Mutex::default(),
+            directories: Arc::default(),
             next_handle: AtomicU64::new(1),
             new: None,
             control: Control::default(),
@@ -261,6 +272,12 @@ impl Tree {
     /// This tree, whose jobs share these.
     pub(crate) fn with_house(mut self, house: House, memory: Memory) -> Self {
         (self.house, self.memory) = (Arc::new(house), memory);
+        self
+    }
+
+    /// This tree, with the jobs that earlier mounts of `store` have kept below `root`.
+    pub(crate) fn with_history(mut self, root: &Path, store: &str) -> Self {
+        self.control.jobs = Jobs::with_history(root, store);
         self
     }
 
@@ -278,12 +295,12 @@ impl Tree {
         node.ok_or(Error::NotFound)
     }
 
-    /// Finds a name in a directory. The kernel is told of what is found, and has to forget it.
-    pub async fn lookup(&self, parent: u64, name: &OsStr) -> Result<Attributes> {
+    /// Finds a name in a directory for a user. The kernel is told of what is found, and has to forget it.
+    pub async fn lookup(&self, parent: u64, name: &OsStr, uid: u32) -> Result<Attributes> {
         let parent = self.node(parent)?;
         let name = name.to_str().ok_or(Error::NotFound)?;
         let node = match parent {
-            Node::Root => self.lookup_in_root(name).await?,
+            Node::Root => self.lookup_in_root(name, uid).await?,
             Node::New => {
                 let image = self.new.as_ref().and_then(|new| new.find(name));
                 image.map(Node::Working).ok_or(Error::NotFound)?
@@ -292,7 +309,7 @@ impl Tree {
                 self.control.find_child(&parent, name).ok_or(Error::NotFound)?
             }
             _ if parent.kind() != Kind::Directory => return Err(Error::NotADirectory),
-            _ => self.lookup_in_catalog(&parent, name).await.ok_or(Error::NotFound)?,
+            _ => self.lookup_in_catalog(&parent, name, uid).await.ok_or(Error::NotFound)?,
         };
         Ok(self.tell(node))
     }
@@ -304,20 +321,36 @@ impl Tree {
         attributes
     }
 
-    async fn lookup_in_root(&self, name: &str) -> Result<Node> {
+    async fn lookup_in_root(&self, name: &str, uid: u32) -> Result<Node> {
         if let Some((_, node)) = fixed_directories().into_iter().find(|(fixed, _)| *fixed == name) {
             return Ok(node);
         }
         let id = name.strip_suffix(IMAGE_SUFFIX).and_then(|id| id.parse::<SnapshotId>().ok());
-        let found = self.listing.find(&id.ok_or(Error::NotFound)?).await?;
+        let id = id.ok_or(Error::NotFound)?;
+        let found = match self.is_trusted(uid) {
+            true => self.listing.find(&id).await?,
+            false => self.listing.find_listed(&id).await?,
+        };
         found.map(Node::Image).ok_or(Error::NotFound)
     }
 
-    async fn lookup_in_catalog(&self, parent: &Node, name: &str) -> Option<Node> {
+    /// Whether the store may be asked whatever a user wants to know.
+    fn is_trusted(&self, uid: u32) -> bool {
+        [0, self.ownership.daemon_uid].contains(&uid)
+    }
+
+    async fn catalog_for(&self, uid: u32) -> Arc<Catalog> {
+        match self.is_trusted(uid) {
+            true => self.listing.fresh_catalog().await,
+            false => self.listing.recent_catalog().await,
+        }
+    }
+
+    async fn lookup_in_catalog(&self, parent: &Node, name: &str, uid: u32) -> Option<Node> {
         let catalog = match parent {
             Node::Control => Arc::default(),
             // A name that is there may be that of another snapshot by now, made a moment ago.
-            _ => self.listing.fresh_catalog().await,
+            _ => self.catalog_for(uid).await,
         };
         find_child(parent, &catalog, name)
     }
@@ -381,7 +414,12 @@ impl Tree {
             _ => {
                 // Whoever may read the images may look for them.
                 let mode = 0o700 | (file_mode & 0o044) | ((file_mode & 0o044) >> 2);
-                Attributes { kind: Kind::Directory, mode, links: 2, ..base }
+                let changed = match node {
+                    Node::New => self.new.as_ref().map(new::New::changed),
+                    _ => self.listing.catalog().changed(ino),
+                };
+                let time = changed.unwrap_or(self.mounted);
+                Attributes { kind: Kind::Directory, mode, links: 2, time, ..base }
             }
         }
     }
@@ -395,17 +433,28 @@ impl Tree {
         }
     }
 
-    /// Opens a directory, and notes what is in it now.
-    pub async fn opendir(&self, ino: u64) -> Result<u64> {
+    /// Opens a directory for a user, and notes what is in it now.
+    pub async fn opendir(&self, ino: u64, uid: u32) -> Result<u64> {
         let node = self.node(ino)?;
         if node.kind() != Kind::Directory {
             return Err(Error::NotADirectory);
         }
-        let children = match node {
-            Node::Jobs | Node::Job(_) => self.control.children(&node),
-            Node::Control => children(&node, &Catalog::default()),
-            Node::New => self.new.as_ref().map(new::New::children).unwrap_or_default(),
-            _ => children(&node, self.listing.fresh_catalog().await.as_ref()),
+        let catalog = match node {
+            Node::Jobs | Node::Job(_) | Node::Control | Node::New => None,
+            _ => Some(self.catalog_for(uid).await),
+        };
+        let entries = || self.directory_entries(&node, catalog.as_deref());
+        let opened = self.directories.open(uid, &node, catalog.as_ref(), entries)?;
+        Ok(self.add_handle(Handle::Directory(Arc::new(opened))))
+    }
+
+    fn directory_entries(&self, node: &Node, catalog: Option<&Catalog>) -> Vec<DirectoryEntry> {
+        let ino = node.ino();
+        let children = match (node, catalog) {
+            (Node::Jobs | Node::Job(_), _) => self.control.children(node),
+            (Node::New, _) => self.new.as_ref().map(new::New::children).unwrap_or_default(),
+            (_, Some(catalog)) => children(node, catalog),
+            (_, None) => children(node, &Catalog::default()),
         };
         let dots = [".", ".."].map(|name| DirectoryEntry {
             name: name.to_owned(),
@@ -419,13 +468,13 @@ impl Tree {
             kind: node.kind(),
             node: Some(node),
         });
-        Ok(self.add_handle(Handle::Directory(Arc::new(dots.into_iter().chain(children).collect()))))
+        dots.into_iter().chain(children).collect()
     }
 
     /// The entries of an open directory, the same as long as it is open.
     pub fn entries(&self, handle: u64) -> Result<Arc<Vec<DirectoryEntry>>> {
         match self.handle(handle)? {
-            Handle::Directory(entries) => Ok(entries),
+            Handle::Directory(opened) => Ok(Arc::clone(&opened.entries)),
             _ => Err(Error::BadHandle),
         }
     }

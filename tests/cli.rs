@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
 use rstest::rstest;
-use support::{BLOCK, MIB, Sandbox, has, run, text};
+use support::{BLOCK, MIB, Sandbox, can_mount, has, run, text};
 
 /// A store with two snapshots, of 3 and 1 blocks.
 fn two_snapshots() -> (Sandbox, String, String) {
@@ -88,7 +88,7 @@ fn a_store_that_cannot_be_used_is_named_with_the_cure() {
             assert!(message.contains("fspfs init"), "{message}");
         }
     }
-    for store in ["s3://bucket/x", "http://x/", "file:relative", ""] {
+    for store in ["gs://bucket/x", "http://x/", "file:relative", ""] {
         let output = run(sandbox.fspfs().args(["-s", store, "list"]));
         assert_eq!(code(&output), 2, "{}", text(&output));
         assert!(text(&output).contains("/srv/snaps"), "{}", text(&output));
@@ -112,7 +112,7 @@ fn a_store_of_another_kind_is_left_alone(#[case] info: &str, #[case] says: &[&st
     std::fs::write(sandbox.join("store/fspfs.json"), info).unwrap();
     sandbox.image("a.img", MIB, &[(0, 1)]);
     for command in
-        [&["list"][..], &["upload", "a.img"], &["gc"], &["delete", "snap-0"], &["verify"]]
+        [&["list"][..], &["upload", "a.img"], &["gc"], &["delete", "--yes", "snap-0"], &["verify"]]
     {
         let message = sandbox.fails(command);
         assert!(says.iter().all(|says| message.contains(says)), "{message}");
@@ -140,7 +140,8 @@ fn the_store_is_given_before_or_after_or_in_the_environment() {
     // What is on the line counts more than what is around.
     let other = run(sandbox.fspfs().env("FSPFS_STORE", "/nowhere").args(["-s", "store", "list"]));
     assert!(other.status.success());
-    for command in [&["list"][..], &["verify"], &["init"], &["mount", "mnt"], &["delete", "snap-0"]]
+    for command in
+        [&["list"][..], &["verify"], &["init"], &["mount", "mnt"], &["delete", "--yes", "snap-0"]]
     {
         // Without a store it is that of AWS, for which nothing is configured here.
         let mut fspfs = sandbox.fspfs();
@@ -176,13 +177,26 @@ fn list_is_a_table() {
 }
 
 #[test]
-fn text_of_others_does_not_move_the_cursor() {
+fn text_of_others_is_shown_and_controls_no_terminal() {
     let sandbox = Sandbox::with_store();
     sandbox.image("a.img", MIB, &[(0, 1)]);
-    sandbox.upload("a.img", &["--name", "x\x1b[2J\ny", "--description", "a\r\nb\x07"]);
+    let (name, description) = ("x\x1b[2J\ny\u{202e}z", "a\r\nb\x07\u{9b}2J");
+    let id = sandbox.upload("a.img", &["--name", name, "--description", description]);
+    let is_hostile = |c: char| c != '\n' && (c.is_control() || c == '\u{202e}');
     let table = sandbox.ok(&["list"]);
     assert_eq!(table.lines().count(), 2, "{table}");
-    assert!(!table.contains(['\x1b', '\r', '\x07']), "{table:?}");
+    assert!(!table.contains(is_hostile), "{table:?}");
+    let listed = sandbox.ok(&["list", "--json"]);
+    assert!(!listed.contains(is_hostile), "{listed:?}");
+    let listed = &json(&listed)[0];
+    assert_eq!(
+        (&listed["tags"]["Name"], &listed["description"]),
+        (&name.into(), &description.into())
+    );
+    // Messages too, with names of files in them.
+    let target = "no\x1b]0;owned\x07/such\u{202e}";
+    let said = sandbox.fails(&["download", &id, target]);
+    assert!(said.contains("owned") && !said.contains(is_hostile), "{said:?}");
 }
 
 #[test]
@@ -245,8 +259,8 @@ fn quiet_leaves_the_result_alone() {
     assert!(id.starts_with("snap-0"));
     assert_eq!(quiet(&["-q", "download", id, "b.img"]).trim_end(), id);
     assert!(quiet(&["list", "--quiet"]).contains(id));
-    assert_eq!(quiet(&["delete", "-q", id]).trim_end(), id);
-    let output = run(sandbox.fspfs().args(["-q", "delete", id]));
+    assert_eq!(quiet(&["delete", "--yes", "-q", id]).trim_end(), id);
+    let output = run(sandbox.fspfs().args(["-q", "delete", "--yes", id]));
     assert!(code(&output) == 1 && text(&output).contains(id), "errors are told all the same");
     let both = run(sandbox.fspfs().args(["list", "-q", "-v"]));
     assert_eq!(code(&both), 2);
@@ -268,7 +282,7 @@ fn json_is_one_value_and_nothing_else() {
     assert_eq!((&verified["snapshots"], &verified["damage"]), (&3.into(), &serde_json::json!([])));
     let collected = json(&sandbox.ok(&["gc", "--json"]));
     assert_eq!(collected["deleted_objects"], 0);
-    let deleted = json(&sandbox.ok(&["delete", "--json", &a, &b]));
+    let deleted = json(&sandbox.ok(&["delete", "--yes", "--json", &a, &b]));
     assert_eq!(deleted, serde_json::json!({ "deleted": [a, b], "failed": [] }));
 }
 
@@ -290,7 +304,7 @@ fn exit_codes_tell_what_came_of_it() {
         &[][..],
         &["frobnicate"],
         &["list", "--frobnicate"],
-        &["list", "not-a-snapshot"],
+        &["list", "snap-not-hexadecimal"],
         &["upload"],
         &["download", &a],
         &["delete"],
@@ -305,11 +319,11 @@ fn exit_codes_tell_what_came_of_it() {
         assert!(output.stdout.is_empty() && !output.stderr.is_empty());
     }
     let missing = "snap-00000000000000000";
-    let output = exits(&["delete", &a, missing, &b], 3);
+    let output = exits(&["delete", "--yes", &a, missing, &b], 3);
     assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{a}\n{b}\n"));
     assert!(String::from_utf8(output.stderr).unwrap().contains(missing));
     assert_eq!(sandbox.ok(&["list"]).lines().count(), 1, "the others were deleted");
-    exits(&["delete", missing], 1);
+    exits(&["delete", "--yes", missing], 1);
 }
 
 #[test]
@@ -347,22 +361,75 @@ fn limits_of_tags_and_texts_are_told() {
 #[rstest]
 #[case("bash", "complete ")]
 #[case("zsh", "#compdef fspfs")]
-#[case("fish", "complete -c fspfs")]
+#[case("fish", "--command fspfs")]
 #[case("elvish", "edit:completion")]
 #[case("powershell", "Register-ArgumentCompleter")]
-fn completions_know_the_commands(#[case] shell: &str, #[case] says: &str) {
+fn each_shell_has_completions(#[case] shell: &str, #[case] says: &str) {
     let sandbox = Sandbox::new();
     let output = without_store(&sandbox, &["completions", shell]);
     let script = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success() && script.contains(says), "{script}");
-    for command in ["init", "mount", "upload", "download", "verify", "parent-snapshot-id"] {
-        assert!(script.contains(command), "{command} is missing for {shell}");
+}
+
+#[test]
+fn wrong_usage_is_told_as_json_too() {
+    let sandbox = Sandbox::new();
+    for arguments in [&["--json", "upload"][..], &["frobnicate", "--json"]] {
+        let output = run(sandbox.fspfs().args(arguments));
+        assert_eq!(code(&output), 2);
+        let error = json(&String::from_utf8(output.stderr).unwrap());
+        assert!(error["error"].is_string(), "{error}");
     }
-    if shell == "bash" {
-        std::fs::write(sandbox.join("script"), script).unwrap();
-        sandbox.sh("source ./script; complete -p fspfs; COMP_WORDS=(fspfs upl); COMP_CWORD=1; \
-                    _fspfs fspfs upl fspfs; [ \"${COMPREPLY[0]}\" = upload ]");
+}
+
+#[test]
+fn a_dry_run_of_what_has_none_is_refused() {
+    let sandbox = Sandbox::new();
+    for arguments in [&["-d", "init", "store"][..], &["-d", "umount", "mnt"]] {
+        let output = run(sandbox.fspfs().args(arguments));
+        assert_eq!(code(&output), 2, "{}", text(&output));
+        assert!(text(&output).contains("has no dry run"), "{}", text(&output));
     }
+    assert!(!sandbox.join("store").exists());
+}
+
+#[test]
+fn a_name_that_means_something_to_a_shell_is_not_completed() {
+    let sandbox = Sandbox::with_store();
+    sandbox.image("a.img", BLOCK, &[]);
+    for name in ["web$(touch found)", "web;id", "web x", "web-1"] {
+        sandbox.upload("a.img", &["--name", name]);
+    }
+    let mut ask = sandbox.fspfs();
+    ask.env("COMPLETE", "bash").env("_CLAP_COMPLETE_INDEX", "4").env("_CLAP_IFS", "\n");
+    let words = ["--", "fspfs", "-s", "./store", "list", "we"];
+    let output = run(ask.args(words).env("_CLAP_COMPLETE_COMP_TYPE", "9"));
+    assert_eq!(String::from_utf8(output.stdout).unwrap().trim(), "web-1");
+}
+
+#[test]
+fn a_shell_completes_commands_options_ids_and_names() {
+    let (sandbox, a, _) = two_snapshots();
+    std::fs::write(sandbox.join("script"), sandbox.ok(&["completions", "bash"])).unwrap();
+    let program = std::path::Path::new(env!("CARGO_BIN_EXE_fspfs")).parent().unwrap().display();
+    let completed = |words: &str| {
+        let count = words.split(' ').count() - 1;
+        let output = sandbox.sh(&format!(
+            "export PATH={program}:$PATH; source ./script; COMP_WORDS=({words}); COMP_CWORD={count}; \
+             COMP_TYPE=9; $(complete -p fspfs | sed 's/.*-F \\([^ ]*\\).*/\\1/') fspfs \"${{COMP_WORDS[COMP_CWORD]}}\" ''; \
+             printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        ));
+        output.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(completed("fspfs upl"), ["upload"]);
+    assert!(completed("fspfs upload --par").contains(&"--parent".to_owned()));
+    assert!(completed("fspfs -s ./store download snap-").contains(&a));
+    for word in ["fspfs -s ./store download ''", "fspfs -s ./store diff ''"] {
+        let words = completed(word);
+        assert!(words.contains(&"a".to_owned()) && words.contains(&"b".to_owned()), "{words:?}");
+    }
+    // A store that is not there is no reason to say anything.
+    assert!(!completed("fspfs -s ./none download ''").contains(&a));
 }
 
 /// The commands that `--help` shows.
@@ -437,8 +504,7 @@ fn every_example_in_the_help_is_understood() {
             sandbox.ok(&command.iter().map(String::as_str).chain(["--help"]).collect::<Vec<_>>());
         let examples = help.lines().filter_map(|line| line.strip_prefix("  fspfs "));
         for example in examples {
-            let words: Vec<&str> =
-                example.split("   ").next().unwrap().split_whitespace().collect();
+            let words = shlex::split(example.split("   ").next().unwrap()).unwrap();
             // With --help behind it nothing is done, but all of it is read.
             let output = run(sandbox.fspfs().args(&words).arg("--frobnicate"));
             assert_eq!(code(&output), 2, "{example}");
@@ -461,7 +527,7 @@ const GONE: &str = "| (exec <&-; sleep 0.3)";
 #[case::upload("upload a.img", GONE)]
 #[case::verify("verify", "| head -1")]
 #[case::error("list snap-0 2>&1", GONE)]
-#[case::error_and_result("delete snap-0 snap-1 2>&1", GONE)]
+#[case::error_and_result("delete --yes snap-0 snap-1 2>&1", GONE)]
 #[case::json("list --json", "| head -1")]
 #[case::full("list", "> /dev/full")]
 fn a_reader_that_goes_away_is_no_panic(#[case] line: &str, #[case] reader: &str) {
@@ -486,9 +552,60 @@ fn a_reader_that_goes_away_is_no_panic(#[case] line: &str, #[case] reader: &str)
 }
 
 #[test]
+fn ids_go_to_stderr_where_stdout_fails() {
+    let sandbox = Sandbox::with_store();
+    sandbox.image("a.img", MIB, &[(0, 1)]);
+    for (option, reader) in [("", "> /dev/full"), ("--json", "> /dev/full"), ("-q", GONE)] {
+        let line = format!("{} upload {option} a.img", env!("CARGO_BIN_EXE_fspfs"));
+        let mut bash = Command::new("bash");
+        bash.args(["-c", &format!("{{ sleep 0.1; {line}; }} {reader}")]);
+        let bash = bash.current_dir(&sandbox.path).env("FSPFS_STORE", sandbox.join("store"));
+        let output = run(bash.env("XDG_STATE_HOME", sandbox.join("state")));
+        let made = sandbox.ok(&["list", "-q"]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains(&format!("fspfs: {}", made.trim_end())), "{made}: {said}");
+        sandbox.ok(&["delete", "--yes", made.trim_end()]);
+    }
+}
+
+#[test]
+fn gc_now_frees_at_once_and_is_refused_beside_a_mount() {
+    if !can_mount(&[]) {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    sandbox.ok(&["init", "store"]);
+    let at = |arguments: &[&str]| run(sandbox.fspfs().args(arguments));
+    sandbox.random("a.img", 3 * MIB);
+    let upload = || {
+        let output = at(&["-q", "upload", "a.img"]);
+        assert!(output.status.success(), "{}", text(&output));
+        String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+    };
+    let packs = || sandbox.sh("find store/packs -type f | wc -l").trim_end().to_owned();
+    let first = upload();
+    sandbox.random("a.img", 3 * MIB);
+    let second = upload();
+    assert!(at(&["delete", "--yes", &first]).status.success());
+    let mount = sandbox.mount(&[]);
+    let refused = at(&["gc", "--now"]);
+    let said = text(&refused);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains(&format!("process {}", mount.daemon.id())), "{said}");
+    mount.unmount();
+    assert_eq!(packs(), "2");
+    let dry = at(&["gc", "--now", "--dry-run"]);
+    assert!(text(&dry).contains("would be deleted"), "{}", text(&dry));
+    assert_eq!(packs(), "2");
+    assert!(at(&["gc", "--now"]).status.success());
+    assert_eq!(packs(), "1");
+    assert!(at(&["verify", &second]).status.success());
+}
+
+#[test]
 fn gc_says_what_it_would_do() {
     let (sandbox, a, _) = two_snapshots();
-    sandbox.ok(&["delete", &a]);
+    sandbox.ok(&["delete", "--yes", &a]);
     let said = sandbox.ok(&["gc", "--dry-run"]);
     assert!(
         said.contains("0 objects would be deleted") && said.contains("3 objects wait"),

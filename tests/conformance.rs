@@ -6,6 +6,8 @@ use std::future::{Ready, ready};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+mod support;
+
 use fspfs::model::{
     BLOCK_SIZE, BLOCK_SIZE_U64, Block, BlockIndex, Digest, Digester, Snapshot, SnapshotId,
     SnapshotState, Tags, VolumeSize,
@@ -84,8 +86,37 @@ async fn over_the_network() -> Place {
     Place { store, other, _dir: dir }
 }
 
+/// Repositories in one bucket of moto.
+struct Buckets {
+    sandbox: support::Sandbox,
+    number: usize,
+}
+
+impl Buckets {
+    fn new() -> Option<Self> {
+        support::service::has_buckets()
+            .then(|| Self { sandbox: support::Sandbox::with_bucket(false), number: 0 })
+    }
+
+    async fn next(&mut self) -> Place {
+        self.number += 1;
+        let endpoint = &self.sandbox.service().url;
+        let url = format!("s3://bucket/{}?endpoint={endpoint}", self.number).parse().unwrap();
+        let (shared, options) = (configuration(endpoint), StoreOptions::default());
+        let store = Arc::new(Repository::in_bucket(&shared, &url, &options).await.unwrap());
+        let other = Arc::new(Repository::in_bucket(&shared, &url, &options).await.unwrap());
+        Place { store, other, _dir: tempfile::tempdir().unwrap() }
+    }
+}
+
 fn client(endpoint: &str) -> SharedStore {
-    let shared = aws_types::SdkConfig::builder()
+    // What a test deletes is gone at once.
+    let options = StoreOptions { settling: Some(Duration::ZERO), ..StoreOptions::default() };
+    Arc::new(Ebs::with_config(&configuration(endpoint), &options))
+}
+
+fn configuration(endpoint: &str) -> aws_types::SdkConfig {
+    aws_types::SdkConfig::builder()
         .behavior_version(aws_config::BehaviorVersion::latest())
         .region(aws_config::Region::new(serve::DEFAULT_REGION))
         .endpoint_url(endpoint)
@@ -94,32 +125,13 @@ fn client(endpoint: &str) -> SharedStore {
         ))
         .retry_config(aws_config::retry::RetryConfig::disabled())
         .http_client(aws_smithy_http_client::Builder::new().build_http())
-        .build();
-    // What a test deletes is gone at once.
-    let options = StoreOptions { settling: Some(Duration::ZERO), ..StoreOptions::default() };
-    Arc::new(Ebs::with_config(&shared, &options))
+        .build()
 }
 
-/// Runs tests against a place that is made anew for each: with `writes` every test of the contract,
-/// on a place that is empty; with `reads` those of `reading`, on one with snapshots; with
-/// `reads_only` these and that nothing can be written.
-macro_rules! conforms {
-    ($store:ident reads, $place:expr $(; $more:ident)?) => {
-        conforms!($store, $place; reading;
-            $($more,)?
-            each_snapshot_is_listed_once_and_as_it_is_described,
-            snapshots_and_blocks_of_others_are_not_found,
-            any_part_of_a_listing_is_that_part_of_the_whole,
-            blocks_read_the_same_each_time,
-            versions_differ_where_their_blocks_do,
-            a_token_is_for_one_block,
-        );
-    };
-    ($store:ident reads_only, $place:expr) => {
-        conforms!($store reads, $place; nothing_can_be_written);
-    };
-    ($store:ident writes, $place:expr) => {
-        conforms!($store, $place; contract;
+/// Has a macro take every test of the contract.
+macro_rules! contract {
+    ($then:ident $store:ident, $place:expr) => {
+        $then!($store, $place; contract;
             a_missing_snapshot_is_not_found,
             a_started_snapshot_is_pending_and_unreadable,
             a_completed_snapshot_is_as_it_was_started,
@@ -146,6 +158,43 @@ macro_rules! conforms {
             the_list_has_each_snapshot_once,
         );
     };
+}
+
+/// One test of many, where it takes long to begin.
+macro_rules! in_turn {
+    ($store:ident, $place:expr; $tests:ident; $($test:ident),* $(,)?) => {
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $store() {
+            let mut places = $place;
+            $(
+                eprintln!(stringify!($test));
+                $tests::$test(&places.next().await).await;
+            )*
+        }
+    };
+}
+
+/// Runs tests against a place that is made anew for each: with `writes` every test of the contract,
+/// on a place that is empty; with `reads` those of `reading`, on one with snapshots; with
+/// `reads_only` these and that nothing can be written.
+macro_rules! conforms {
+    ($store:ident reads, $place:expr $(; $more:ident)?) => {
+        conforms!($store, $place; reading;
+            $($more,)?
+            each_snapshot_is_listed_once_and_as_it_is_described,
+            snapshots_and_blocks_of_others_are_not_found,
+            any_part_of_a_listing_is_that_part_of_the_whole,
+            blocks_read_the_same_each_time,
+            versions_differ_where_their_blocks_do,
+            a_token_is_for_one_block,
+        );
+    };
+    ($store:ident reads_only, $place:expr) => {
+        conforms!($store reads, $place; nothing_can_be_written);
+    };
+    ($store:ident writes, $place:expr) => {
+        contract!(conforms $store, $place);
+    };
     ($store:ident, $place:expr; $tests:ident; $($test:ident),* $(,)?) => {
         mod $store {
             use super::*;
@@ -168,6 +217,7 @@ conforms!(
     repository(|store| Arc::new(Count::new(Arc::new(Fail::new(Arc::new(Corrupt::new(store)))))))
 );
 conforms!(over_the_network writes, over_the_network());
+contract!(in_turn in_a_bucket, match Buckets::new() { Some(buckets) => buckets, None => return });
 conforms!(filled reads, filled());
 conforms!(synthetic reads_only, synthetic(SPARSE, |store| store));
 conforms!(synthetic_behind_count reads_only, synthetic(SPARSE, |store| Arc::new(Count::new(store))));

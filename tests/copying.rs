@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rstest::rstest;
 use serde_json::Value;
-use support::{BLOCK, GIB, MIB, PATIENCE, Sandbox, names, run, same, text, wait, write_pattern};
+use support::{BLOCK, GIB, MIB, PATIENCE, Sandbox, run, text, wait, write_pattern};
 
 const RUNS: [(u64, u64); 3] = [(0, 3 * BLOCK), (5 * MIB, 10), (90 * MIB + 7, 20 * BLOCK)];
 const LENGTH: u64 = 200 * MIB + 1234;
@@ -33,28 +33,6 @@ fn copy(sandbox: &Sandbox, arguments: &[&str]) -> (String, String) {
     (printed.lines().last().unwrap().to_owned(), said)
 }
 
-#[track_caller]
-fn described(sandbox: &Sandbox, store: &str, id: &str) -> Value {
-    let list: Value = serde_json::from_str(&sandbox.ok(&["-s", store, "list", "--json"])).unwrap();
-    let found = list.as_array().unwrap().iter().find(|snapshot| snapshot["id"] == id);
-    found.unwrap_or_else(|| panic!("{id} is not in {list}")).clone()
-}
-
-#[track_caller]
-fn assert_holds(sandbox: &Sandbox, store: &str, id: &str, file: &str) {
-    sandbox.ok(&["-s", store, "download", id, "out.img"]);
-    assert!(same(sandbox.join(file), sandbox.join("out.img")), "{id} in {store} is not {file}");
-}
-
-fn count(sandbox: &Sandbox, store: &str) -> usize {
-    sandbox.ok(&["-s", store, "-q", "list"]).lines().count()
-}
-
-/// The URL by which a store that is served is reached.
-fn ebs_url(sandbox: &Sandbox) -> String {
-    format!("ebs://us-east-1?endpoint={}", sandbox.service().url)
-}
-
 #[test]
 fn a_snapshot_goes_to_another_repository_and_back() {
     let sandbox = two_stores();
@@ -66,21 +44,21 @@ fn a_snapshot_goes_to_another_repository_and_back() {
     assert_ne!(there, id);
     let contains = format!("Snapshot {id} contains ");
     assert!(said.contains(&contains) && said.contains("copy took "), "{said}");
-    assert_holds(&sandbox, "other", &there, "a.img");
+    sandbox.assert_holds_in("other", &there, "a.img");
     // Zeros are no data of a snapshot without a parent, unless they are wanted.
-    assert_eq!(described(&sandbox, "other", &there)["zero_blocks"], 0);
+    assert_eq!(sandbox.described_in("other", &there)["zero_blocks"], 0);
     let (full, _) = copy(&sandbox, &[&id, "--to", "other", "--full-copy"]);
-    let zeros = described(&sandbox, "store", &id)["zero_blocks"].clone();
+    let zeros = sandbox.described_in("store", &id)["zero_blocks"].clone();
     assert!(zeros.as_u64() >= Some(2), "{zeros}");
-    assert_eq!(described(&sandbox, "other", &full)["zero_blocks"], zeros);
+    assert_eq!(sandbox.described_in("other", &full)["zero_blocks"], zeros);
     let store = sandbox.join("store");
     let (back, _) = copy(&sandbox, &["-s", "other", &there, "--to", store.to_str().unwrap()]);
-    assert_holds(&sandbox, "store", &back, "a.img");
+    sandbox.assert_holds_in("store", &back, "a.img");
     assert_eq!(
-        described(&sandbox, "store", &back)["content_digest"],
-        described(&sandbox, "store", &id)["content_digest"]
+        sandbox.described_in("store", &back)["content_digest"],
+        sandbox.described_in("store", &id)["content_digest"]
     );
-    assert!(names(sandbox.join("state/fspfs/transfers")).is_empty());
+    sandbox.assert_no_journal_is_left();
 }
 
 #[test]
@@ -92,11 +70,11 @@ fn a_snapshot_is_copied_within_its_store() {
     let copied = json["id"].as_str().unwrap();
     assert_ne!(copied, id);
     assert_eq!(json["tags"]["fspfs:origin"], id.as_str());
-    assert_eq!(json, described(&sandbox, "store", copied));
-    assert_holds(&sandbox, "store", copied, "a.img");
+    assert_eq!(json, sandbox.described_in("store", copied));
+    sandbox.assert_holds_in("store", copied, "a.img");
     let quiet = sandbox.ok(&["-q", "copy", &id, "--to", "./store"]);
-    described(&sandbox, "store", quiet.trim_end());
-    assert_eq!(count(&sandbox, "store"), 3);
+    sandbox.described_in("store", quiet.trim_end());
+    assert_eq!(sandbox.count_in("store"), 3);
 }
 
 #[test]
@@ -106,17 +84,17 @@ fn tags_and_description_are_carried_and_replaced() {
     let tags = ["--name", "web", "--tag", "Role=db", "--tag", "aws:backup=x", "--tag", "A=b"];
     let id = sandbox.upload("a.img", &[&tags[..], &["--description", "as it was"]].concat());
     let (plain, _) = copy(&sandbox, &[&id, "--to", "other"]);
-    let mut wanted = described(&sandbox, "store", &id);
+    let mut wanted = sandbox.described_in("store", &id);
     wanted["tags"]["fspfs:origin"] = id.as_str().into();
     wanted["tags"].as_object_mut().unwrap().remove("aws:backup").unwrap();
-    let found = described(&sandbox, "other", &plain);
+    let found = sandbox.described_in("other", &plain);
     assert_eq!(found["tags"]["fspfs:length"], LENGTH.to_string());
     for field in ["tags", "description", "volume_size_gib", "data_blocks", "volume_id"] {
         assert_eq!(found[field], wanted[field], "{field}");
     }
     let other = ["--name", "copy", "--tag", "Role=", "--tag", "New=1", "--description", "else"];
     let (changed, _) = copy(&sandbox, &[&[&id, "--to", "other"], &other[..]].concat());
-    let found = described(&sandbox, "other", &changed);
+    let found = sandbox.described_in("other", &changed);
     assert_eq!(found["description"], "else");
     for (key, value) in [("Name", "copy"), ("Role", ""), ("New", "1"), ("A", "b")] {
         wanted["tags"][key] = value.into();
@@ -124,7 +102,7 @@ fn tags_and_description_are_carried_and_replaced() {
     assert_eq!(found["tags"], wanted["tags"]);
     // A copy of a copy names the one that it was made of.
     let (again, _) = copy(&sandbox, &["-s", "other", &plain]);
-    assert_eq!(described(&sandbox, "other", &again)["tags"]["fspfs:origin"], plain.as_str());
+    assert_eq!(sandbox.described_in("other", &again)["tags"]["fspfs:origin"], plain.as_str());
 }
 
 #[rstest]
@@ -145,7 +123,7 @@ fn a_child_of_a_copied_parent_is_a_child_there(#[case] over_service: bool) {
     let to = if over_service {
         sandbox.sh("mv store here; mv other store");
         sandbox.serve(&[]);
-        ebs_url(&sandbox)
+        sandbox.here()
     } else {
         sandbox.sh("mv store here");
         "other".to_owned()
@@ -153,17 +131,17 @@ fn a_child_of_a_copied_parent_is_a_child_there(#[case] over_service: bool) {
     let from_here = |id: &str| copy(&sandbox, &["-s", "here", id, "--to", &to]);
     let (alone, said) = from_here(&child);
     assert!(!said.contains("a child of"), "{said}");
-    assert_eq!(described(&sandbox, &to, &alone)["parent"], Value::Null);
+    assert_eq!(sandbox.described_in(&to, &alone)["parent"], Value::Null);
     let (first, _) = from_here(&parent);
     let (second, said) = from_here(&child);
     assert!(said.contains(&format!("a child of {first}, a copy of {parent}")), "{said}");
     assert!(said.contains(&format!("3 blocks differ from {first}")), "{said}");
-    assert_eq!(described(&sandbox, &to, &second)["parent"], first.as_str());
-    assert_holds(&sandbox, &to, &second, "a.img");
+    assert_eq!(sandbox.described_in(&to, &second)["parent"], first.as_str());
+    sandbox.assert_holds_in(&to, &second, "a.img");
     // Of the copies that there are the newest is taken.
     let (third, said) = from_here(&grandchild);
     assert!(said.contains(&format!("0 blocks differ from {second}")), "{said}");
-    assert_holds(&sandbox, &to, &third, "a.img");
+    sandbox.assert_holds_in(&to, &third, "a.img");
     let output = run(sandbox
         .fspfs()
         .args(["-s", "here", "copy", &child, "--dry-run", "--json"])
@@ -172,7 +150,7 @@ fn a_child_of_a_copied_parent_is_a_child_there(#[case] over_service: bool) {
     let json: Value = serde_json::from_str(&json).unwrap();
     assert_eq!((&json["id"], &json["parent"]), (&child.as_str().into(), &first.as_str().into()));
     assert!(said.contains("would be copied to"), "{said}");
-    assert_eq!(count(&sandbox, &to), 4);
+    assert_eq!(sandbox.count_in(&to), 4);
 }
 
 fn begin(sandbox: &Sandbox, arguments: &[&str]) -> Child {
@@ -190,19 +168,6 @@ fn end(mut child: Child, signal: Signal) -> String {
     text(&output)
 }
 
-/// Blocks that are on record in journals.
-fn noted(sandbox: &Sandbox) -> usize {
-    let journals = sandbox.join("state/fspfs/transfers");
-    if !journals.exists() {
-        return 0;
-    }
-    let noted = names(&journals).into_iter().map(|name| {
-        let slots = std::fs::read(journals.join(name).join("blocks")).unwrap_or_default();
-        slots.chunks_exact(40).filter(|slot| slot[..32].iter().any(|&byte| byte != 0)).count()
-    });
-    noted.sum()
-}
-
 #[rstest]
 #[case::killed(Signal::SIGKILL)]
 #[case::interrupted(Signal::SIGINT)]
@@ -212,26 +177,26 @@ fn a_copy_goes_on_where_it_was(#[case] signal: Signal) {
     let id = sandbox.upload("a.img", &[]);
     sandbox.sh("mv store here; mv other store");
     sandbox.serve(&[]);
-    let to = ebs_url(&sandbox);
+    let to = sandbox.here();
     let slowly = ["--max-requests-per-second", "60", "--max-in-flight", "4"];
     let arguments = [&["-s", "here", "copy", &id, "--to", &to], &slowly[..]].concat();
     let child = begin(&sandbox, &arguments);
-    support::until("some of it is on record", || noted(&sandbox) >= 40);
+    support::until("some of it is on record", || sandbox.noted() >= 40);
     let said = end(child, signal);
     let pending = sandbox.ok(&["-q", "list"]).trim_end().to_owned();
-    assert_eq!(described(&sandbox, &to, &pending)["state"], "pending");
+    assert_eq!(sandbox.described_in(&to, &pending)["state"], "pending");
     if signal != Signal::SIGKILL {
         assert!(said.contains("interrupted by SIGINT") && said.contains("goes on:"), "{said}");
         let line = said.lines().find(|line| line.contains("gives up:")).unwrap();
         assert!(line.contains(&to) && line.contains(&format!("delete {pending}")), "{line}");
     }
-    let durable = noted(&sandbox);
+    let durable = sandbox.noted();
     let (copied, said) = copy(&sandbox, &[&["-s", "here"], &arguments[3..]].concat());
     assert_eq!(copied, pending);
     assert!(said.contains(&format!("{durable} chunks were copied before")), "{said}");
-    assert_eq!(count(&sandbox, &to), 1);
-    assert!(names(sandbox.join("state/fspfs/transfers")).is_empty());
-    assert_holds(&sandbox, &to, &copied, "a.img");
+    assert_eq!(sandbox.count_in(&to), 1);
+    sandbox.assert_no_journal_is_left();
+    sandbox.assert_holds_in(&to, &copied, "a.img");
 }
 
 #[test]
@@ -244,13 +209,13 @@ fn an_encrypted_snapshot_stays_encrypted_unless_that_is_given_up() {
     assert!(message.contains(&format!("{id} is encrypted")), "{message}");
     assert!(message.contains("--unencrypted"), "{message}");
     let (clear, _) = copy(&sandbox, &[&id, "--to", "other", "--unencrypted"]);
-    assert_holds(&sandbox, "other", &clear, "a.img");
-    let here = ebs_url(&sandbox);
+    sandbox.assert_holds_in("other", &clear, "a.img");
+    let here = sandbox.here();
     let (copied, _) = copy(&sandbox, &[&id, "--encrypted-holes", "skip"]);
-    assert_eq!(described(&sandbox, &here, &copied)["encrypted"], true);
-    assert_holds(&sandbox, &here, &copied, "a.img");
+    assert_eq!(sandbox.described_in(&here, &copied)["encrypted"], true);
+    sandbox.assert_holds_in(&here, &copied, "a.img");
     let (plain, _) = copy(&sandbox, &[&id, "-d", "us-east-1", "--unencrypted"]);
-    assert_eq!(described(&sandbox, &here, &plain)["encrypted"], false);
+    assert_eq!(sandbox.described_in(&here, &plain)["encrypted"], false);
     let message = sandbox.fails(&["-s", "other", "copy", &clear, "--encrypted"]);
     assert!(message.contains("encrypts nothing"), "{message}");
 }
@@ -261,7 +226,7 @@ fn the_end_is_waited_for() {
     sandbox.serve(&["--pending", "3"]);
     sandbox.image("a.img", LENGTH, &RUNS);
     let id = sandbox.ok(&["-s", "other", "-q", "upload", "a.img"]).trim_end().to_owned();
-    let to = ebs_url(&sandbox);
+    let to = sandbox.here();
     let (copied, said) = copy(&sandbox, &["-s", "other", &id, "--to", &to]);
     assert!(said.contains(&format!("{copied} is pending")), "{said}");
     let began = std::time::Instant::now();
@@ -269,6 +234,20 @@ fn the_end_is_waited_for() {
     let json: Value = serde_json::from_str(&sandbox.ok(&arguments)).unwrap();
     assert_eq!(json["state"], "completed");
     assert!(began.elapsed() >= Duration::from_secs(3));
+}
+
+#[test]
+fn the_cost_of_each_store_is_told() {
+    let mut sandbox = two_stores();
+    sandbox.serve(&[]);
+    sandbox.image("a.img", LENGTH, &RUNS);
+    let id = sandbox.upload("a.img", &[]);
+    let (here, there) = (sandbox.here(), sandbox.here().replace("us-east", "us-west"));
+    let (_, said) = copy(&sandbox, &[&id, "-d", "us-west-1"]);
+    for store in [here, there] {
+        let cost = said.lines().find(|line| line.starts_with(&format!("fspfs: {store}: ")));
+        assert!(cost.is_some_and(|line| line.contains(" requests: about $")), "{store}: {said}");
+    }
 }
 
 #[test]
@@ -280,7 +259,7 @@ fn snapshots_that_cannot_be_copied_are_refused() {
         (&["snap-0123456789abcdef0", "--to", "other"][..], "snap-0123456789abcdef0"),
         (&[&id, "--to", "nowhere"], "fspfs init"),
         (&[&id, "--to", "synth:"], "cannot be written"),
-        (&[&id, "--destination", "us-west-2"], "has no regions"),
+        (&[&id, "--destination-region", "us-west-2"], "has no regions"),
     ] {
         let message = sandbox.fails(&[&["copy"], arguments].concat());
         assert!(message.contains("cannot copy snap-"), "{message}");
@@ -289,5 +268,5 @@ fn snapshots_that_cannot_be_copied_are_refused() {
     let output = run(sandbox.fspfs().args(["copy", &id, "-d", "a@b"]));
     assert_eq!(output.status.code(), Some(2), "{}", text(&output));
     assert!(text(&output).contains("is not a region"), "{}", text(&output));
-    assert_eq!((count(&sandbox, "store"), count(&sandbox, "other")), (1, 0));
+    assert_eq!((sandbox.count_in("store"), sandbox.count_in("other")), (1, 0));
 }

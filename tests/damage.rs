@@ -607,15 +607,6 @@ fn verify_names_every_damaged_object() {
     assert!(printed.contains("1 objects are damaged") && !printed.contains(one), "{printed}");
 }
 
-/// A record of a collection, a month old, that names every pack and page.
-fn old_record(damaged: &Damaged, names: &[String]) {
-    let time = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(24 * 30);
-    let found = serde_json::json!({ "time": time, "unreachable": names }).to_string();
-    let document = format!("{found}\n\"sha256:{}\"\n", Digest::of(found.as_bytes()));
-    std::fs::create_dir_all(damaged.store().join("gc")).unwrap();
-    std::fs::write(damaged.store().join("gc/1.json"), document).unwrap();
-}
-
 #[rstest]
 #[case::manifest(Kind::Manifest, Damage::FlipMiddle)]
 #[case::manifest_cut(Kind::Manifest, Damage::Half)]
@@ -634,8 +625,8 @@ fn gc_deletes_nothing_while_it_cannot_tell(#[case] kind: Kind, #[case] damage: D
         .flat_map(|kind| damaged.files(kind))
         .map(|path| path.strip_prefix(damaged.store()).unwrap().to_str().unwrap().to_owned())
         .collect();
-    old_record(&damaged, &names);
-    sandbox.ok(&["delete", two]);
+    support::old_record(&damaged.store(), &names);
+    sandbox.ok(&["delete", "--yes", two]);
     let path = damaged.path(kind, one);
     let good = std::fs::read(&path).unwrap();
     damage.inflict(&path, &path);
@@ -670,7 +661,7 @@ fn damage_to_what_is_pending_is_seen() {
     assert!(text(&output).contains(id));
     damaged.two_is_intact();
     // And it can be got rid of.
-    sandbox.ok(&["delete", id]);
+    sandbox.ok(&["delete", "--yes", id]);
     assert!(!start.exists());
     assert_eq!(damaged.states().len(), 3);
     sandbox.ok(&["gc"]);

@@ -236,7 +236,7 @@ fn root_by_sudo_is_told_how_to_take_the_configuration_along() {
     let mut command = alone(&sandbox, &["-s", &store]);
     let found = Found::by(command.env("SUDO_USER", "nobody"));
     let cure = found.get("credentials")["cure"].as_str().unwrap();
-    assert!(cure.contains("sudo -E") && cure.contains("of nobody"), "{cure}");
+    assert!(cure.contains("sudo --preserve-env") && cure.contains("of nobody"), "{cure}");
 }
 
 #[test]

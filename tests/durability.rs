@@ -24,7 +24,7 @@ enum Event {
 
 /// Runs the program under strace.
 fn trace(sandbox: &Sandbox, arguments: &[&str]) -> (Vec<Event>, String) {
-    let calls = "trace=openat,open,creat,mkdir,mkdirat,write,pwrite64,writev,fsync,fdatasync,rename,renameat,renameat2,link,linkat,unlink,unlinkat,ftruncate,fallocate,copy_file_range";
+    let calls = "trace=openat,openat2,open,creat,mkdir,mkdirat,write,pwrite64,writev,fsync,fdatasync,rename,renameat,renameat2,link,linkat,unlink,unlinkat,ftruncate,fallocate,copy_file_range";
     let store = sandbox.join("store");
     let mut strace = Command::new("strace");
     strace.args(["-f", "-y", "-qq", "-s", "0", "-o", "trace", "-e", calls, "-e", "signal=none"]);
@@ -63,15 +63,22 @@ fn event(call: &str, directory: &Path, begun: usize) -> Option<Event> {
         return None;
     }
     let (name, arguments) = call.split_once('(')?;
-    // A path is the text between quotes; a descriptor has its path between angle brackets.
-    let quoted: Vec<PathBuf> =
-        arguments.split('"').skip(1).step_by(2).map(|path| absolute(directory, path)).collect();
+    // A path is the text between quotes; a descriptor has its path between angle brackets. One before a path is the
+    // directory that it is in.
+    let parts: Vec<&str> = arguments.split('"').collect();
+    let path = |[before, path]: &[&str; 2]| {
+        let inside = before.rsplit_once('<').and_then(|(_, rest)| rest.split_once('>'));
+        let inside = inside.map_or(directory, |(at, _)| Path::new(at));
+        let path = inside.join(path);
+        path.components().filter(|part| *part != Component::CurDir).collect()
+    };
+    let quoted: Vec<PathBuf> = parts.as_chunks().0.iter().map(path).collect();
     let descriptor = || {
         let path = arguments.split_once('<')?.1.split_once('>')?.0;
         Some(PathBuf::from(path.trim_end_matches(" (deleted)")))
     };
     match name {
-        "openat" | "open" | "creat" if arguments.contains("O_CREAT") => {
+        "openat" | "openat2" | "open" | "creat" if arguments.contains("O_CREAT") => {
             Some(Event::Create(quoted.into_iter().next()?))
         }
         "mkdir" | "mkdirat" => Some(Event::MakeDirectory(quoted.into_iter().next()?)),
@@ -86,17 +93,6 @@ fn event(call: &str, directory: &Path, begun: usize) -> Option<Event> {
         "unlink" | "unlinkat" => Some(Event::Remove(quoted.into_iter().next()?)),
         _ => None,
     }
-}
-
-fn absolute(directory: &Path, path: &str) -> PathBuf {
-    let path = match path.strip_prefix("/proc/self/fd/") {
-        // A repository is reached by the descriptor of its directory.
-        Some(held) => {
-            directory.join("store").join(held.split_once('/').map_or("", |(_, name)| name))
-        }
-        None => directory.join(path),
-    };
-    path.components().filter(|part| *part != Component::CurDir).collect()
 }
 
 /// What a power cut would leave, if it left no more than it must: a name counts once its directory
@@ -232,7 +228,7 @@ fn deleting_is_durable() {
     let store = sandbox.join("store");
     sandbox.image("a.img", BLOCK, &[(0, BLOCK)]);
     let id = sandbox.upload("a.img", &[]);
-    let (trace, _) = trace(&sandbox, &["delete", &id]);
+    let (trace, _) = trace(&sandbox, &["delete", "--yes", &id]);
     let manifest = store.join(format!("snapshots/{id}.json"));
     let removed = trace.iter().position(|e| *e == Event::Remove(manifest.clone())).unwrap();
     synced_after(&trace, removed, &store.join("snapshots"));
@@ -290,12 +286,12 @@ fn a_download_is_durable_before_it_gets_its_name() {
 /// The reader of traces is what all this rests on.
 #[test]
 fn traces_are_understood() {
-    let log = r#"7 openat(AT_FDCWD</w>, "s/tmp/x", O_WRONLY|O_CREAT|O_EXCL, 0600) = 9</w/s/tmp/x>
+    let log = r#"7 openat2(4</w/s>, "tmp/x", {flags=O_WRONLY|O_CREAT|O_EXCL, mode=0600, resolve=RESOLVE_BENEATH}, 24) = 9</w/s/tmp/x>
 7 write(9</w/s/tmp/x>, ""..., 5) = 5
 8 fsync(9</w/s/tmp/x> <unfinished ...>
-7 mkdir("s/packs", 0700) = -1 EEXIST (File exists)
+7 mkdirat(3</w/s>, "packs", 0700) = -1 EEXIST (File exists)
 8 <... fsync resumed>) = 0
-7 renameat2(AT_FDCWD</w>, "./s/tmp/x", AT_FDCWD</w>, "s/packs/x", RENAME_NOREPLACE) = 0
+7 renameat2(5</w/s/tmp>, "x", AT_FDCWD</w>, "./s/packs/x", RENAME_NOREPLACE) = 0
 7 fsync(3</w/s/packs>) = 0
 7 exit_group(0) = ?
 "#;

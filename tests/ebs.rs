@@ -338,6 +338,8 @@ fn a_child_has_only_what_differs() {
     let said = text(&output);
     // Two MiB were written, and one is zeros now.
     assert!(said.contains("Total chunks uploaded 6"), "{said}");
+    // The service tells no digests.
+    assert!(said.contains("128 chunks of the parent were read to compare"), "{said}");
     let child = String::from_utf8(output.stdout).unwrap().lines().last().unwrap().to_owned();
     sandbox.assert_holds(&child, "disk.img");
     assert_eq!(sandbox.parent_of(&child), Some(parent));
@@ -470,7 +472,7 @@ fn an_upload_that_is_interrupted_while_it_begins_names_what_it_leaves() {
         for pending in list.iter().filter(|snapshot| snapshot["state"] == "pending") {
             let id = pending["id"].as_str().unwrap();
             assert!(said.contains(&format!("{id} stays pending")), "{milliseconds} ms: {said}");
-            sandbox.ok(&["delete", id]);
+            sandbox.ok(&["delete", "--yes", id]);
         }
     }
 }

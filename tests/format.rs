@@ -174,7 +174,7 @@ fn the_document_is_enough_to_restore_an_image() {
     assert_restores(&sandbox, &child_id, &child);
 
     // Nothing of the parent is needed.
-    sandbox.ok(&["delete", &id]);
+    sandbox.ok(&["delete", "--yes", &id]);
     assert!(refuses(&sandbox, &id).contains(&id));
     assert_restores(&sandbox, &child_id, &child);
 }
@@ -373,12 +373,12 @@ fn a_repository_of_format_1_stays_readable() {
     // It stays one that can be written to: an end for what is pending, a child, a collection.
     let (pending, _) = expected.iter().find(|(_, e)| e["state"] == "pending").unwrap();
     assert!(sandbox.fails(&["download", pending, "pending.img"]).contains(pending.as_str()));
-    sandbox.ok(&["delete", pending]);
+    sandbox.ok(&["delete", "--yes", pending]);
     let image = sandbox.image("disk.img", 9 * GIB, &[(0, BLOCK), (8 * GIB, MIB)]);
     let parent = completed(&expected)[0].0;
     let id = sandbox.upload("disk.img", &["--parent-snapshot-id", parent]);
     assert_same(&download(&sandbox, &id), &image);
-    sandbox.ok(&["delete", &id]);
+    sandbox.ok(&["delete", "--yes", &id]);
     sandbox.ok(&["gc"]);
     check(2);
 }

@@ -138,7 +138,7 @@ fn what_is_written_under_new_is_read_back_and_deleted() {
     mount.assert_shows(&sandbox, &late, &image, &blocks);
     sandbox.sh("rm mnt/new/late.img");
     mount.unmount();
-    sandbox.ok(&["delete", &id, &late]);
+    sandbox.ok(&["delete", "--yes", &id, &late]);
     let left = ids(&sandbox.ok(&["list", "--json"]));
     assert!(!left.contains(&id) && !left.contains(&late) && left.len() > OF_MOTO);
     let said = sandbox.fails(&["download", &id, "gone.img"]);
@@ -146,4 +146,43 @@ fn what_is_written_under_new_is_read_back_and_deleted() {
     assert!(said.contains("InvalidSnapshot.NotFound [request "), "{said}");
     assert!(!sandbox.join("gone.img").exists());
     sandbox.assert_nothing_is_left();
+}
+
+#[test]
+fn a_snapshot_is_copied_into_it_within_it_and_out_of_it() {
+    if !has_moto() {
+        return;
+    }
+    let sandbox = Sandbox::with_moto();
+    sandbox.ok(&["init", "here"]);
+    let image = sandbox.image("disk.img", LENGTH, &RUNS);
+    let file = std::fs::File::options().write(true).open(&image).unwrap();
+    write_zeros(&file, 4 * MIB, BLOCK);
+    let tags = ["--name", "a b", "--tag", "role=web", "--description", "<ü> & more"];
+    let upload = [&["-s", "here", "-q", "upload", "disk.img"][..], &tags[..]].concat();
+    let mut id = sandbox.ok(&upload).trim_end().to_owned();
+    let moto = format!("ebs://us-east-1?endpoint={}", sandbox.service().url);
+    for (from, to) in [("here", &moto[..]), (&moto, &moto), (&moto, "here")] {
+        let copied = sandbox.ok(&["-s", from, "-q", "copy", &id, "--to", to]).trim_end().to_owned();
+        assert_ne!(copied, id);
+        let all: Vec<serde_json::Value> =
+            serde_json::from_str(&sandbox.ok(&["-s", to, "list", "--json"])).unwrap();
+        let found = all.iter().find(|snapshot| snapshot["id"] == copied[..]).unwrap();
+        let tags = &found["tags"];
+        assert_eq!((&tags["Name"], &tags["role"]), (&"a b".into(), &"web".into()), "{found}");
+        assert_eq!(tags["fspfs:origin"], id[..], "{found}");
+        assert_eq!(
+            (&found["description"], &found["state"]),
+            (&"<ü> & more".into(), &"completed".into())
+        );
+        if to == moto {
+            sandbox.assert_downloads(&copied, &image);
+            sandbox.boto_reads(&copied, &image, &blocks_of(&RUNS));
+        } else {
+            sandbox.ok(&["-s", to, "verify", &copied, "--against", "disk.img"]);
+        }
+        id = copied;
+    }
+    let message = sandbox.fails(&["copy", "snap-0123456789abcdef0", "--to", "here"]);
+    assert!(message.contains("snap-0123456789abcdef0"), "{message}");
 }

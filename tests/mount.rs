@@ -296,14 +296,37 @@ fn stat_and_df_are_honest() {
             sandbox.sh(&format!("cp mnt/{id}.img copy.img"));
         }
     }
-    let df = sandbox.sh("df -B1 --output=used,itotal,source mnt | tail -n 1");
+    let df = sandbox.sh("df -B1 --output=used,iused,source mnt | tail -n 1");
     let df: Vec<_> = df.split_whitespace().collect();
     let used: u64 = images.iter().map(|(_, _, blocks)| blocks * BLOCK).sum();
     let source = format!("file://{}", sandbox.join("store").display());
     assert_eq!(df, [&used.to_string(), "3", &source]);
     // What is free is what can be written.
     assert_ne!(sandbox.sh("df -B1 --output=avail mnt | tail -n 1").trim(), "0");
+    // Nobody is alarmed.
+    assert_eq!(sandbox.sh("df --output=ipcent mnt | tail -n 1").trim(), "1%");
     mount.unmount();
+}
+
+#[test]
+fn every_recipe_tells_qemu_img_what_an_image_is() {
+    // It would guess: an image that begins as a qcow2 file can name files of the host.
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let directories = ["docs", "scripts", "tests", "tests/support", "src/ops"];
+    let files = directories.into_iter().flat_map(|name| root.join(name).read_dir().unwrap());
+    let files = files.map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
+    let commands =
+        ["convert", "map", "info", "compare", "check", "resize", "rebase", "dd", "measure"];
+    let commands = commands.map(|command| format!("qemu-img {command} -"));
+    let mut seen = 0;
+    for path in files.chain([root.join("README.md"), root.join("CHANGELOG.md")]) {
+        let text = std::fs::read_to_string(&path).unwrap();
+        for line in text.lines().filter(|line| commands.iter().any(|c| line.contains(c))) {
+            assert!(line.contains(" -f"), "{path:?}: {line}");
+            seen += 1;
+        }
+    }
+    assert!(seen > 8, "{seen}");
 }
 
 #[test]

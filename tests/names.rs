@@ -381,3 +381,46 @@ fn ten_thousand_snapshots_are_listed_in_bounded_time() {
     assert_eq!(String::from_utf8(listed.stdout).unwrap().lines().count(), MANY + 2);
     mount.unmount();
 }
+
+#[test]
+fn a_directory_has_the_time_of_its_last_change() {
+    if !can_mount(&[]) {
+        return;
+    }
+    let sandbox = Sandbox::with_store();
+    let old = upload(&sandbox, 1, &["--name", "web", "--tag", "Role=a"]);
+    let mount = sandbox.mount(&["--refresh", "3600"]);
+    let of = |name: &str| {
+        let found = mount.join(name).metadata().unwrap();
+        (found.mtime(), found.mtime_nsec())
+    };
+    let directories = ["", "new", "by-name", "by-tag", "by-tag/Role", "by-tag/Role/a"];
+    let times = || directories.map(of);
+    // What has changed since then, and how that looks.
+    let mut before = times();
+    let mut changed = || {
+        // So that the list is a new one.
+        std::thread::sleep(Duration::from_millis(50));
+        let _ = names(&mount.path);
+        let now = times();
+        let of = directories.iter().zip(before.iter().zip(&now));
+        let changed: Vec<_> = of.filter(|(_, (a, b))| a < b).map(|(&name, _)| name).collect();
+        before = now;
+        changed
+    };
+    assert_eq!(changed(), [] as [&str; 0]);
+    let new = upload(&sandbox, 2, &["--name", "db", "--tag", "Role=b"]);
+    soon("it is listed", || names(&mount.path).contains(&format!("{new}.img")));
+    assert_eq!(changed(), ["", "by-name", "by-tag/Role"]);
+    std::fs::copy(sandbox.join("x.img"), mount.join("new/db.img.part")).unwrap();
+    assert_eq!(changed(), ["new"]);
+    std::fs::rename(mount.join("new/db.img.part"), mount.join("new/.db")).unwrap();
+    assert_eq!(changed(), ["new"]);
+    std::fs::remove_file(mount.join("new/.db")).unwrap();
+    assert_eq!(changed(), ["new"]);
+    sandbox.ok(&["delete", "--yes", &old]);
+    soon("it is gone", || !names(&mount.path).contains(&format!("{old}.img")));
+    let gone = ["", "by-name", "by-tag/Role"].map(of);
+    assert!(gone.iter().zip([before[0], before[2], before[4]]).all(|(now, before)| *now > before));
+    mount.unmount();
+}

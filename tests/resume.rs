@@ -4,23 +4,21 @@
 mod support;
 
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rstest::rstest;
-use support::{BLOCK, Loop, PATIENCE, Sandbox, can_mount, names, run, same, text, wait};
+use support::{
+    BLOCK, FileSystem, Loop, PATIENCE, Sandbox, can_mount, names, run, same, text, wait,
+};
 
 /// A block whose every sector names its own number and version.
 fn block(index: u64, version: u32) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for sector in 0..BLOCK / 512 {
-        let text = format!("{:016x} {version:08x} ", index * (BLOCK / 512) + sector);
-        bytes.extend(text.bytes().cycle().take(512));
-    }
-    bytes
+    let sectors = index * (BLOCK / 512)..(index + 1) * (BLOCK / 512);
+    sectors.flat_map(|number| support::sector(number, version)).collect()
 }
 
 /// A file of so many blocks, with a tail if there is none of a whole block.
@@ -213,7 +211,7 @@ fn other_arguments_or_a_changed_file_begin_anew() {
     let third = stopped(&["upload", "--name", "web", "a.img"]);
     assert_ne!(second, third);
     // Somebody deleted it.
-    sandbox.ok(&["delete", &third]);
+    sandbox.ok(&["delete", "--yes", &third]);
     assert_eq!(journals(&sandbox), 0);
     let fourth = stopped(&["upload", "--name", "web", "a.img"]);
     let fifth = stopped(&["upload", "--name", "web", "--restart", "a.img"]);
@@ -338,10 +336,50 @@ fn without_a_place_for_a_journal_a_transfer_says_so_and_is_done() {
     assert_eq!(sandbox.join("b.img").metadata().unwrap().permissions().mode() & 0o777, 0o600);
 }
 
-/// The journal as it is while an upload runs, for one that was killed just after its completion.
-fn keep_journal(sandbox: &Sandbox, upload: &[&str]) -> String {
+/// With no page left at the beginning, or after the first 102 blocks.
+#[rstest]
+#[case::at_the_beginning(true, "begins anew")]
+#[case::on_the_way(false, "is done again")]
+fn a_full_place_for_a_journal_holds_nothing_up(#[case] is_full: bool, #[case] says: &str) {
+    if !can_mount(&["mount", "umount"]) {
+        return;
+    }
+    let sandbox = served();
+    image(&sandbox, "a.img", 260, 0);
+    let state = sandbox.join("state");
+    let _state = FileSystem::mount(Path::new("none"), "tmpfs", "size=8k", state);
+    if is_full {
+        sandbox.try_sh("head -c 8192 /dev/zero > state/full");
+    }
+    let said = succeeds(&sandbox, &["upload", "a.img"]);
+    assert!(said.contains("No space left") && said.contains(says), "{said}");
+    let id = state_of(&sandbox)[0].0.clone();
+    let said = succeeds(&sandbox, &["download", &id, "b.img"]);
+    assert!(said.contains("No space left") && said.contains(says), "{said}");
+    assert!(same(sandbox.join("a.img"), sandbox.join("b.img")));
+    assert_eq!(journals(&sandbox), 0);
+}
+
+#[test]
+fn a_second_download_to_the_same_file_is_refused() {
+    let sandbox = served();
+    image(&sandbox, "a.img", 130, 0);
+    let id = sandbox.upload("a.img", &[]);
+    let download = slowly(&["download", &id, "b.img"]);
+    let child = begin(&sandbox, &download);
+    support::until("some of it is on record", || noted(&sandbox) >= 5);
+    let message = sandbox.fails(&["download", &id, "b.img"]);
+    assert!(message.contains("another process is writing it"), "{message}");
+    let (code, said) = end(child, &[]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(same(sandbox.join("a.img"), sandbox.join("b.img")));
+    assert_eq!(journals(&sandbox), 0);
+}
+
+/// The journal as it is once an upload has brought some blocks, for one that was killed just after its completion.
+fn keep_journal(sandbox: &Sandbox, upload: &[&str], blocks: u64) -> String {
     let child = begin(sandbox, upload);
-    support::until("some of it is on record", || noted(sandbox) >= 5);
+    support::until("so many blocks are on record", || noted(sandbox) >= blocks);
     sandbox.sh("cp -a state/fspfs/transfers kept");
     let (code, said) = end(child, &[]);
     assert_eq!(code, Some(0), "{said}");
@@ -360,7 +398,7 @@ fn a_device_is_uploaded_anew_after_an_unheard_completion() {
     let device = Loop::attach(&path, &[]);
     let name = device.0.to_str().unwrap().to_owned();
     let upload = slowly(&["upload", &name]);
-    let first = keep_journal(&sandbox, &upload);
+    let first = keep_journal(&sandbox, &upload, 5);
     std::fs::File::options()
         .write(true)
         .open(&device.0)
@@ -382,13 +420,25 @@ fn a_snapshot_that_may_be_complete_is_not_removed() {
     sandbox.serve(&["--pending", "8"]);
     image(&sandbox, "a.img", 130, 0);
     let upload = slowly(&["upload", "a.img"]);
-    let id = keep_journal(&sandbox, &upload);
+    let id = keep_journal(&sandbox, &upload, 5);
     let message = sandbox.fails(&["upload", "a.img"]);
     assert!(message.contains(&format!("{id} stays pending")), "{message}");
     support::until("it is processed", || {
         state_of(&sandbox) == [(id.clone(), "completed".to_owned())]
     });
     assert_eq!(sandbox.upload("a.img", &[]), id);
+    assert_eq!(journals(&sandbox), 0);
+}
+
+#[test]
+fn a_completion_that_an_earlier_run_asked_for_is_waited_for() {
+    let mut sandbox = Sandbox::with_store();
+    sandbox.serve(&["--pending", "8", "--inject", "latency=100ms"]);
+    image(&sandbox, "a.img", 3, 0);
+    let id = keep_journal(&sandbox, &["upload", "a.img"], 3);
+    assert_eq!(state_of(&sandbox), [(id.clone(), "pending".to_owned())]);
+    assert_eq!(sandbox.upload("a.img", &[]), id);
+    assert_eq!(state_of(&sandbox), [(id, "completed".to_owned())]);
     assert_eq!(journals(&sandbox), 0);
 }
 
@@ -415,6 +465,37 @@ fn rounds() -> u64 {
     std::env::var("FSPFS_KILL_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(3)
 }
 
+/// Kills a command at random moments, and gives it again, until it is done: what it printed then.
+#[track_caller]
+fn until_done(sandbox: &Sandbox, arguments: &[&str], random: &mut fastrand::Rng) -> String {
+    for kills in 0..200 {
+        let mut child = begin(sandbox, arguments);
+        // On a busy machine nothing may be done within the first ones.
+        let after = Duration::from_millis(random.u64(5..400 + 40 * kills));
+        if wait(&mut child, after).is_some() {
+            let output = child.wait_with_output().unwrap();
+            assert!(output.status.success(), "{arguments:?}: {}", text(&output));
+            return String::from_utf8(output.stdout).unwrap();
+        }
+        end(child, &[Signal::SIGKILL]);
+    }
+    panic!("{arguments:?} never ends");
+}
+
+/// Transfers have left no partial file, no journal, and no snapshot that is not completed.
+#[track_caller]
+fn assert_nothing_is_unfinished(sandbox: &Sandbox) {
+    let left = names(&sandbox.path);
+    assert!(left.iter().all(|name| !name.ends_with(".part")), "{left:?}");
+    assert_eq!(journals(sandbox), 0);
+    // One that was killed between its completion and its last word is done twice.
+    let all = state_of(sandbox);
+    assert!(all.iter().all(|(_, state)| state == "completed"), "{all:?}");
+}
+
+/// What is injected where a service is killed at random moments.
+const FAULTS: [&str; 2] = ["--inject", "latency=2ms,throttle=2%"];
+
 #[rstest]
 #[case::of_a_repository(false)]
 #[case::of_a_service(true)]
@@ -423,34 +504,58 @@ fn kills_at_random_moments_end_with_the_same_image(#[case] over_service: bool) {
     for round in 0..rounds() {
         let mut sandbox = Sandbox::with_store();
         if over_service {
-            sandbox.serve(&["--inject", "latency=2ms,throttle=2%"]);
+            sandbox.serve(&FAULTS);
         }
         let blocks = [0, 1, 63, 64, 65, 128, 130, 400][random.usize(..8)];
         let tail = if blocks == 0 { 1 } else { [0, 512, 100_000][random.usize(..3)] };
         let path = image(&sandbox, "a.img", blocks, tail);
-        let mut kills = 0;
-        let mut until_done = |arguments: &[&str]| loop {
-            let mut child = begin(&sandbox, arguments);
-            // On a busy machine nothing may be done within the first ones.
-            let after = Duration::from_millis(random.u64(5..400 + 40 * kills));
-            if wait(&mut child, after).is_some() {
-                let output = child.wait_with_output().unwrap();
-                assert!(output.status.success(), "round {round}: {}", text(&output));
-                return String::from_utf8(output.stdout).unwrap();
-            }
-            kills += 1;
-            end(child, &[Signal::SIGKILL]);
-            assert!(kills < 200, "it never ends");
-        };
-        let printed = until_done(&["upload", "a.img"]);
+        let printed = until_done(&sandbox, &["upload", "a.img"], &mut random);
         let id = printed.lines().last().unwrap().to_owned();
-        until_done(&["download", &id, "b.img"]);
+        until_done(&sandbox, &["download", &id, "b.img"], &mut random);
         assert!(same(&path, sandbox.join("b.img")), "round {round}: {blocks} blocks and {tail}");
-        let left = names(&sandbox.path);
-        assert!(left.iter().all(|name| !name.ends_with(".part")), "{left:?}");
-        assert_eq!(journals(&sandbox), 0);
-        // One that was killed between its completion and its last word is done twice.
-        let all = state_of(&sandbox);
-        assert!(all.iter().all(|(_, state)| state == "completed"), "{all:?}");
+        assert_nothing_is_unfinished(&sandbox);
+    }
+}
+
+#[rstest]
+#[case::of_a_repository(false)]
+#[case::of_a_service(true)]
+fn kills_at_random_moments_of_copy_and_multiclone(#[case] over_service: bool) {
+    if !can_mount(&[]) {
+        return;
+    }
+    let mut random = fastrand::Rng::new();
+    for round in 0..rounds() {
+        let mut sandbox = Sandbox::with_store();
+        sandbox.ok(&["init", "other"]);
+        let blocks = [1, 63, 65, 130, 200][random.usize(..5)];
+        let tail = [0, 512, 100_000][random.usize(..3)];
+        let path = image(&sandbox, "a.img", blocks, tail);
+        let id = sandbox.ok(&["-s", "other", "-q", "upload", "a.img"]).trim_end().to_owned();
+        let to = if over_service {
+            sandbox.serve(&FAULTS);
+            format!("ebs://us-east-1?endpoint={}", sandbox.service().url)
+        } else {
+            "store".to_owned()
+        };
+        let copy = ["-s", "other", "-q", "copy", &id, "--to", &to];
+        let copied = until_done(&sandbox, &copy, &mut random).trim_end().to_owned();
+        for (made, _) in state_of(&sandbox) {
+            sandbox.assert_holds(&made, "a.img");
+        }
+        // The device has no zeros where the image has holes.
+        let len = blocks * BLOCK + tail;
+        let room = usize::try_from(len.next_multiple_of(BLOCK)).unwrap();
+        std::fs::write(sandbox.join("disk"), vec![0xaa; room]).unwrap();
+        let device = Loop::attach(&sandbox.join("disk"), &[]);
+        let targets = ["1.img", device.0.to_str().unwrap(), "2.img"];
+        let multiclone = [&["multiclone", &copied], &targets[..]].concat();
+        until_done(&sandbox, &multiclone, &mut random);
+        drop(device);
+        for target in ["1.img", "2.img"] {
+            assert!(same(&path, sandbox.join(target)), "round {round}: {target} of {len} bytes");
+        }
+        sandbox.sh(&format!("cmp -n {len} a.img disk"));
+        assert_nothing_is_unfinished(&sandbox);
     }
 }

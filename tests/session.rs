@@ -3,8 +3,11 @@
 
 mod support;
 
+use std::ffi::OsStr;
 use std::io::BufRead as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -12,8 +15,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::signal::{SIGHUP, SIGINT, SIGKILL, SIGTERM, Signal, kill};
 use support::{
-    Loop, MIB, NOBODY, Sandbox, can_mount, can_mount_as_nobody, daemons_below, errno, mounts_below,
-    run, same, text, until, wait,
+    Loop, MIB, Mount, NOBODY, Sandbox, can_mount, can_mount_as_nobody, daemons_below, errno,
+    mounts_below, names, run, same, text, until, wait,
 };
 
 /// A store with one image, `disk.img`, named `disk`.
@@ -89,6 +92,184 @@ fn a_mount_in_the_background_is_there_when_the_command_ends() {
     assert!(output.status.success() && output.stderr.is_empty(), "{}", text(&output));
     sandbox.ok(&["umount", "mnt"]);
     sandbox.assert_nothing_is_left();
+}
+
+#[test]
+fn a_mount_in_the_background_keeps_nothing_of_whoever_made_it() {
+    if !can_mount(&["flock"]) {
+        return;
+    }
+    let (sandbox, _) = stored();
+    let fspfs = env!("CARGO_BIN_EXE_fspfs");
+    let environment = "export FSPFS_STORE=store XDG_STATE_HOME=$PWD/state";
+    let said =
+        sandbox.sh(&format!("{environment}; said=$({fspfs} mount mnt 7>&1 2>&1); echo \"$said\""));
+    assert!(said.contains("is mounted at") && said.contains("the log is"), "{said}");
+    sandbox.ok(&["umount", "mnt"]);
+    sandbox.sh(&format!("{environment}; flock lock {fspfs} mount mnt"));
+    sandbox.sh("flock --nonblock lock true");
+    let daemon = daemons_below(&sandbox.path)[0];
+    let open: Vec<_> =
+        (0..3).map(|fd| std::fs::read_link(format!("/proc/{daemon}/fd/{fd}")).unwrap()).collect();
+    assert_eq!(open[..2], [Path::new("/dev/null"); 2]);
+    assert!(open[2].starts_with(sandbox.join("state/fspfs/log")), "{open:?}");
+    sandbox.ok(&["umount", "mnt"]);
+    sandbox.assert_nothing_is_left();
+}
+
+#[test]
+fn a_limit_of_file_sizes_fails_what_is_beyond_and_nothing_else() {
+    if !can_mount(&["truncate"]) {
+        return;
+    }
+    let (sandbox, _) = stored();
+    let fspfs = env!("CARGO_BIN_EXE_fspfs");
+    let limited = |line: &str| {
+        let at = "export FSPFS_STORE=store XDG_STATE_HOME=$PWD/state; ulimit -f 10240";
+        sandbox.try_sh(&format!("{at}; exec {fspfs} {line}"))
+    };
+    let output = limited("mount mnt");
+    assert!(output.status.success(), "{}", text(&output));
+    for script in ["truncate -s 1G mnt/new/y.img", "head -c 12M /dev/urandom >mnt/new/z.img"] {
+        let output = sandbox.try_sh(script);
+        assert!(text(&output).contains("File too large"), "{script}: {}", text(&output));
+    }
+    assert!(same(sandbox.join("mnt/by-name/disk.img"), sandbox.join("disk.img")));
+    sandbox.sh("rm mnt/new/*; printf x > mnt/new/small.img");
+    sandbox.ok(&["umount", "mnt"]);
+    sandbox.sh("head -c 29M /dev/urandom > a.img; head -c 29M /dev/urandom > b.img");
+    sandbox.upload("a.img", &["--name", "a"]);
+    for line in ["download a out.img", "upload b.img"] {
+        let output = limited(line);
+        assert_eq!(output.status.code(), Some(1), "{line}: {}", text(&output));
+        assert!(text(&output).contains("File too large"), "{line}: {}", text(&output));
+    }
+    sandbox.assert_nothing_is_left();
+}
+
+#[test]
+fn a_damaged_block_is_one_line_however_often_it_is_read() {
+    if !can_mount(&["dd", "find"]) {
+        return;
+    }
+    let (sandbox, id) = stored();
+    sandbox.sh("for pack in $(find store/packs -type f); do
+        head -c 200 /dev/urandom | dd status=none of=$pack bs=1 seek=64 conv=notrunc; done");
+    mount_in_background(&sandbox, &[]);
+    let read = "for n in $(seq 100); do dd if=mnt/ID.img bs=4k count=1 skip=$((n * 5)) iflag=direct || true; done";
+    sandbox.sh(&format!("({}) 2>/dev/null", read.replace("ID", &id)));
+    let errors = || log(&sandbox).lines().filter(|line| line.contains("ERROR")).count();
+    assert!((1..=4).contains(&errors()), "{}", log(&sandbox));
+    sandbox.ok(&["umount", "mnt"]);
+    sandbox.assert_nothing_is_left();
+    let log = log(&sandbox);
+    assert!(log.contains(" times more)"), "{log}");
+}
+
+#[test]
+fn the_log_is_opened_anew_at_sighup() {
+    if !can_mount(&[]) {
+        return;
+    }
+    let (sandbox, _) = stored();
+    mount_in_background(&sandbox, &[]);
+    let daemon = daemons_below(&sandbox.path)[0];
+    sandbox.sh("mv state/fspfs/log/*.log moved");
+    kill(daemon, SIGHUP).unwrap();
+    until("there is a log", || names(sandbox.join("state/fspfs/log")).len() == 1);
+    let stderr = std::fs::read_link(format!("/proc/{daemon}/fd/2")).unwrap();
+    assert!(stderr.starts_with(sandbox.join("state/fspfs/log")), "{stderr:?}");
+    sandbox.ok(&["umount", "mnt"]);
+    sandbox.assert_nothing_is_left();
+    assert!(log(&sandbox).contains("is unmounted"));
+    let moved = std::fs::read_to_string(sandbox.join("moved")).unwrap();
+    assert!(moved.contains("is mounted at") && !moved.contains("is unmounted"), "{moved}");
+}
+
+#[test]
+fn a_mount_point_is_a_link_or_any_bytes_and_may_be_moved() {
+    if !can_mount(&[]) {
+        return;
+    }
+    let sandbox = Sandbox::with_store();
+    let bytes = |name: &'static [u8]| sandbox.join(OsStr::from_bytes(name));
+    let (place, parents) = (bytes(b"a\xff/m \xfe"), [bytes(b"a\xff"), bytes(b"b\xff")]);
+    std::fs::create_dir_all(&place).unwrap();
+    let link = sandbox.join("link");
+    std::os::unix::fs::symlink(&place, &link).unwrap();
+    let ok = |command: &str, at: &Path| {
+        let output = run(sandbox.fspfs().arg(command).arg(at));
+        assert!(output.status.success(), "{command} {}: {}", at.display(), text(&output));
+        text(&output)
+    };
+    let works = |at: &Path, name: &str| {
+        std::fs::write(at.join("new").join(name), name).unwrap();
+        ok("commit", &at.join("new").join(name));
+        assert!(ok("staged", at).contains(name), "{name} is not staged");
+        assert!(ok("jobs", at).contains(name), "{name} was no job");
+        assert!(ok("doctor", at).contains("read-ahead: 4096 KiB"), "the read-ahead is not set");
+    };
+    let mount = Mount::at(link.clone(), sandbox.fspfs(), &[]);
+    works(&link, "one.img");
+    works(&place, "two.img");
+    std::fs::rename(&parents[0], &parents[1]).unwrap();
+    let moved = bytes(b"b\xff/m \xfe");
+    works(&moved, "three.img");
+    mount.signal(nix::sys::signal::SIGTERM);
+    mount.ended();
+    std::fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink(&moved, &link).unwrap();
+    let mut killed = Mount::at(link.clone(), sandbox.fspfs(), &[]);
+    killed.signal(nix::sys::signal::SIGKILL);
+    killed.daemon.wait().unwrap();
+    let mount = Mount::at(link.clone(), sandbox.fspfs(), &[]);
+    ok("umount", &link);
+    mount.ended();
+    drop(killed);
+    let store = bytes(b"store\xff");
+    let of = |command: &[&str]| run(sandbox.fspfs().arg("-s").arg(&store).args(command));
+    assert!(run(sandbox.fspfs().arg("init").arg(&store)).status.success());
+    sandbox.image("x.img", 1, &[]);
+    let id = String::from_utf8(of(&["-q", "upload", "x.img"]).stdout).unwrap();
+    assert_eq!(of(&["-q", "list"]).stdout, id.as_bytes());
+    sandbox.assert_nothing_is_left();
+}
+
+#[test]
+fn where_no_thread_can_be_made_that_is_an_error() {
+    if !can_mount_as_nobody(&[]) {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    sandbox.welcome_nobody();
+    let init = run(sandbox.fspfs_as_nobody().args(["init", "store"]));
+    assert!(init.status.success(), "{}", text(&init));
+    for threads in [1, 3, 5, 8, 12] {
+        for line in ["list", "serve --listen 127.0.0.1:0", "mount --foreground mnt", "mount mnt"] {
+            let mut bash = Command::new("bash");
+            let script = format!("ulimit -u {threads}; exec timeout -k 9 -s INT 2 ../fspfs {line}");
+            bash.args(["-c", &script]).current_dir(sandbox.join("user"));
+            for (name, value) in sandbox.fspfs_as_nobody().get_envs() {
+                bash.env(name, value.unwrap_or_default());
+            }
+            let output = run(bash.stdin(Stdio::null()).uid(NOBODY).gid(NOBODY));
+            let said = text(&output);
+            assert!(!said.contains("panicked"), "{threads} for {line}: {said}");
+            assert_ne!(output.status.code(), Some(137), "{threads} for {line}: it hangs: {said}");
+            if threads == 1 {
+                assert!(!output.status.success(), "{line}: {said}");
+            }
+            let _ = run(sandbox.fspfs_as_nobody().args(["-q", "umount", "mnt"]));
+            assert_eq!(mounts_below(&sandbox.path), [] as [std::path::PathBuf; 0], "{threads}");
+        }
+    }
+    let list = run(Command::new("bash")
+        .args(["-c", "ulimit -u 1; exec ../fspfs list"])
+        .current_dir(sandbox.join("user"))
+        .env("FSPFS_STORE", sandbox.join("user/store"))
+        .uid(NOBODY)
+        .gid(NOBODY));
+    assert!(text(&list).contains("cannot start a thread"), "{}", text(&list));
 }
 
 #[test]
@@ -257,7 +438,7 @@ fn the_list_is_made_anew_on_a_signal_and_by_the_clock() {
     }
     let (sandbox, _) = stored();
     // This never asks for a new list, as opening a directory does (and `df`, which opens it).
-    let listed = || sandbox.sh("stat -f -c %c mnt").trim().to_owned();
+    let listed = || sandbox.sh("echo $(($(stat -f -c '%c - %d' mnt)))").trim().to_owned();
     let mount = sandbox.mount(&["--refresh", "3600"]);
     sandbox.upload("disk.img", &[]);
     std::thread::sleep(Duration::from_millis(1500));

@@ -306,7 +306,7 @@ mod uploading {
         comes_back(&sandbox, &small, "a.img");
         // The first is what it was, whatever came after; and each stands alone.
         for id in [&same, &second, &shrunk, &grown] {
-            sandbox.ok(&["delete", id]);
+            sandbox.ok(&["delete", "--yes", id]);
         }
         comes_back(&sandbox, &first, "first.img");
         comes_back(&sandbox, &small, "a.img");
@@ -401,7 +401,7 @@ mod uploading {
             let list = json(&sandbox.ok(&["list", "--json"]));
             let id = list[0]["id"].as_str().unwrap();
             assert!(err.contains(&format!("{id} stays pending")), "{err}");
-            sandbox.ok(&["delete", id]);
+            sandbox.ok(&["delete", "--yes", id]);
         }
         assert_eq!(snapshots(&sandbox), 0);
         // A server may still be at work on blocks that nobody waits for.
@@ -437,7 +437,7 @@ mod uploading {
         let message = sandbox.fails(&["upload", "--parent-snapshot-id", id, "a.img"]);
         assert!(message.contains(id) && message.contains("pending"), "{message}");
         sandbox.ok(&["verify"]);
-        sandbox.ok(&["delete", id]);
+        sandbox.ok(&["delete", "--yes", id]);
         assert_eq!(snapshots(&sandbox), 0);
         assert!(names(sandbox.join("store/pending")).is_empty());
     }
@@ -472,7 +472,7 @@ mod uploading {
         nothing_is_left(&sandbox, files.len());
         let verified = sandbox.ok(&["verify"]);
         assert!(verified.contains("Everything is intact"), "{verified}");
-        sandbox.ok(&["delete", &ids[0]]);
+        sandbox.ok(&["delete", "--yes", &ids[0]]);
         for (id, file) in ids.iter().zip(&files).skip(1) {
             sandbox.ok(&["download", id, "back.img"]);
             sandbox.sh(&format!(
@@ -522,6 +522,50 @@ mod downloading {
         // Over the very file that it was made from.
         sandbox.ok(&["download", &id, "a.img"]);
         assert!(same(sandbox.join("a.img"), &path));
+    }
+
+    #[test]
+    fn over_the_file_of_another_user() {
+        if !has(&["setfattr"]) || !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let (sandbox, id) = one();
+        sandbox.sh("chmod 755 . out; printf old > out/b.img; chown 4711:4712 out/b.img
+            setfattr -n user.label -v mine out/b.img
+            setfattr -n security.capability -v 0x0100000200200000000000000000000000000000 out/b.img
+            chmod 6754 out/b.img");
+        sandbox.ok(&["download", &id, "out/b.img"]);
+        assert!(same(sandbox.join("a.img"), sandbox.join("out/b.img")));
+        // What the old content was allowed to do the new one is not.
+        assert_eq!(sandbox.sh("stat -c '%u:%g %a' out/b.img").trim(), "4711:4712 754");
+        let attributes = sandbox.sh("getfattr -d -m - out/b.img");
+        assert!(attributes.contains("user.label=\"mine\""), "{attributes}");
+        assert!(!attributes.contains("capability"), "{attributes}");
+        // Where others can write, he may have put it there to have the image.
+        sandbox.sh("chmod 1777 out");
+        for option in [&[][..], &["--dry-run"]] {
+            let mut line = vec!["multiclone", &*id, "out/b.img"];
+            line.extend(option);
+            let said = sandbox.fails(&line);
+            assert!(said.contains("another user's file"), "{said}");
+        }
+        // Or a link to what is root's own.
+        sandbox.sh("echo mine > victim; ln -s ../victim out/l.img; chown -h 4711 out/l.img");
+        let said = sandbox.fails(&["download", &id, "out/l.img"]);
+        assert!(said.contains("another user's file"), "{said}");
+        assert_eq!(sandbox.sh("cat victim"), "mine\n");
+        sandbox.sh("chown 0 out/b.img; chmod 600 out/b.img");
+        sandbox.ok(&["download", &id, "out/b.img"]);
+        assert_eq!(sandbox.sh("stat -c '%u:%g %a' out/b.img").trim(), "0:4712 600");
+        // Whoever cannot make a file for that user does not get far.
+        sandbox.welcome_nobody();
+        sandbox.sh("chown 65534:65534 user; echo old > user/b.img; chown 4711:65534 user/b.img");
+        let store = sandbox.join("store");
+        sandbox.sh("chmod -R go+rX store");
+        let mut download = sandbox.fspfs_as_nobody();
+        let output = run(download.env("FSPFS_STORE", store).args(["download", &id, "b.img"]));
+        assert!(text(&output).contains("another owner or group"), "{}", text(&output));
+        assert_eq!(std::fs::read(sandbox.join("user/b.img")).unwrap(), b"old\n");
     }
 
     #[rstest]
@@ -665,7 +709,7 @@ mod full_disks {
         let command = message.lines().find_map(|line| line.trim().strip_prefix("gives up: "));
         let Some(command) = command else { return false };
         match command.rsplit_once(" delete ") {
-            Some((_, id)) => sandbox.ok(&["delete", id]),
+            Some((_, id)) => sandbox.ok(&["delete", "--yes", id]),
             None => sandbox.sh(command),
         };
         true
@@ -704,7 +748,7 @@ mod full_disks {
         comes_back(&sandbox, &large, "large.img");
         // A full disk does not keep anything from being deleted.
         let _ = sandbox.try_sh("cat /dev/zero > disk/rest");
-        sandbox.ok(&["delete", &large]);
+        sandbox.ok(&["delete", "--yes", &large]);
         assert_eq!(snapshots(&sandbox), 1);
         sandbox.sh("umount disk");
     }

@@ -3,7 +3,8 @@
 
 mod support;
 
-use std::os::unix::fs::MetadataExt as _;
+use std::fs::File;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 
 use support::{BLOCK, MIB, Mount, Sandbox, can_mount, names, same, until};
 
@@ -173,14 +174,13 @@ fn qemu_img_makes_a_snapshot() {
     let (sandbox, mount) = mounted();
     // It counts in sectors.
     sandbox.sh("truncate -s 10M data; qemu-img convert -f raw -O qcow2 data data.qcow2");
-    let convert = "qemu-img convert -O raw";
+    let convert = "qemu-img convert -O raw -f";
     let scripts = [
-        format!("{convert} -f raw data mnt/new/x.img"),
-        format!("{convert} data.qcow2 mnt/new/x.img"),
-        format!("{convert} -W -m 8 data.qcow2 mnt/new/x.img"),
-        format!("{convert} -t none data.qcow2 mnt/new/x.img"),
-        "truncate -s 10M mnt/new/x.img; qemu-img convert -n -O raw data.qcow2 mnt/new/x.img"
-            .to_owned(),
+        format!("{convert} raw data mnt/new/x.img"),
+        format!("{convert} qcow2 data.qcow2 mnt/new/x.img"),
+        format!("{convert} qcow2 -W -m 8 data.qcow2 mnt/new/x.img"),
+        format!("{convert} qcow2 -t none data.qcow2 mnt/new/x.img"),
+        format!("truncate -s 10M mnt/new/x.img; {convert} qcow2 -n data.qcow2 mnt/new/x.img"),
     ];
     for script in &scripts {
         makes_one_snapshot(&sandbox, &mount, script, false);
@@ -364,6 +364,59 @@ fn what_holds_nothing_makes_no_snapshot_and_says_so() {
     assert_eq!(mount.told("zeros", "error"), "");
     mount.committed("zeros");
     assert_eq!(mount.put(), 1);
+    ends_with(&sandbox, mount, 2);
+}
+
+#[test]
+fn zeros_after_a_truncation_make_no_child() {
+    if !can_mount(&[]) {
+        return;
+    }
+    let (sandbox, mount) = mounted();
+    sandbox.sh("cp data mnt/new/x.img");
+    let first = mount.committed("x.img");
+    // As programs do that make a file anew, close it, and open it again to write.
+    let anew = || {
+        let path = mount.new_file("x.img");
+        let file = File::options().write(true).truncate(true).open(path).unwrap();
+        file.set_len(10 * MIB).unwrap();
+        file
+    };
+    let says_so = || mount.told("x.img", "error").contains("holds nothing but zeros");
+    drop(anew());
+    assert!(says_so());
+    anew().write_all_at(&vec![0; 3 << 20], MIB).unwrap();
+    assert!(says_so());
+    assert_eq!((mount.begun(), mount.told("x.img", "snapshot")), (1, first));
+    let file = File::options().write(true).open(mount.new_file("x.img")).unwrap();
+    file.write_all_at(b"x", 5 * MIB).unwrap();
+    drop(file);
+    let second = mount.committed("x.img");
+    sandbox.sh("truncate -s 10M copy; printf x | dd status=none of=copy bs=1M seek=5 conv=notrunc");
+    sandbox.assert_holds(&second, "copy");
+    assert_eq!(mount.begun(), 2);
+    // What is not truncated is a child, also of zeros; and so is what is asked for.
+    sandbox.sh("head -c 10M /dev/zero | dd status=none of=mnt/new/x.img conv=notrunc");
+    sandbox.sh("truncate -s 10M hole");
+    sandbox.assert_holds(&mount.committed("x.img"), "hole");
+    drop(anew());
+    let id = sandbox.ok(&["commit", "mnt/new/x.img"]).trim().to_owned();
+    sandbox.assert_holds(&id, "hole");
+    ends_with(&sandbox, mount, 4);
+}
+
+#[test]
+fn qemu_img_over_a_committed_image_makes_one_snapshot() {
+    if !can_mount(&["qemu-img"]) {
+        return;
+    }
+    let (sandbox, mount) = mounted();
+    sandbox.image("other", 6 * MIB, &[(MIB, MIB)]);
+    sandbox.sh("cp data mnt/new/x.img");
+    mount.committed("x.img");
+    sandbox.sh("qemu-img convert -f raw -O raw other mnt/new/x.img");
+    sandbox.assert_holds(&mount.committed("x.img"), "other");
+    assert_eq!(mount.begun(), 2);
     ends_with(&sandbox, mount, 2);
 }
 

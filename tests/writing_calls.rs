@@ -280,7 +280,8 @@ fn beyond_64_tib_a_file_is_too_large() {
     }
     let sandbox = Sandbox::with_store();
     // A file of ext4 has at most 16 TiB, and so has what is staged there.
-    let staging = FileSystem::mount(Path::new("none"), "tmpfs", "size=64m", sandbox.join("tmpfs"));
+    let staging =
+        FileSystem::mount(Path::new("none"), "tmpfs", "size=64m,mode=700", sandbox.join("tmpfs"));
     let mount = sandbox.mount(&["--staging", staging.0.to_str().unwrap()]);
     let file = File::create(mount.new_file("x.img")).unwrap();
     let most = 64 << 40;

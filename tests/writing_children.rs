@@ -306,3 +306,33 @@ fn a_parent_can_be_asked_for_before_the_first_snapshot() {
     }
     mount.unmount();
 }
+
+#[test]
+fn the_image_of_today_is_a_child_of_that_of_yesterday() {
+    if !can_mount(&["cp"]) {
+        return;
+    }
+    let sandbox = Sandbox::with_store();
+    sandbox.image("x.img", 8 * MIB + 100, &[(0, 4 * MIB), (8 * MIB, 100)]);
+    let mount = sandbox.mount(&["--parent", "auto"]);
+    sandbox.sh("cp x.img mnt/new/");
+    let first = mount.committed("x.img");
+    assert_eq!(sandbox.parent_of(&first), None);
+    // `cp` truncates what was there, and writes all of it again.
+    let put = mount.put();
+    sandbox.sh(
+        "printf new | dd status=none of=x.img conv=notrunc bs=1 seek=700000; cp x.img mnt/new/",
+    );
+    until("it is committed", || mount.committed("x.img") != first);
+    let second = mount.committed("x.img");
+    assert_eq!(sandbox.parent_of(&second).as_deref(), Some(&*first));
+    sandbox.assert_holds(&second, "x.img");
+    assert!(mount.put() - put <= 2, "{}", mount.put() - put);
+    mount.unmount();
+    // Another mount knows it by its name.
+    let mount = sandbox.mount(&["--parent", "auto"]);
+    sandbox.sh("rm -f mnt/new/x.img; cp x.img mnt/new/");
+    let third = mount.committed("x.img");
+    assert_eq!(sandbox.parent_of(&third).as_deref(), Some(&*second));
+    sandbox.assert_holds(&third, "x.img");
+}

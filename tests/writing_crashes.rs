@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt as _;
 
 use nix::sys::signal::{SIGKILL, SIGTERM};
 use support::writing::Disk;
-use support::{Loop, MIB, Mount, Sandbox, can_mount, names, same, until};
+use support::{Loop, MIB, Mount, Sandbox, can_mount, names, over_ebs, same, until};
 
 /// Kills the daemon, and mounts anew.
 fn killed(sandbox: &Sandbox, mut mount: Mount) -> Mount {
@@ -245,4 +245,67 @@ fn two_mounts_of_a_store_write_at_the_same_time() {
     let said = sandbox.fails(&["mount", "--store", "other", "--staging", "staging", "mnt2"]);
     assert!(said.contains("it belongs to the store") && said.contains("/store"), "{said}");
     sandbox.assert_nothing_is_left();
+}
+
+#[test]
+fn staged_images_wait_for_their_own_repository() {
+    if !can_mount(&[]) || over_ebs() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    for disk in ["d1", "d2"] {
+        sandbox.ok(&["init", &format!("{disk}/s")]);
+    }
+    sandbox.random("x.img", 3 * MIB);
+    let at = |store: &str| {
+        let mut fspfs = sandbox.fspfs();
+        fspfs.args(["-s", store]);
+        Mount::new(&sandbox, fspfs, &["--commit", "manual"])
+    };
+    sandbox.sh("mv d1 usb");
+    let mount = at("usb/s");
+    sandbox.sh("cp x.img mnt/new/");
+    mount.unmount();
+    // Another disk takes its turn.
+    sandbox.sh("mv usb d1; mv d2 usb");
+    let mount = at("usb/s");
+    assert_eq!(names(mount.join("new")), [] as [String; 0]);
+    let log = mount.unmount();
+    assert!(log.contains("1 image is staged for repository") && log.contains("usb/s"), "{log}");
+    let doctor = sandbox.ok(&["-s", "usb/s", "doctor"]);
+    assert!(doctor.contains("staged images: 1 image is staged for repository"), "{doctor}");
+    // The repository finds it again, wherever it is.
+    let mount = at("d1/s");
+    assert_eq!(mount.state("x.img"), "dirty");
+    let id = sandbox.ok(&["commit", "mnt/new/x.img"]).trim().to_owned();
+    let log = mount.unmount();
+    assert!(!log.contains("is staged for"), "{log}");
+    sandbox.assert_holds_in("d1/s", &id, "x.img");
+    assert_eq!(sandbox.ok(&["-q", "-s", "usb/s", "list"]), "");
+}
+
+#[test]
+fn an_image_begun_in_a_repository_is_not_committed_to_its_copy() {
+    if !can_mount(&["fallocate"]) || over_ebs() {
+        return;
+    }
+    let (sandbox, _disk) = Disk::with_store(48 * MIB);
+    sandbox.random("x.img", 32 * MIB);
+    sandbox.sh("mkdir copy; cp -a store/fspfs.json copy/; fallocate -l 26M store/filler");
+    let mount = sandbox.mount(&[]);
+    assert!(!sandbox.try_sh("cp x.img mnt/new/").status.success());
+    assert_eq!(mount.state("x.img"), "failed");
+    mount.unmount();
+    sandbox.sh("rm store/filler");
+    let mut fspfs = sandbox.fspfs();
+    fspfs.args(["-s", "copy"]);
+    let mount = Mount::new(&sandbox, fspfs, &[]);
+    assert_eq!(mount.state("x.img"), "interrupted");
+    assert!(mount.told("x.img", "error").contains("copy of the store"));
+    sandbox.sh("cmp x.img mnt/new/x.img; chmod 600 mnt/new/x.img");
+    mount.unmount();
+    assert_eq!(sandbox.ok(&["-q", "-s", "copy", "list"]), "");
+    let mount = sandbox.mount(&[]);
+    sandbox.assert_holds(&mount.committed("x.img"), "x.img");
+    mount.unmount();
 }

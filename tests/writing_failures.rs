@@ -77,7 +77,7 @@ fn a_retry_puts_only_what_is_missing() {
     sandbox.random("x.img", 144 * MIB);
     let mount = sandbox.mount(&[]);
     sandbox.sh("fallocate -l 176M store/filler");
-    fails(&sandbox, "cp x.img mnt/new/", "Disk quota exceeded");
+    fails(&sandbox, "cp x.img mnt/new/", "No space left on device");
     has_failed(&sandbox, &mount, "No space left");
     let put = mount.put();
     std::fs::remove_file(sandbox.join("store/filler")).unwrap();
@@ -277,6 +277,18 @@ fn a_base_that_comes_back_needs_no_new_mount() {
     mount.unmount();
 }
 
+/// A file in which a write failed becomes no snapshot, unless it is to be taken as it is.
+fn refuses(sandbox: &Sandbox, mount: &Mount, name: &str) {
+    let file = mount.new_file(name);
+    let said = sandbox.fails(&["commit", file.to_str().unwrap()]);
+    let len = file.metadata().unwrap().len();
+    let missing = format!("from byte {len} on could not be written");
+    assert!(said.contains(&missing) && said.contains("--as-is"), "{said}");
+    sandbox.sh(&format!("touch mnt/new/{name}"));
+    fails(sandbox, &format!("printf x | dd status=none of=mnt/new/{name} conv=notrunc"), "closing");
+    mount.becomes(name, "interrupted");
+}
+
 /// `cp` of more than can be staged is told so, and nothing is committed; less is fine.
 fn meets_the_end_of_the_room(sandbox: &Sandbox, mount: &Mount, says: &str) {
     sandbox.random("large", 40 * MIB);
@@ -287,6 +299,8 @@ fn meets_the_end_of_the_room(sandbox: &Sandbox, mount: &Mount, says: &str) {
     let why = mount.told("large.img", "error");
     assert!(why.contains("a write failed") && why.contains(says), "{why}");
     fails(sandbox, "dd status=none if=large of=mnt/new/too.img bs=1M", "No space left");
+    // Nor is it when somebody asks, opens it, or writes elsewhere; also by the next mount.
+    refuses(sandbox, mount, "large.img");
     assert_eq!(mount.begun(), 0);
     let room = File::create(mount.new_file("room")).unwrap();
     let result = nix::fcntl::fallocate(&room, nix::fcntl::FallocateFlags::empty(), 0, 40 << 20);
@@ -333,6 +347,43 @@ fn staging_leaves_the_disk_some_room() {
     mount.unmount();
 }
 
+#[test]
+fn a_failed_write_outlasts_the_mount_and_ends_with_what_is_written_anew() {
+    if !can_mount(&["dd"]) {
+        return;
+    }
+    let sandbox = Sandbox::with_store();
+    let mount = sandbox.mount(&["--staging-limit", "4MiB"]);
+    sandbox.random("x.img", 6 * MIB);
+    fails(&sandbox, "dd status=none if=x.img of=mnt/new/y.img bs=1M", "No space");
+    mount.unmount();
+    let mount = sandbox.mount(&[]);
+    refuses(&sandbox, &mount, "y.img");
+    sandbox.sh(
+        "cp --reflink=never x.img anew.img; printf x | dd status=none of=anew.img conv=notrunc",
+    );
+    // What is missing is written, and no more.
+    sandbox.sh("dd status=none if=x.img of=mnt/new/y.img bs=1M skip=4 seek=4 conv=notrunc");
+    sandbox.assert_holds(&mount.committed("y.img"), "anew.img");
+    mount.unmount();
+}
+
+#[test]
+fn a_file_with_a_failed_write_is_taken_as_it_is_on_request() {
+    if !can_mount(&["dd"]) {
+        return;
+    }
+    let sandbox = Sandbox::with_store();
+    let mount = sandbox.mount(&["--staging-limit", "4MiB"]);
+    sandbox.random("x.img", 6 * MIB);
+    fails(&sandbox, "dd status=none if=x.img of=mnt/new/x.img bs=1M", "No space");
+    refuses(&sandbox, &mount, "x.img");
+    let id = sandbox.ok(&["commit", "--as-is", "mnt/new/x.img"]);
+    sandbox.sh("head -c 4M x.img >cut.img; printf x | dd status=none of=cut.img conv=notrunc");
+    sandbox.assert_holds(id.trim(), "cut.img");
+    mount.unmount();
+}
+
 /// A mount whose store does not answer, with a `cp` to `x.img` that waits for it.
 fn waits(sandbox: &Sandbox, mount: &Mount) -> support::writing::Running {
     let cp = sandbox.start("exec cp x.img mnt/new/");
@@ -357,8 +408,9 @@ fn what_is_written_during_a_commit_is_the_next_snapshot() {
     let write = "dd status=none of=mnt/new/x.img bs=1 conv=notrunc";
     sandbox.sh(&format!("printf two | {write} seek=1M; cmp y.img mnt/new/x.img"));
     assert_eq!(mount.state("x.img"), "queued");
-    // There is no third one.
-    fails(&sandbox, &format!("printf three | {write}"), "busy");
+    // Nobody's writes wait for a commit that waits: the next close asks anew.
+    sandbox.sh(&format!("printf three | {write}; head -c 5 x.img | {write}"));
+    assert_eq!(mount.state("x.img"), "queued");
     sandbox.sh("cmp y.img mnt/new/x.img; mv mnt/new/x.img mnt/new/z.img");
     drop(frozen);
     cp.succeeds();

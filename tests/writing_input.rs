@@ -10,7 +10,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use support::writing::Disk;
-use support::{MIB, Sandbox, can_mount, errno, names, text};
+use support::{MIB, Sandbox, can_mount, errno, names, run, text};
 
 #[test]
 fn a_read_only_mount_takes_nothing() {
@@ -32,6 +32,44 @@ fn a_read_only_mount_takes_nothing() {
     mount.unmount();
     // It needs no staging either.
     assert_eq!(sandbox.sh("find state -name images | wc -l").trim(), "0");
+}
+
+#[test]
+fn a_repository_that_cannot_be_written_is_read_and_takes_nothing() {
+    if !can_mount(&["mount"]) || !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let sandbox = Sandbox::with_store();
+    sandbox.image("x.img", MIB, &[(0, 10)]);
+    let (a, b) = (sandbox.upload("x.img", &["--name", "x"]), sandbox.upload("x.img", &[]));
+    sandbox.ok(&["delete", "--yes", &sandbox.upload("x.img", &[])]);
+    sandbox.sh("mkdir ro; mount --bind store ro; mount -o remount,bind,ro ro");
+    let ro = |arguments: &[&str]| {
+        let output = run(sandbox.fspfs().args(["-s", "ro"]).args(arguments));
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output));
+        text(&output)
+    };
+    for line in [
+        &["list"][..],
+        &["list", &a],
+        &["diff", &a, &b],
+        &["verify"],
+        &["download", "x", "y.img"],
+        &["delete", "--dry-run", &a],
+        &["gc", "--dry-run"],
+    ] {
+        ro(line);
+    }
+    let said = ro(&["mount", "mnt"]);
+    assert!(said.contains("can only be read: new/ is read-only"), "{said}");
+    let output = sandbox.try_sh("cp x.img mnt/new/");
+    assert!(text(&output).contains("Read-only file system"), "{}", text(&output));
+    sandbox.sh("cmp x.img mnt/by-name/x.img");
+    ro(&["umount", "mnt"]);
+    let output = run(sandbox.fspfs().args(["-s", "ro", "-q", "mount", "mnt"]));
+    assert_eq!(text(&output).lines().filter(|line| line.contains("fspfs:")).count(), 0);
+    ro(&["umount", "mnt"]);
+    sandbox.sh("umount ro");
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod support;
 
 use std::path::Path;
 
+use support::writing::Running;
 use support::{BLOCK, FileSystem, Loop, MIB, Mount, Sandbox, can_mount, loops_below, until};
 
 fn mounted() -> (Sandbox, Mount) {
@@ -118,5 +119,56 @@ fn a_file_system_in_a_clone_is_changed_in_a_child() {
     assert_eq!(sandbox.parent_of(&second), Some(first));
     check(&sandbox, &mount.image(&second), "ext4", "e2fsck -f -n", "ro,noload");
     assert!(mount.put() - put < put, "{} puts, after {put}", mount.put() - put);
+    mount.unmount();
+}
+
+#[test]
+fn a_file_system_is_made_three_times_while_the_store_is_slow() {
+    if !can_mount(&["losetup", "mkfs.ext4"]) {
+        return;
+    }
+    let mut sandbox = Sandbox::with_store();
+    sandbox.serve(&["--inject", "put.latency=5s"]);
+    let mount = sandbox.mount(&[]);
+    sandbox.sh("truncate -s 40M mnt/new/x.img");
+    for _ in 0..3 {
+        let device = Loop::attach(&mount.new_file("x.img"), &["--direct-io=on"]);
+        sandbox.sh(&format!("mkfs.ext4 -q {0}; blockdev --flushbufs {0}", device.0.display()));
+    }
+    sandbox.sh("cp mnt/new/x.img last.img");
+    sandbox.assert_holds(&mount.committed("x.img"), "last.img");
+    mount.unmount();
+}
+
+#[test]
+fn a_mounted_file_system_goes_on_while_it_is_committed_twice() {
+    if !can_mount(&["losetup", "mkfs.ext4", "e2fsck"]) {
+        return;
+    }
+    let (mut sandbox, image) = (Sandbox::with_store(), "mnt/new/x.img");
+    sandbox.serve(&["--inject", "put.latency=3s"]);
+    let mount = sandbox.mount(&[]);
+    sandbox.sh(&format!("truncate -s 40M {image}"));
+    let device = Loop::attach(&mount.new_file("x.img"), &["--direct-io=on"]);
+    sandbox.sh(&format!("mkfs.ext4 -q {}", device.0.display()));
+    let file_system = FileSystem::mount(&device.0, "ext4", "rw", sandbox.join("fs"));
+    let commit = || Running::new(sandbox.fspfs().args(["-q", "commit", image]));
+    sandbox.sh("echo 1 >fs/one; sync -f fs");
+    let first = commit();
+    mount.becomes("x.img", "committing");
+    sandbox.sh("echo 2 >fs/two; sync -f fs");
+    let second = commit();
+    mount.becomes("x.img", "queued");
+    sandbox.sh("head -c 1M /dev/urandom >fs/three; sync -f fs; touch fs/four; sync -f fs");
+    let second = second.ends();
+    assert!(second.status.success() && first.ends().status.success());
+    let id = String::from_utf8(second.stdout).unwrap();
+    drop((file_system, device));
+    // What was asked for while another one went on has what was there at its turn.
+    let copy = Loop::attach(&mount.image(id.trim()), &["-r"]);
+    let back = FileSystem::mount(&copy.0, "ext4", "ro,noload", sandbox.join("back"));
+    assert!(sandbox.join("back/two").exists() && sandbox.join("back/four").exists());
+    drop((back, copy));
+    mount.committed("x.img");
     mount.unmount();
 }

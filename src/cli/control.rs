@@ -13,7 +13,7 @@ use crate::arguments::{DAMAGED, ScreenArgs, WORKING_DIRECTORY};
 use crate::image::working::Damaged;
 use crate::mount;
 use crate::ops::{self, Exit, table};
-use crate::transfer::Progress;
+use crate::transfer::Follower;
 
 /// First and longest pause between two looks at a job.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
@@ -167,13 +167,13 @@ impl Control {
             tell(format_args!("job {number} was cancelled"));
         }
         // It is what the command would have printed, in the form that was asked for.
-        out.lines(&job.result)?;
+        out.made(&job.result, &job.result)?;
         Ok(exit)
     }
 
     async fn ended(&self, number: u64, out: Output) -> anyhow::Result<Job> {
-        let bar = out.progress("Storing");
-        let (mut shown, (mut pause, longest)) = (0, PAUSES);
+        let mut follower = Follower::new(out.progress("Storing"));
+        let (mut pause, longest) = PAUSES;
         loop {
             let control = self.clone();
             // The mount may be slow to answer, and a signal must end the wait for that, too.
@@ -188,7 +188,7 @@ impl Control {
             if job.exit_code.is_some() {
                 return Ok(job);
             }
-            show(&*bar, &job, &mut shown);
+            follower.is_at(job.blocks_done, job.blocks_in_all);
             tokio::time::sleep(pause).await;
             pause = (pause * 3 / 2).min(longest);
         }
@@ -206,15 +206,10 @@ pub(super) async fn forward(
     let (control, name) = Control::of_working_image(file)?;
     let flags = [(screen.json, "--json"), (screen.quiet, "--quiet")].into_iter();
     let flags = flags.filter(|(given, _)| *given).map(|(_, flag)| flag.to_owned());
+    let flags = flags.chain((0..screen.verbose).map(|_| "--verbose".to_owned()));
     let words: Vec<_> = flags.chain(words(&name)).collect();
     let job = control.start(operation, &words)?;
     control.follow(job, out).await
-}
-
-fn show(bar: &dyn Progress, job: &Job, shown: &mut u64) {
-    bar.total(job.blocks_in_all);
-    bar.advance(job.blocks_done.saturating_sub(*shown));
-    *shown = job.blocks_done.max(*shown);
 }
 
 fn is_gone(error: &anyhow::Error) -> bool {

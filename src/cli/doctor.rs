@@ -8,8 +8,10 @@ use super::Global;
 use super::output::Output;
 use super::run::store_url;
 use crate::doctor::{self, Check, Report, Status};
+use crate::mount;
 use crate::ops::Exit;
-use crate::ops::text::one_line;
+use crate::shown::one_line;
+use crate::store::StoreUrl;
 
 /// `fspfs doctor`
 #[derive(Args, Debug)]
@@ -38,11 +40,14 @@ pub(super) async fn doctor(
     args: &DoctorArgs,
 ) -> anyhow::Result<Exit> {
     let url = store_url(global).absolute()?;
-    let mount_point = args.mount_point.as_ref().map(std::path::absolute).transpose()?;
+    let mount_point = args.mount_point.as_deref().map(mount::resolve);
     let mut printed = Ok(());
     let show = |check: &Check| {
         // Each as soon as it is known: some take seconds.
         for line in lines(check) {
+            if check.status == Status::Failure {
+                out.error(&line);
+            }
             if printed.is_ok() {
                 printed = out.line(line);
             }
@@ -50,8 +55,14 @@ pub(super) async fn doctor(
     };
     let report = doctor::examine(&url, mount_point.as_deref(), args.staging.as_deref(), show).await;
     printed?;
-    out.result(&report, || vec![summary(&report)])?;
+    out.result(&report, Vec::new, || vec![summary(&report)])?;
     Ok(if report.is_healthy() { Exit::Done } else { Exit::Failed })
+}
+
+/// Looks whether what an operation needs of the store is permitted. What is found is told on stderr.
+pub(super) async fn permitted(url: &StoreUrl, out: Output) -> anyhow::Result<bool> {
+    let show = |check: &Check| lines(check).into_iter().for_each(|line| out.note(line));
+    Ok(doctor::permissions(&url.absolute()?, show).await.is_healthy())
 }
 
 fn lines(check: &Check) -> Vec<String> {

@@ -4,6 +4,7 @@ use super::JobsArgs;
 use super::control::{Control, Job};
 use super::output::Output;
 use crate::ops::{Exit, text};
+use crate::shown;
 
 pub(super) async fn jobs(out: Output, args: &JobsArgs) -> anyhow::Result<Exit> {
     let control = Control::of_mount(&args.mount_point)?;
@@ -12,7 +13,8 @@ pub(super) async fn jobs(out: Output, args: &JobsArgs) -> anyhow::Result<Exit> {
     }
     let jobs = control.jobs()?;
     let header = ["JOB", "STATE", "BLOCKS", "COMMAND"];
-    out.result(&jobs, || text::columns(header, jobs.iter().map(row)))?;
+    let numbers = || jobs.iter().map(|job| job.number.to_string()).collect();
+    out.result(&jobs, numbers, || text::columns(header, jobs.iter().map(row)))?;
     Ok(Exit::Done)
 }
 
@@ -26,7 +28,7 @@ fn row(job: &Job) -> [String; 4] {
         Some(code) if job.state == "failed" => format!("{} {code}", job.state),
         _ => job.state.clone(),
     };
-    [job.number.to_string(), state, blocks, text::one_line(&job.command)]
+    [job.number.to_string(), state, blocks, shown::one_line(&job.command)]
 }
 
 #[cfg(test)]

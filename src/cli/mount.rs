@@ -6,15 +6,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::output::tell;
+use super::output::{print, tell};
 use super::run::{log_level, store_options, store_url};
-use super::{CommitWhen, Global, MountArgs, WritingArgs};
+use super::{CheckImages, CommitParent, CommitWhen, Global, MountArgs, WritingArgs};
 use crate::arguments::EncryptedHoles;
 use crate::image::working::Settings;
 use crate::mount::{self, Access, Options};
 use crate::ops::Exit;
 use crate::ops::context::House;
 use crate::store::{StoreOptions, Stores};
+use crate::threads;
 use crate::tree::Ownership;
 
 /// Threads that may wait for a disk at the same time. Each may hold a compressed block.
@@ -22,7 +23,8 @@ const WAITING_THREADS: usize = 48;
 
 pub(super) fn mount(global: &Global, args: &MountArgs) -> anyhow::Result<Exit> {
     let url = store_url(global).absolute()?;
-    let mount_point = std::path::absolute(&args.mount_point)?;
+    // One that leads elsewhere is known by where it leads.
+    let mount_point = mount::daemon_place().unwrap_or_else(|| mount::resolve(&args.mount_point));
     if let Err(why) = settings(&args.writing).check() {
         anyhow::bail!("cannot mount at {}: {why}", mount_point.display());
     }
@@ -32,7 +34,7 @@ pub(super) fn mount(global: &Global, args: &MountArgs) -> anyhow::Result<Exit> {
     let log = mount::log_file(&mount_point);
     match mount::start(&arguments(args, &mount_point), &mount_point)? {
         None => {
-            writeln!(std::io::stdout(), "{url} is mounted at {}", mount_point.display())?;
+            print(format_args!("{url} is mounted at {}", mount_point.display()))?;
             if !global.screen.quiet {
                 tell(format_args!("the log is {}", log.display()));
             }
@@ -64,18 +66,13 @@ fn serve(
     let options = options(args, mount_point.to_owned())?;
     let level = if global.screen.verbose == 0 { tracing::Level::INFO } else { log_level(global) };
     if args.foreground {
-        mount::log_to_stderr(level);
+        mount::log_mount_to_stderr(level);
     } else {
         mount::log_to_file(&log, level)?;
         nix::unistd::setsid()?;
         std::env::set_current_dir("/")?;
     }
-    let workers = std::thread::available_parallelism().map_or(2, usize::from).max(2);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(workers)
-        .max_blocking_threads(WAITING_THREADS)
-        .enable_all()
-        .build()?;
+    let runtime = threads::runtime(Some(WAITING_THREADS), mount::THREADS)?;
     let of_store = StoreOptions {
         // Most of what a commit may take of the budget.
         max_unsaved: Some(args.memory.0 / 2),
@@ -83,12 +80,23 @@ fn serve(
     };
     let stores = Arc::new(Stores::default());
     let store = runtime.block_on(stores.open(url, &of_store))?;
+    let waiting = mount::staged_for_others(url, &store);
+    for told in &waiting {
+        tracing::warn!("{told}");
+    }
+    if mount::is_daemon() && !global.screen.quiet {
+        // The log says so, too, and nobody reads it before something is wrong.
+        waiting.iter().for_each(tell);
+        if options.writing.is_some() && !url.is_writable_here() {
+            tell(format_args!("{url} can only be read: new/ is read-only"));
+        }
+    }
     let house = House {
         stores,
         from: url.clone(),
         options: of_store,
         opened: None,
-        journals: mount::state_directory().join("transfers"),
+        journals: Some(mount::state_directory().join("transfers")),
         closed: url
             .directory()
             .map(|at| (at.to_owned(), "it is the store itself"))
@@ -101,11 +109,12 @@ fn serve(
             // Until now the user saw there what went wrong.
             if let Err(error) = mount::stderr_to_file(&log) {
                 tracing::warn!("{error}");
+                to_nowhere(nix::unistd::dup2_stderr);
             }
             announce();
         } else {
             // Whoever waits for this line may have gone away.
-            let _ = writeln!(std::io::stdout(), "{url} is mounted at {}", mount_point.display());
+            let _ = print(format_args!("{url} is mounted at {}", mount_point.display()));
         }
     };
     let served = mount::serve(&runtime, house, store, &options, ready);
@@ -123,8 +132,13 @@ fn announce() {
         tracing::warn!("nobody waits for this mount any more");
         let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM);
     }
+    to_nowhere(nix::unistd::dup2_stdout);
+}
+
+/// Leads a descriptor to `/dev/null`, as far as there is one.
+fn to_nowhere(lead: impl FnOnce(std::fs::File) -> nix::Result<()>) {
     if let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null") {
-        let _ = nix::unistd::dup2_stdout(null);
+        let _ = lead(null);
     }
 }
 
@@ -168,6 +182,8 @@ fn settings(args: &WritingArgs) -> Settings {
         tags: args.tags.iter().cloned().collect(),
         encrypted: args.encrypted,
         kms_key: args.kms_key_id.clone(),
+        check_images: args.check_images == CheckImages::On,
+        parent_auto: args.parent == CommitParent::Auto,
         ..Settings::default()
     }
 }

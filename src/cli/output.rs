@@ -4,15 +4,15 @@ use std::fmt;
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::Arc;
 
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::Global;
+use super::bars::{self, Bar};
 use crate::arguments::ScreenArgs;
-use crate::model::BLOCK_SIZE_U64;
 use crate::ops;
 use crate::ops::context::Console;
-use crate::transfer::{Progress, SharedProgress};
+use crate::shown;
+use crate::transfer::{SharedProgress, Silent};
 
 /// Prints as the global options say.
 #[derive(Clone, Copy, Debug)]
@@ -27,14 +27,17 @@ impl Output {
         Self { json, quiet }
     }
 
-    /// Prints the result: as JSON, or the lines that `text` makes of it.
+    /// Prints the result: as JSON, its ids alone, or the lines that `text` makes of it.
     pub(super) fn result<T: Serialize>(
         self,
         value: &T,
+        ids: impl FnOnce() -> Vec<String>,
         text: impl FnOnce() -> Vec<String>,
     ) -> std::io::Result<()> {
         let lines = if self.json {
-            vec![serde_json::to_string_pretty(value).map_err(std::io::Error::other)?]
+            vec![shown::json(&serde_json::to_string_pretty(value).map_err(std::io::Error::other)?)]
+        } else if self.quiet {
+            ids()
         } else {
             text()
         };
@@ -52,6 +55,19 @@ impl Output {
         lines.iter().try_for_each(print)
     }
 
+    /// Prints lines about what was made: where nobody gets them, its ids are told on stderr, since without them it
+    /// is hard to find.
+    pub(super) fn made(self, lines: &[String], ids: &[String]) -> std::io::Result<()> {
+        self.lines(lines).inspect_err(|_| ids.iter().for_each(tell))
+    }
+
+    /// Says what is wrong, where the result would have said it.
+    pub(super) fn error(self, error: impl fmt::Display) {
+        if self.quiet && !self.json {
+            tell(error);
+        }
+    }
+
     /// Says something to the user that no program wants to read.
     pub(super) fn note(self, note: impl fmt::Display) {
         if !self.quiet {
@@ -59,12 +75,9 @@ impl Output {
         }
     }
 
-    /// A bar on stderr, if somebody is there to see it.
-    pub(super) fn progress(self, what: &'static str) -> SharedProgress {
-        if self.quiet || self.json || !std::io::stderr().is_terminal() {
-            return Arc::new(crate::transfer::Silent);
-        }
-        Arc::new(Bar::new(what))
+    /// Shows on stderr how far something is, unless the result is wanted alone.
+    pub(super) fn progress(self, what: &str) -> SharedProgress {
+        if self.quiet || self.json { Arc::new(Silent) } else { Arc::new(Bar::new(what)) }
     }
 }
 
@@ -81,24 +94,24 @@ impl Terminal {
 impl Console for Terminal {
     fn line(&self, text: &str) {
         // A closed pipe shows again when the result is printed.
-        let _ = print(text);
+        let _ = bars::aside(|| print(text));
     }
 
     fn tell(&self, text: &str) {
         tell(text);
     }
 
-    fn progress(&self, what: &'static str) -> SharedProgress {
+    fn progress(&self, what: &str) -> SharedProgress {
         self.0.progress(what)
     }
 
-    /// A script is not asked.
     fn confirm(&self, question: &str) -> ops::Result<bool> {
+        // What is piped in is no answer: nobody has read the question.
         if !std::io::stdin().is_terminal() {
-            return Ok(true);
+            return Err(ops::Error::unasked());
         }
         let mut stderr = std::io::stderr();
-        write!(stderr, "{question} [y/N] ")?;
+        write!(stderr, "{} [y/N] ", shown::lines(question))?;
         stderr.flush()?;
         let mut answer = String::new();
         std::io::stdin().read_line(&mut answer)?;
@@ -108,39 +121,12 @@ impl Console for Terminal {
 
 /// Says something on stderr, if anybody is there to read it.
 pub fn tell(what: impl fmt::Display) {
-    let _ = writeln!(std::io::stderr(), "fspfs: {what}");
+    bars::write(&format!("fspfs: {what}"));
 }
 
-fn print(line: impl fmt::Display) -> std::io::Result<()> {
+/// Prints lines.
+pub(super) fn print(lines: impl fmt::Display) -> std::io::Result<()> {
     let mut stdout = std::io::stdout().lock();
-    writeln!(stdout, "{line}")?;
+    writeln!(stdout, "{}", shown::lines(&lines.to_string()))?;
     stdout.flush()
-}
-
-struct Bar(ProgressBar);
-
-impl Bar {
-    fn new(what: &'static str) -> Self {
-        let style = ProgressStyle::with_template(
-            "{msg} {bar:30} {binary_bytes} of {binary_total_bytes} ({binary_bytes_per_sec}, {eta} left)",
-        )
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
-        Self(ProgressBar::new(0).with_style(style).with_message(what))
-    }
-}
-
-impl Progress for Bar {
-    fn total(&self, blocks: u64) {
-        self.0.set_length(blocks * BLOCK_SIZE_U64);
-    }
-
-    fn advance(&self, blocks: u64) {
-        self.0.inc(blocks * BLOCK_SIZE_U64);
-    }
-}
-
-impl Drop for Bar {
-    fn drop(&mut self) {
-        self.0.finish_and_clear();
-    }
 }

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 
+use super::bars::AboveBars;
 use super::output::{Output, Terminal};
 use super::signals::Signals;
 use super::{
-    Asked, Cli, Command, CompletionsArgs, Global, InitArgs, ManArgs, ScopeArgs, jobs, mount, staged,
+    Asked, Before, Cli, Command, Global, InitArgs, ManArgs, ScopeArgs, jobs, mount, staged,
 };
 use crate::ops::Exit;
 use crate::ops::context::{Context, House};
@@ -31,27 +32,39 @@ impl From<Exit> for ExitCode {
 ///
 /// Whatever keeps it from being done.
 pub fn run(cli: Cli) -> anyhow::Result<Exit> {
-    let Cli { global, command } = cli;
+    let Cli { mut global, mut command } = cli;
+    if let Asked::Other(Command::Mount(args)) = &command
+        && let Some(store) = &args.source
+    {
+        global.store = Some(store.clone());
+    }
     // `mount` sets up its own log, and a runtime once it is where it will stay.
     match &command {
         Asked::Other(Command::Mount(args)) => return mount::mount(&global, args),
-        Asked::Other(Command::Umount(args)) => return super::umount::umount(args),
+        Asked::Other(Command::Umount(args)) => {
+            return super::umount::umount(Output::new(&global), args);
+        }
         Asked::Other(Command::Serve(args)) => return super::serve::serve(&global, args),
-        Asked::Other(Command::Completions(args)) => return completions(args),
+        Asked::Other(Command::Completions(args)) => return super::complete::completions(args),
         Asked::Other(Command::Man(args)) => return man(args),
         _ => {}
     }
-    crate::mount::log_to_stderr(log_level(&global));
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        // One may wait for a disk.
-        .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).max(2))
-        .enable_all()
-        .build()?;
+    crate::mount::log_to_stderr(of_commands(&global), || AboveBars);
+    if let Asked::Operation { asked, .. } = &mut command {
+        asked.begin_alone()?;
+    }
+    let runtime = crate::threads::runtime(None, 0)?;
     let out = Output::new(&global);
     let exit = runtime.block_on(async {
         match command {
-            Asked::Operation { asked, name, dry_run } => {
-                operation(&global, out, asked, name, dry_run).await
+            Asked::Operation { asked, entry, dry_run, before } => {
+                if before.dry_run && !permitted(&global, out, entry).await? {
+                    return Ok(Exit::Failed);
+                }
+                if before.dry_run && !entry.can_dry_run() {
+                    return Ok(Exit::Done);
+                }
+                operation(&global, out, asked, entry, dry_run, before).await
             }
             Asked::Other(Command::Init(args)) => init(&global, out, &args).await,
             Asked::Other(Command::Staged(args)) => staged::staged(out, &args).await,
@@ -70,16 +83,26 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
     exit
 }
 
+/// Whether the store lets an operation be done, as far as that shows without doing it.
+async fn permitted(global: &Global, out: Output, entry: &table::Entry) -> anyhow::Result<bool> {
+    let is_permitted = super::doctor::permitted(&store_url(global), out).await?;
+    if is_permitted && !entry.can_dry_run() {
+        out.note(format_args!("{} was not done", entry.name));
+    }
+    Ok(is_permitted)
+}
+
 /// Does it here, or lets the mount do it whose working image it is about.
 async fn operation(
     global: &Global,
     out: Output,
     asked: Box<dyn table::Asked>,
-    name: &str,
+    entry: &table::Entry,
     dry_run: bool,
+    before: Before,
 ) -> anyhow::Result<Exit> {
     if let Some((file, words)) = asked.at_mount() {
-        return super::control::forward(name, file, words, global.screen, out).await;
+        return super::control::forward(entry.name, file, words, global.screen, out).await;
     }
     let run = Run::default();
     let signals = Signals::watch(&run)?;
@@ -88,7 +111,8 @@ async fn operation(
         from: store_url(global),
         options: store_options(global, None),
         opened: None,
-        journals: crate::mount::state_directory().join("transfers"),
+        journals: (!before.suppress_writes)
+            .then(|| crate::mount::state_directory().join("transfers")),
         closed: Vec::new(),
         absolute: false,
     };
@@ -102,11 +126,24 @@ async fn operation(
         working: None,
     };
     let outcome = asked.run(cx).await.map_err(|error| signals.explained(error, &from))?;
-    out.lines(&outcome.lines)?;
+    match entry.reads() {
+        true => out.lines(&outcome.lines)?,
+        false => out.made(&outcome.lines, &outcome.ids)?,
+    }
     Ok(outcome.exit)
 }
 
-/// How much is logged on stderr.
+/// What a command logs on stderr: with `-vvv` each request that is sent again.
+fn of_commands(global: &Global) -> &'static str {
+    match global.screen.verbose {
+        0 if global.screen.quiet => "error",
+        0 => "warn",
+        1 | 2 => "info",
+        _ => "info,fspfs::store::aws::service=debug",
+    }
+}
+
+/// How much is logged by what runs on.
 pub(super) fn log_level(global: &Global) -> tracing::Level {
     match global.screen.verbose {
         0 if global.screen.quiet => tracing::Level::ERROR,
@@ -126,12 +163,21 @@ pub(super) fn store_options(global: &Global, scope: Option<&ScopeArgs>) -> Store
     let scope = scope.cloned().unwrap_or_default();
     StoreOptions {
         max_requests_per_second: global.max_requests_per_second,
-        max_in_flight: global.max_in_flight,
+        max_in_flight: global.max_in_flight.or_else(num_jobs),
         owners: scope.owners,
         filters: scope.filters,
         settling: None,
         max_unsaved: None,
+        packing: crate::store::Packing::default(),
+        single_writer: global.single_writer,
+        salvage: false,
+        state: Some(crate::mount::state_directory()),
     }
+}
+
+/// What the original's environment says of how much is done at the same time.
+fn num_jobs() -> Option<std::num::NonZeroUsize> {
+    std::env::var("NUM_JOBS").ok()?.parse().ok()
 }
 
 async fn init(global: &Global, out: Output, args: &InitArgs) -> anyhow::Result<Exit> {
@@ -139,17 +185,15 @@ async fn init(global: &Global, out: Output, args: &InitArgs) -> anyhow::Result<E
         Some(target) => target.clone(),
         None => store_url(global),
     };
-    let repository = Repository::create(url.directory()?).await?;
+    let repository = match &url {
+        StoreUrl::Bucket(url) => {
+            Repository::create_in_bucket(url, &store_options(global, None)).await?
+        }
+        url => Repository::create(url.directory()?).await?,
+    };
     let url = url.absolute()?;
     let made = serde_json::json!({ "store": url.to_string(), "id": repository.id() });
-    out.result(&made, || vec![format!("{url} is an empty repository")])?;
-    Ok(Exit::Done)
-}
-
-fn completions(args: &CompletionsArgs) -> anyhow::Result<Exit> {
-    let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::grammar(), "fspfs", &mut script);
-    std::io::stdout().write_all(&script)?;
+    out.result(&made, Vec::new, || vec![format!("{url} is an empty repository")])?;
     Ok(Exit::Done)
 }
 

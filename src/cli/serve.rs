@@ -1,6 +1,5 @@
 //! `serve`.
 
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,6 +8,7 @@ use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::output::print;
 use super::run::{log_level, store_options, store_url};
 use super::{Global, ServeArgs};
 use crate::mount::{log_to_stderr_aside, state_directory};
@@ -30,7 +30,7 @@ pub(super) fn serve(global: &Global, args: &ServeArgs) -> anyhow::Result<Exit> {
         (false, 0) => tracing::Level::INFO,
         (false, _) => log_level(global),
     };
-    let _log = log_to_stderr_aside(level);
+    let _log = log_to_stderr_aside(level)?;
     if let Access::Keys(keys) = &access {
         tracing::info!("requests are signed with the key {} of {}", keys.first().id, keys.origin());
     }
@@ -40,10 +40,7 @@ pub(super) fn serve(global: &Global, args: &ServeArgs) -> anyhow::Result<Exit> {
             args.listen
         );
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .max_blocking_threads(WAITING_THREADS)
-        .enable_all()
-        .build()?;
+    let runtime = crate::threads::runtime(Some(WAITING_THREADS), 0)?;
     runtime.block_on(async {
         let store = Stores::default().open(&url, &store_options(global, None)).await?;
         let listener = TcpListener::bind(args.listen)
@@ -60,10 +57,8 @@ pub(super) fn serve(global: &Global, args: &ServeArgs) -> anyhow::Result<Exit> {
             name: url.to_string(),
         };
         let stop = stop()?;
-        let mut stdout = std::io::stdout();
         // Whoever waits for this line may have gone away.
-        let _ =
-            writeln!(stdout, "{url} is served at http://{address}").and_then(|()| stdout.flush());
+        let _ = print(format_args!("{url} is served at http://{address}"));
         serve::serve(listener, store, options, stop).await;
         anyhow::Ok(())
     })?;
@@ -75,7 +70,7 @@ pub(super) fn serve(global: &Global, args: &ServeArgs) -> anyhow::Result<Exit> {
 fn access(url: &StoreUrl, args: &ServeArgs) -> anyhow::Result<Access> {
     if args.no_auth {
         anyhow::ensure!(
-            !matches!(url, StoreUrl::Ebs(_)),
+            !matches!(url, StoreUrl::Ebs(_) | StoreUrl::Bucket(_)),
             "--no-auth is not for {url}: every program here would act with your rights at AWS"
         );
         anyhow::ensure!(
@@ -153,7 +148,7 @@ fn print_env(args: &ServeArgs) -> anyhow::Result<Exit> {
     if session.is_none() {
         lines.push("unset AWS_SESSION_TOKEN".to_owned());
     }
-    writeln!(std::io::stdout(), "{}", lines.join("\n"))?;
+    print(lines.join("\n"))?;
     Ok(Exit::Done)
 }
 

@@ -80,50 +80,39 @@ fn how_to_go_on(left: &Left, store: &StoreUrl) -> String {
     let quoted = |words: &[&str]| shlex::try_join(words.iter().copied()).unwrap_or_default();
     // What was begun anew is what it goes on with.
     let this: Vec<&str> = words.iter().map(String::as_str).filter(|w| *w != "--restart").collect();
-    let goes_on = format!("  goes on:  {}", quoted(&this));
-    match left {
-        Left::Snapshot(id, elsewhere) => {
-            let store = elsewhere.as_ref().unwrap_or(store);
-            let program = this.first().copied().unwrap_or("fspfs");
-            let gives_up = quoted(&[program, "-s", &store.to_string(), "delete", id.as_str()]);
-            format!("{id} stays pending\n{goes_on}\n  gives up: {gives_up}")
-        }
-        Left::Asked(None) => {
-            format!("a snapshot may have been started; if so, `fspfs list` shows it\n{goes_on}")
-        }
-        Left::Asked(Some(store)) => {
-            let list = quoted(&["fspfs", "-s", &store.to_string(), "list"]);
-            format!("a snapshot may have been started; if so, `{list}` shows it\n{goes_on}")
-        }
-        Left::Partial(path) => {
-            let gives_up = quoted(&["rm", &path.to_string_lossy()]);
-            format!("what is there is kept\n{goes_on}\n  gives up: {gives_up}")
-        }
-        Left::Device(path) => {
-            format!("{} holds a part of the image, and is none yet\n{goes_on}", path.display())
-        }
-        Left::Several(all) => {
-            let mut lines = Vec::new();
-            let mut partials = Vec::new();
-            for left in all {
-                match left {
-                    Left::Partial(path) => partials.push(path.to_string_lossy()),
-                    Left::Device(path) => lines.push(format!(
-                        "{} holds a part of the image, and is none yet",
-                        path.display()
-                    )),
-                    other => lines.push(how_to_go_on(other, store)),
-                }
+    let program = this.first().copied().unwrap_or("fspfs");
+    let all = match left {
+        Left::Several(all) => all,
+        one => std::slice::from_ref(one),
+    };
+    let (mut told, mut gives_up, mut partials) = (Vec::new(), Vec::new(), Vec::new());
+    for left in all {
+        match left {
+            Left::Snapshot(id, elsewhere) => {
+                let store = elsewhere.as_ref().unwrap_or(store).to_string();
+                told.push(format!("{id} stays pending"));
+                gives_up.push(quoted(&[program, "-s", &store, "delete", id.as_str()]));
             }
-            if partials.is_empty() {
-                lines.push(goes_on);
-            } else {
-                let rm = std::iter::once("rm").chain(partials.iter().map(AsRef::as_ref));
-                let gives_up = quoted(&rm.collect::<Vec<_>>());
-                lines.push("what is there is kept".to_owned());
-                lines.extend([goes_on, format!("  gives up: {gives_up}")]);
+            Left::Asked(elsewhere) => {
+                let list = match elsewhere {
+                    None => "fspfs list".to_owned(),
+                    Some(store) => quoted(&["fspfs", "-s", &store.to_string(), "list"]),
+                };
+                told.push(format!("a snapshot may have been started; if so, `{list}` shows it"));
             }
-            lines.join("\n")
+            Left::Partial(path) => partials.push(path.to_string_lossy()),
+            Left::Device(path) => {
+                told.push(format!("{} holds a part of the image, and is none yet", path.display()));
+            }
+            Left::Several(_) => told.push(how_to_go_on(left, store)),
         }
     }
+    if !partials.is_empty() {
+        told.push("what is there is kept".to_owned());
+        let rm = std::iter::once("rm").chain(partials.iter().map(AsRef::as_ref));
+        gives_up.push(quoted(&rm.collect::<Vec<_>>()));
+    }
+    told.push(format!("  goes on:  {}", quoted(&this)));
+    told.extend(gives_up.iter().map(|command| format!("  gives up: {command}")));
+    told.join("\n")
 }

@@ -11,6 +11,7 @@ use super::control::Control;
 use super::output::Output;
 use crate::image::working::Damaged;
 use crate::ops::{Exit, text};
+use crate::shown;
 
 /// A working image. What it does not tell is empty.
 #[derive(Debug, Default, Serialize)]
@@ -20,6 +21,9 @@ struct WorkingImage {
     /// Bytes.
     size: Option<u64>,
     staged_bytes: Option<u64>,
+    /// Of a commit that is under way.
+    blocks_done: Option<u64>,
+    blocks_in_all: Option<u64>,
     snapshot: String,
     error: String,
 }
@@ -35,7 +39,8 @@ pub(super) async fn staged(out: Output, args: &StagedArgs) -> anyhow::Result<Exi
     });
     let images = read.await??;
     let header = ["NAME", "STATE", "SIZE", "STAGED", "SNAPSHOT", "ERROR"];
-    out.result(&images, || text::columns(header, images.iter().map(row)))?;
+    let names = || images.iter().map(|image| shown::one_line(&image.name)).collect();
+    out.result(&images, names, || text::columns(header, images.iter().map(row)))?;
     Ok(Exit::Done)
 }
 
@@ -47,10 +52,14 @@ impl From<Damaged> for WorkingImage {
 }
 
 fn row(image: &WorkingImage) -> [String; 6] {
-    let cell = |text: &str| if text.is_empty() { "-".to_owned() } else { text::one_line(text) };
+    let cell = |text: &str| if text.is_empty() { "-".to_owned() } else { shown::one_line(text) };
+    let state = match (image.blocks_done, image.blocks_in_all) {
+        (Some(done), Some(all @ 1..)) => format!("{} {}%", image.state, done.min(all) * 100 / all),
+        _ => cell(&image.state),
+    };
     [
         cell(&image.name),
-        cell(&image.state),
+        state,
         image.size.map_or_else(|| "-".to_owned(), text::size),
         image.staged_bytes.map_or_else(|| "-".to_owned(), text::size),
         cell(&image.snapshot),
@@ -79,11 +88,15 @@ fn image(path: &Path) -> std::io::Result<WorkingImage> {
         let value = xattr::get(path, format!("user.fspfs.{name}"))?.unwrap_or_default();
         Ok::<_, std::io::Error>(String::from_utf8_lossy(&value).into_owned())
     };
+    let progress = attribute("progress")?;
+    let (done, all) = progress.split_once('/').unwrap_or_default();
     Ok(WorkingImage {
         name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         state: attribute("state")?,
         size: Some(path.symlink_metadata()?.len()),
         staged_bytes: attribute("staged-bytes")?.parse().ok(),
+        blocks_done: done.parse().ok(),
+        blocks_in_all: all.parse().ok(),
         snapshot: attribute("snapshot")?,
         error: attribute("error")?,
     })
@@ -101,6 +114,15 @@ mod tests {
             ..WorkingImage::default()
         };
         assert_eq!(row(&image), ["web.img", "-", "3.0 GiB", "-", "-", "-"]);
+        let done = WorkingImage {
+            state: "committing".to_owned(),
+            blocks_done: Some(3),
+            blocks_in_all: Some(8),
+            ..WorkingImage::default()
+        };
+        assert_eq!(row(&done)[1], "committing 37%");
+        let begun = WorkingImage { blocks_done: Some(0), blocks_in_all: Some(0), ..done };
+        assert_eq!(row(&begun)[1], "committing");
         let image = WorkingImage {
             state: "failed".to_owned(),
             staged_bytes: Some(512 << 10),

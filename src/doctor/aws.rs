@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use super::report::Findings;
+use crate::store::aws::config::config;
 use crate::store::ebs::EbsUrl;
-use crate::store::ebs::clients::{self, Clients};
+use crate::store::ebs::clients::Clients;
 
 mod clock;
 mod credentials;
@@ -30,7 +31,8 @@ pub(super) async fn examine(url: &EbsUrl, report: &mut impl Findings) {
         skip_all("no connection can be made as it is configured", report);
         return;
     }
-    let Ok(shared) = tokio::time::timeout(CONFIGURATION, clients::config(url)).await else {
+    let configuration = config(url.profile.as_deref(), url.region.as_deref());
+    let Ok((shared, _)) = tokio::time::timeout(CONFIGURATION, configuration).await else {
         report.fail(
             "configuration",
             format!("it was not read within {} s", CONFIGURATION.as_secs()),

@@ -20,6 +20,7 @@ pub(super) async fn examine(url: &StoreUrl, staging: Option<&Path>, report: &mut
     if url.is_writable() {
         staging::examine(staging, report).await;
     }
+    staging::examine_kept(report).await;
     if wait::asked(mount::requests_are_timed).await == Some(true) {
         report.warn(
             "request timeout",

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
+use crate::shown;
+
 /// Characters of a message of others that are shown: EC2 adds long encoded ones.
 const MAX_MESSAGE: usize = 300;
 
@@ -127,11 +129,10 @@ fn made(check: &str, status: Status, found: &str, cure: Option<String>) -> Check
 
 /// Text of others: on one line, and not endless.
 pub(super) fn one_line(text: &str) -> String {
-    let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    let clean = clean.trim();
+    let clean = shown::one_line(text.trim());
     match clean.char_indices().nth(MAX_MESSAGE) {
         Some((end, _)) => format!("{}…", &clean[..end]),
-        None => clean.to_owned(),
+        None => clean,
     }
 }
 
@@ -153,7 +154,7 @@ mod tests {
         assert_eq!(shown, ["a", "b", "c", "d"]);
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(json[3]["status"], "failure");
-        assert_eq!(json[3]["found"], "bad news");
+        assert_eq!(json[3]["found"], "bad\u{fffd}news");
         assert_eq!(json[3]["cure"], "do that");
         assert_eq!(json[0]["cure"], serde_json::Value::Null);
     }

@@ -24,6 +24,7 @@ pub(super) fn errno(error: &Error) -> Errno {
         Error::Denied => Errno::EACCES,
         Error::NoSuchOffset => Errno::ENXIO,
         Error::NoSuchAttribute => Errno::ENODATA,
+        Error::TooMany => Errno::EMFILE,
         Error::BadHandle => Errno::EBADF,
         Error::ReadOnly => Errno::EROFS,
         Error::Exists => Errno::EEXIST,
@@ -32,6 +33,7 @@ pub(super) fn errno(error: &Error) -> Errno {
         Error::Unsupported => Errno::EOPNOTSUPP,
         Error::Refused(_) => Errno::EINVAL,
         Error::Working(error) => of_working(error),
+        Error::CalledAway => Errno::ECANCELED,
         Error::NotReady(..) => Errno::EAGAIN,
         Error::Store(error) => match error.kind() {
             ErrorKind::NotFound => Errno::ENOENT,
@@ -39,6 +41,7 @@ pub(super) fn errno(error: &Error) -> Errno {
             ErrorKind::Throttled | ErrorKind::NotReady => Errno::EAGAIN,
             ErrorKind::Timeout => Errno::ETIMEDOUT,
             ErrorKind::Quota => Errno::EDQUOT,
+            ErrorKind::NoRoom => Errno::ENOSPC,
             ErrorKind::Conflict => Errno::EBUSY,
             ErrorKind::Unsupported => Errno::EOPNOTSUPP,
             ErrorKind::Invalid => Errno::EINVAL,
@@ -83,7 +86,6 @@ fn of_working(error: &working::Error) -> Errno {
             Errno::ENOSPC
         }
         working::Error::TooLarge => Errno::EFBIG,
-        working::Error::Busy => Errno::EBUSY,
         working::Error::Cancelled => Errno::ECANCELED,
         working::Error::Empty | working::Error::Refused(_) => Errno::EINVAL,
         // Without one of the system it would become EIO anyway.

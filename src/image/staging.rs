@@ -4,6 +4,7 @@
 //! offsets of the image, and the map of which blocks are there. `docs/staging-format.md` is the
 //! description for others.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
@@ -18,9 +19,13 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::model::{BLOCK_SIZE_U64, Block, BlockBuffer, BlockIndex, Digest};
-use crate::store::document;
+use crate::own;
+use crate::store::{StoreUrl, document};
 
 pub(crate) mod files;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
+pub(crate) mod lost;
 pub(crate) mod map;
 pub(crate) mod record;
 
@@ -44,6 +49,41 @@ const BETWEEN_LOOKS: i64 = 32;
 struct Owner {
     format: u32,
     store: String,
+    /// Where the store was last, if it says something else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    url: Option<String>,
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.url {
+            Some(url) => write!(f, "{} ({url})", self.store),
+            None => f.write_str(&self.store),
+        }
+    }
+}
+
+/// What is staged in a directory that no mount uses.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    /// The store that it is for.
+    pub(crate) store: String,
+    /// Where that was last.
+    pub(crate) url: Option<String>,
+    /// How many images there are.
+    pub(crate) images: usize,
+    path: PathBuf,
+}
+
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let images = if self.images == 1 { "image is" } else { "images are" };
+        write!(f, "{} {images} staged for {}", self.images, self.store)?;
+        if let Some(url) = &self.url {
+            write!(f, ", which was {url}")?;
+        }
+        write!(f, ", in {}", self.path.display())
+    }
 }
 
 /// What can be wrong with a staging directory.
@@ -114,34 +154,53 @@ impl Staging {
         Err(taken.expect("there was at least one"))
     }
 
-    /// Other stores, of those whose names begin with `prefix`, for which images are kept below `root`, and
-    /// where.
-    pub fn of_others(root: &Path, store: &str, prefix: &str) -> Vec<(String, PathBuf)> {
+    /// What is staged below `root`, and used by no mount.
+    pub(crate) fn kept(root: &Path) -> Vec<Kept> {
         let places = std::fs::read_dir(root).into_iter().flatten().flatten();
-        let other = |place: PathBuf| {
-            let bytes = std::fs::read(place.join("staging.json")).ok()?;
-            let owner: Owner = document::decode("staging.json", &bytes).ok()?;
-            let is_other = owner.store != store && owner.store.starts_with(prefix);
-            let mut images = std::fs::read_dir(place.join("images")).ok()?.flatten();
-            let any = images.any(|image| record::id_of(&image.path()).is_some());
-            (is_other && any).then_some((owner.store, place))
+        let kept = |path: PathBuf| {
+            own::check(&path).ok()?;
+            let lock = own::open(&path.join("lock"), File::options().read(true)).ok()?;
+            Flock::lock(lock, FlockArg::LockSharedNonblock).ok()?;
+            let bytes = own::read(&path.join("staging.json")).ok()?;
+            let Owner { store, url, .. } = document::decode("staging.json", &bytes).ok()?;
+            let images = std::fs::read_dir(path.join("images")).ok()?.flatten();
+            let images = images.filter(|image| record::id_of(&image.path()).is_some()).count();
+            (images > 0).then_some(Kept { store, url, images, path })
         };
-        places.filter_map(|place| other(place.path())).collect()
+        places.filter_map(|place| kept(place.path())).collect()
+    }
+
+    /// Notes where its store is, for who looks for it later. If that cannot be noted nothing is lost.
+    pub(crate) fn note_url(&self, url: &StoreUrl) {
+        let document = self.path.join("staging.json");
+        let url = url.to_string();
+        let noted = own::read(&document).and_then(|bytes| {
+            let found = document::decode("staging.json", &bytes);
+            let owner: Owner = found.map_err(io::Error::other)?;
+            if owner.store.starts_with(&url) || owner.url.as_ref() == Some(&url) {
+                return Ok(());
+            }
+            let owner = Owner { url: Some(url), ..owner };
+            files::replace(&document, &document::encode(&owner), true)
+        });
+        if let Err(error) = noted {
+            tracing::warn!("cannot note in {} where the store is: {error}", document.display());
+        }
     }
 
     /// The staging directory at `path`, which is made if it is not there.
     ///
     /// # Errors
     ///
-    /// If it cannot be used, is used by another mount, or is that of another store.
+    /// If it cannot be used, is used by another mount, is that of another store, or others can change it.
     pub fn open(path: &Path, store: &str, limit: u64) -> Result<Self, Unusable> {
         let failed = |cause| Unusable::Io { path: path.display().to_string(), cause };
         let taken = |why: String| Unusable::Taken { path: path.display().to_string(), why };
-        files::make_directory(&path.join("images")).map_err(failed)?;
+        own::make(path).and_then(|()| own::make(&path.join("images"))).map_err(failed)?;
         let lock = lock(&path.join("lock"), failed, taken)?;
         let document = path.join("staging.json");
-        let owner = Owner { format: FORMAT, store: store.to_owned() };
-        match std::fs::read(&document) {
+        let owner = Owner { format: FORMAT, store: store.to_owned(), url: None };
+        match own::read(&document) {
             Ok(bytes) => {
                 let found: Owner = document::decode("staging.json", &bytes)
                     .map_err(|e| taken(format!("{e}; what is staged there is still there")))?;
@@ -153,8 +212,7 @@ impl Staging {
                 }
                 if found.store != owner.store {
                     return Err(taken(format!(
-                        "it belongs to the store {}; give another --staging",
-                        found.store
+                        "it belongs to the store {found}; give another --staging"
                     )));
                 }
             }
@@ -241,7 +299,7 @@ impl Staging {
     /// A new directory for an image.
     pub(crate) fn new_image(&self) -> io::Result<PathBuf> {
         let path = self.path.join("images").join(Uuid::new_v4().to_string());
-        files::make_directory(&path)?;
+        own::make(&path)?;
         Ok(path)
     }
 
@@ -311,8 +369,9 @@ fn lock(
     taken: impl Fn(String) -> Unusable,
 ) -> Result<Flock<File>, Unusable> {
     let mut options = File::options();
-    let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
-    match Flock::lock(file.map_err(&failed)?, FlockArg::LockExclusiveNonblock) {
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let file = own::open(path, &mut options).map_err(&failed)?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => Ok(lock),
         Err((_, Errno::EWOULDBLOCK)) => {
             Err(taken("another mount uses it; unmount that, or give another --staging".to_owned()))
@@ -360,8 +419,8 @@ impl Files {
         let paths = paths(image, id);
         let [data_path, map_path, sums_path] = &paths;
         let (map, marks, data_len) = map::MapFile::open(map_path, id, same_run, over_data)?;
-        let data = File::options().read(true).write(true).open(data_path)?;
-        let sums = File::options().read(true).write(true).open(sums_path)?;
+        let data = own::open(data_path, File::options().read(true).write(true))?;
+        let sums = own::open(sums_path, File::options().read(true).write(true))?;
         if data.metadata()?.len() < data_len {
             return Err(map::Unusable::Damaged("its data was cut off"));
         }
@@ -478,15 +537,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_kept_for_others_is_found() {
+    fn kept_staging_is_told_with_the_place_of_its_store() {
         let root = tempfile::tempdir().unwrap();
-        let of = |store: &str| Staging::of_others(root.path(), store, "ebs:");
-        Staging::open_default(root.path(), "ebs: (one)", u64::MAX).unwrap();
-        assert!(of("ebs: (another)").is_empty(), "nothing is in it yet");
-        let place = std::fs::read_dir(root.path()).unwrap().next().unwrap().unwrap().path();
-        std::fs::create_dir(place.join("images").join(Uuid::new_v4().to_string())).unwrap();
-        assert_eq!(of("ebs: (another)"), [("ebs: (one)".to_owned(), place)]);
-        assert!(of("ebs: (one)").is_empty());
-        assert!(Staging::of_others(root.path(), "x", "file:").is_empty());
+        let kept = || Staging::kept(root.path());
+        let open =
+            |n: u32| Staging::open_default(root.path(), &format!("repository {n}"), u64::MAX);
+        let url = |path: &str| StoreUrl::Directory(path.into());
+        let staging = open(1).unwrap();
+        staging.note_url(&url("/mnt/a"));
+        staging.note_url(&url("/mnt/b"));
+        staging.new_image().unwrap();
+        drop(open(2).unwrap());
+        assert!(kept().is_empty(), "it is in use, or nothing is in it");
+        let path = staging.path().to_owned();
+        drop(staging);
+        let text = kept()[0].to_string();
+        let place = path.display();
+        let expected =
+            format!("1 image is staged for repository 1, which was file:///mnt/b, in {place}");
+        assert_eq!((kept().len(), text), (1, expected));
+        let refused = Staging::open(&path, "repository 2", u64::MAX).unwrap_err().to_string();
+        assert!(refused.contains("repository 1 (file:///mnt/b)"), "{refused}");
+        assert_eq!(open(1).unwrap().images().unwrap().len(), 1);
     }
 }

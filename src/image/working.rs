@@ -10,7 +10,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::RwLock;
 
@@ -19,12 +19,14 @@ use self::base::Base;
 use self::layer::{Layer, Source};
 use self::opened::Handles;
 use self::phase::Phase;
+use super::staging::lost::Lost;
 use super::staging::record::{Trouble, Wishes};
 use super::staging::{Files, Staging};
 use super::{Image, Reader};
 use crate::blocking::blocking;
 use crate::model::{BLOCK_SIZE_U64, BlockIndex, SnapshotId, SnapshotState};
 use crate::store::ErrorKind;
+use crate::transfer::Progress;
 
 mod active;
 mod attributes;
@@ -44,13 +46,15 @@ mod read;
 mod run;
 #[cfg(test)]
 mod tests;
+mod whole;
 mod workshop;
 
 pub use attributes::{Maker, State, Status};
 pub use error::{Error, Result};
+pub(crate) use layer::Commit;
 pub use opened::{Closed, Opened};
-pub(crate) use workshop::memory;
 pub use workshop::{Damaged, Settings, Workshop};
+pub(crate) use workshop::{Watch, memory};
 
 /// Locks that keep two writers from copying up one block at the same time.
 const COPY_UPS: usize = 64;
@@ -68,6 +72,8 @@ pub struct WorkingImage {
     copy_ups: [tokio::sync::Mutex<()>; COPY_UPS],
     /// Held by whoever writes the document.
     recording: Mutex<()>,
+    /// Who sees how far its commits are.
+    watchers: Mutex<Vec<Weak<dyn Progress>>>,
     state: Mutex<Inner>,
 }
 
@@ -81,6 +87,8 @@ struct Inner {
     /// From the bottom up. All but the last one are frozen.
     layers: Vec<Layer>,
     phase: Phase,
+    /// What programs wrote in vain since it was committed.
+    lost: Lost,
     /// Commits that somebody is about to begin in the background.
     starting: usize,
     wishes: Wishes,
@@ -138,6 +146,7 @@ impl WorkingImage {
             gate: RwLock::new(()),
             copy_ups: std::array::from_fn(|_| tokio::sync::Mutex::new(())),
             recording: Mutex::new(()),
+            watchers: Mutex::default(),
             state: Mutex::new(inner),
         })
     }
@@ -163,7 +172,9 @@ impl WorkingImage {
             }
         };
         // So that it does not come back if the mount dies before it is gone.
-        if let Err(error) = std::fs::write(self.directory.join(REMOVED), b"") {
+        let mut options = std::fs::File::options();
+        options.write(true).create(true).truncate(false);
+        if let Err(error) = crate::own::open(&self.directory.join(REMOVED), &mut options) {
             tracing::warn!("{} may come back: {error}", self.directory.display());
         }
         if let Some(id) = abort {
@@ -235,6 +246,7 @@ impl Inner {
             base,
             layers: Vec::new(),
             phase: Phase::Idle(None),
+            lost: Lost::default(),
             starting: 0,
             wishes: Wishes::default(),
             copier: None,

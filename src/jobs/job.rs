@@ -4,9 +4,11 @@ use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::log::Log;
+use crate::shown;
 
 /// What a command ends with: 0 done, 1 failed, 2 wrong usage, 3 done in part.
 pub(crate) type ExitCode = u8;
@@ -17,8 +19,12 @@ pub(crate) const DONE: ExitCode = 0;
 /// It was not done.
 pub(crate) const FAILED: ExitCode = 1;
 
+/// Bytes of a result that is kept for later mounts. A longer one is not.
+const MAX_RESULT: usize = 64 << 10;
+
 /// Where a job is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum State {
     /// It has not ended.
     Running,
@@ -28,6 +34,8 @@ pub(crate) enum State {
     Failed(ExitCode),
     /// It was cancelled before everything was done.
     Cancelled,
+    /// Its mount ended first.
+    Interrupted,
 }
 
 impl fmt::Display for State {
@@ -37,6 +45,7 @@ impl fmt::Display for State {
             Self::Done => write!(f, "done {DONE}"),
             Self::Failed(code) => write!(f, "failed {code}"),
             Self::Cancelled => write!(f, "cancelled {FAILED}"),
+            Self::Interrupted => write!(f, "interrupted {FAILED}"),
         }
     }
 }
@@ -52,13 +61,21 @@ pub(crate) struct Job {
 }
 
 /// What a job has told of itself.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Status {
     state: State,
     done: u64,
     total: u64,
     result: String,
     log: Log,
+}
+
+/// What of a job is kept for later mounts.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Record {
+    command: String,
+    started: Timestamp,
+    status: Status,
 }
 
 impl Job {
@@ -70,13 +87,37 @@ impl Job {
             result: String::new(),
             log: Log::default(),
         };
-        Self {
-            number,
-            command,
-            started: Timestamp::now(),
-            status: Mutex::new(status),
-            cancel: CancellationToken::new(),
+        Self::with(number, Record { command, started: Timestamp::now(), status })
+    }
+
+    fn with(number: u64, record: Record) -> Self {
+        let Record { command, started, status } = record;
+        let (status, cancel) = (Mutex::new(status), CancellationToken::new());
+        Self { number, command, started, status, cancel }
+    }
+
+    /// A job of an earlier mount.
+    pub(super) fn of_earlier(number: u64, mut record: Record) -> Self {
+        let status = &mut record.status;
+        if status.state == State::Running {
+            status.state = State::Interrupted;
+            status.log.add("the mount ended before the job did");
         }
+        Self::with(number, record)
+    }
+
+    /// What of it is kept, once it is in this state.
+    pub(super) fn record(&self, state: State) -> Record {
+        let status = self.status();
+        let Status { done, total, result, log, .. } = &*status;
+        let (mut result, mut log) = (result.as_str(), log.clone());
+        if result.len() > MAX_RESULT {
+            log.add(&format!("its result of {} bytes did not outlast its mount", result.len()));
+            result = "";
+        }
+        let (done, total, result) = (*done, *total, result.to_owned());
+        let status = Status { state, done, total, result, log };
+        Record { command: self.command.clone(), started: self.started, status }
     }
 
     fn status(&self) -> MutexGuard<'_, Status> {
@@ -128,14 +169,14 @@ impl Job {
     /// Adds a line to its result.
     pub(crate) fn print(&self, line: impl fmt::Display) {
         let result = &mut self.status().result;
-        result.push_str(&line.to_string());
+        result.push_str(&shown::lines(&line.to_string()));
         result.push('\n');
     }
 
     /// Adds lines to its log.
     pub(crate) fn log(&self, text: &str) {
         let log = &mut self.status().log;
-        text.lines().for_each(|line| log.add(line));
+        text.lines().for_each(|line| log.add(&shown::one_line(line)));
     }
 
     /// Asks it to end. One that has ended stays as it is.
@@ -153,12 +194,16 @@ impl Job {
         self.cancel.clone()
     }
 
-    pub(super) fn end(&self, code: ExitCode) {
-        let cancelled = self.cancel.is_cancelled();
-        self.status().state = match code {
+    /// The state that it ends in with this code.
+    pub(super) fn end_state(&self, code: ExitCode) -> State {
+        match code {
             DONE => State::Done,
-            _ if cancelled => State::Cancelled,
+            _ if self.cancel.is_cancelled() => State::Cancelled,
             code => State::Failed(code),
-        };
+        }
+    }
+
+    pub(super) fn end(&self, state: State) {
+        self.status().state = state;
     }
 }

@@ -3,11 +3,13 @@
 use std::collections::VecDeque;
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// Bytes of a log. Beyond them the oldest lines are left out, and the log says so.
 const MAX_LOG: usize = 64 << 10;
 
 /// Lines, of which the newest are kept.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Log {
     lines: VecDeque<String>,
     bytes: usize,

@@ -21,6 +21,10 @@ pub const LENGTH_TAG: &str = "fspfs:length";
 /// The tag that remembers the id of the snapshot that a snapshot is a copy of.
 pub const ORIGIN_TAG: &str = "fspfs:origin";
 
+/// The tag of a snapshot in a store that keeps no digests: its own id and its content digest. Under another id it says
+/// nothing, since tags are copied.
+pub const DIGEST_TAG: &str = "fspfs:digest";
+
 /// Tags that a snapshot may have at most (EC2 quota).
 pub const MAX_TAGS: usize = 50;
 /// Longest tag key in characters (EBS direct service model).
@@ -137,6 +141,12 @@ impl Snapshot {
             .and_then(|length| length.parse().ok())
             .filter(|&length| VolumeSize::holding(length) == Ok(self.volume_size))
             .unwrap_or_else(|| self.volume_size.bytes())
+    }
+
+    /// The content digest that a tag tells, if that was made for this snapshot.
+    pub fn noted_digest(&self) -> Option<Digest> {
+        let (id, digest) = self.tags.get(DIGEST_TAG)?.split_once(' ')?;
+        (id == self.id.as_str()).then(|| Digest::from_hex(digest)).flatten()
     }
 
     /// The name that people gave it.

@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
+use super::point::{Point, Standing};
 use super::table::{self, MountEntry};
 use super::{Error, holders};
 use crate::fuse::MAX_READ;
@@ -42,18 +43,21 @@ pub enum Access {
 /// A mount that nobody serves yet.
 pub(super) struct Mount {
     pub(super) device: OwnedFd,
+    /// What the table said of it.
+    pub(super) entry: MountEntry,
 }
 
 /// Mounts at `path`.
 pub(super) fn attach(path: &Path, url: &StoreUrl, access: Access) -> Result<Mount, Error> {
     clear_stale(path)?;
-    check(path)?;
+    let point = Point::open(path)?;
+    point.check()?;
     let device = if nix::unistd::geteuid().is_root() {
-        by_mount(path, url, access)?
+        by_mount(&point, url, access)?
     } else {
         by_fusermount(path, url, access)?
     };
-    Ok(Mount { device })
+    Ok(Mount { device, entry: point.mounted()? })
 }
 
 fn unusable(path: &Path, why: impl Into<String>) -> Error {
@@ -86,7 +90,7 @@ pub(crate) fn look_at(path: &Path) -> Result<Place, Error> {
     if left(path)?.is_some() {
         return Ok(Place::Left);
     }
-    check(path).map(|()| Place::Free)
+    Point::open(&table::resolve(path))?.check().map(|()| Place::Free)
 }
 
 /// Removes a mount that a killed daemon left behind.
@@ -133,28 +137,14 @@ fn left(path: &Path) -> Result<Option<MountEntry>, Error> {
 fn probe(path: &Path) -> Option<Errno> {
     let (answer, answered) = std::sync::mpsc::channel();
     let path = path.to_owned();
-    std::thread::spawn(move || {
+    let asked = crate::threads::aside(move || {
         // Nobody listens if it took too long.
         let _ = answer.send(nix::sys::stat::stat(&path).err());
     });
+    if asked.is_err() {
+        return Some(Errno::EAGAIN);
+    }
     answered.recv_timeout(PROBE).unwrap_or(Some(Errno::ETIMEDOUT))
-}
-
-fn check(path: &Path) -> Result<(), Error> {
-    let found = path.metadata().map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => {
-            unusable(path, format!("it does not exist; make it with `mkdir -p {}`", path.display()))
-        }
-        _ => unusable(path, e.to_string()),
-    })?;
-    if !found.is_dir() {
-        return Err(unusable(path, "it is not a directory"));
-    }
-    let mut entries = path.read_dir().map_err(|e| unusable(path, e.to_string()))?;
-    if entries.next().is_some() {
-        return Err(unusable(path, "it is not empty, and what is in it would be out of sight"));
-    }
-    Ok(())
 }
 
 fn open_device(path: &Path) -> Result<OwnedFd, Error> {
@@ -170,7 +160,8 @@ fn open_device(path: &Path) -> Result<OwnedFd, Error> {
     })
 }
 
-fn by_mount(path: &Path, url: &StoreUrl, access: Access) -> Result<OwnedFd, Error> {
+fn by_mount(point: &Point, url: &StoreUrl, access: Access) -> Result<OwnedFd, Error> {
+    let path = point.path();
     let device = open_device(path)?;
     let fd = device.as_raw_fd();
     let mut data = format!(
@@ -183,7 +174,7 @@ fn by_mount(path: &Path, url: &StoreUrl, access: Access) -> Result<OwnedFd, Erro
     let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOATIME;
     let source = url.to_string();
     let source: &str = &source;
-    mount(Some(source), path, Some(FS_TYPE), flags, Some(data.as_str())).map_err(|e| {
+    mount(Some(source), &point.link(), Some(FS_TYPE), flags, Some(data.as_str())).map_err(|e| {
         let why = match e {
             Errno::EPERM => {
                 "mounting is not permitted, although you are root: a container needs CAP_SYS_ADMIN"
@@ -283,15 +274,24 @@ fn receive_device(socket: &UnixStream) -> Option<OwnedFd> {
 ///
 /// [`Error::NotMounted`] if it is no mount of ours, [`Error::Busy`] if it is in use.
 pub fn unmount(path: &Path, lazy: bool) -> Result<(), Error> {
-    let entry = table::our_mount(path)?;
+    unmount_entry(&table::our_mount(path)?, lazy)
+}
+
+/// The same for a mount that is known.
+///
+/// # Errors
+///
+/// As [`unmount`].
+pub(super) fn unmount_entry(entry: &MountEntry, lazy: bool) -> Result<(), Error> {
     if lazy {
-        return detach(&entry);
+        return detach(entry);
     }
-    match umount2(&entry.mount_point, MntFlags::UMOUNT_NOFOLLOW) {
+    let place = Standing::of(entry)?;
+    match umount2(&place.path, MntFlags::UMOUNT_NOFOLLOW) {
         Ok(()) => Ok(()),
-        Err(Errno::EBUSY) => Err(busy(entry.mount_point)),
-        Err(Errno::EPERM) => unmount_by_fusermount(&entry, &["-u"]),
-        Err(error) => Err(cannot_unmount(&entry, error.desc())),
+        Err(Errno::EBUSY) => Err(busy(entry.mount_point.clone())),
+        Err(Errno::EPERM) => unmount_by_fusermount(entry, &["-u"]),
+        Err(error) => Err(cannot_unmount(entry, error.desc())),
     }
 }
 
@@ -301,7 +301,8 @@ fn busy(path: PathBuf) -> Error {
 
 fn detach(entry: &MountEntry) -> Result<(), Error> {
     let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
-    match umount2(&entry.mount_point, flags) {
+    let place = Standing::of(entry)?;
+    match umount2(&place.path, flags) {
         Ok(()) => Ok(()),
         Err(Errno::EPERM) => unmount_by_fusermount(entry, &["-u", "-z"]),
         Err(error) => Err(cannot_unmount(entry, error.desc())),

@@ -5,7 +5,7 @@
 use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -52,7 +52,8 @@ fn absolute_paths() -> Vec<(&'static str, OsString)> {
     files.chain(directories).collect()
 }
 
-/// Marks the process in the background, in its environment: its arguments are those of the user.
+/// Marks the process in the background, in its environment: its arguments are those of the user. Has the mount point, as
+/// the first process has found it: its links may lead elsewhere by now.
 const DAEMON: &str = "FSPFS_DAEMON";
 
 /// Whether this is the process in the background.
@@ -60,8 +61,15 @@ pub fn is_daemon() -> bool {
     std::env::var_os(DAEMON).is_some()
 }
 
+/// Where the process in the background mounts; `None` for another one.
+pub fn daemon_place() -> Option<PathBuf> {
+    std::env::var_os(DAEMON).map(PathBuf::from).filter(|place| place.is_absolute())
+}
+
 /// Starts this program again with `arguments`, in this directory, detached from the terminal, and waits until it says
 /// that it is [`READY`]. Until then what it prints on stderr goes to ours.
+///
+/// It gets nothing else that this process was given: a lock of `flock` would stay, a pipe never end.
 ///
 /// Answers how it ended, if it did before it was ready: it has said why.
 ///
@@ -70,25 +78,30 @@ pub fn is_daemon() -> bool {
 /// If it cannot be started, or is not ready within a minute.
 pub fn start(arguments: &[OsString], mount_point: &Path) -> Result<Option<ExitStatus>, Error> {
     let failed = |e| Error::Io("cannot start the daemon".to_owned(), e);
+    crate::sys::keep_descriptors_to_ourselves().map_err(failed)?;
     // By its name, which is what `ps` and `pgrep` show; by the link if it was replaced meanwhile.
     let program = std::env::current_exe().ok().filter(|program| program.exists());
     let mut child = Command::new(program.unwrap_or_else(|| "/proc/self/exe".into()))
         .arg0("fspfs")
         .args(arguments)
         .envs(absolute_paths())
-        .env(DAEMON, "1")
+        .env(DAEMON, mount_point)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
         .map_err(failed)?;
     let stdout = child.stdout.take().expect("it was asked for");
     let (said, line) = mpsc::channel();
-    std::thread::spawn(move || {
+    let listening = crate::threads::aside(move || {
         let mut line = String::new();
         // An error is the end of what it says, like its end.
         let _ = BufReader::new(stdout).read_line(&mut line);
         let _ = said.send(line);
     });
+    if let Err(error) = listening {
+        give_up(&mut child);
+        return Err(failed(error));
+    }
     match line.recv_timeout(START) {
         Ok(line) if line.trim_end() == READY => Ok(None),
         Ok(_) => child.wait().map(Some).map_err(failed),

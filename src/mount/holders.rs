@@ -1,6 +1,8 @@
 //! Who still uses a mount.
 
+use std::ffi::OsStr;
 use std::fmt;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 /// Holders that a message names.
@@ -82,17 +84,23 @@ fn use_of(process: &Path, mount: &Path) -> Option<String> {
     if let Some(to) = open.find_map(|fd| inside(&fd.path())) {
         return Some(format!("has {} open", to.display()));
     }
-    let maps = std::fs::read_to_string(process.join("maps")).unwrap_or_default();
-    let mapped = maps.lines().filter_map(|line| line.split_once('/'));
-    let mut mapped = mapped.map(|(_, rest)| PathBuf::from(format!("/{rest}")));
+    let maps = std::fs::read(process.join("maps")).unwrap_or_default();
+    let mut mapped = maps.split(|&byte| byte == b'\n').filter_map(|line| {
+        let start = line.iter().position(|&byte| byte == b'/')?;
+        Some(path_of(&line[start..]))
+    });
     mapped.find(|file| file.starts_with(mount)).map(|file| format!("has {} mapped", file.display()))
+}
+
+fn path_of(bytes: &[u8]) -> PathBuf {
+    OsStr::from_bytes(bytes).into()
 }
 
 fn loops(mount: &Path) -> Vec<Holder> {
     let devices = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
     let holder = |device: std::fs::DirEntry| {
-        let file = std::fs::read_to_string(device.path().join("loop/backing_file")).ok()?;
-        let file = PathBuf::from(file.trim_end());
+        let file = std::fs::read(device.path().join("loop/backing_file")).ok()?;
+        let file = path_of(file.trim_ascii_end());
         let device = Path::new("/dev").join(device.file_name());
         file.starts_with(mount).then_some(Holder::Loop { device, file })
     };

@@ -1,79 +1,41 @@
 //! Where a mount logs to.
 
-use std::fs::OpenOptions;
+use std::fmt;
+use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tracing::Level;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
 
+use self::file::LogFile;
+use self::repeats::Repeats;
 use super::Error;
 use crate::model::Digest;
+use crate::shown::Shown;
 
-/// A log that is larger when a mount begins becomes `<log>.old`, and a new one is begun.
+mod file;
+mod repeats;
+
+/// A log that is larger becomes `<log>.old`, and a new one is begun.
 const MAX_LOG: u64 = 16 << 20;
 
 /// What is logged, unless `FSPFS_LOG` says otherwise (a filter of `tracing`). fuser warns of every request that
 /// we do not know, and every program may send some (`ioctl`).
-fn filter(level: Level) -> EnvFilter {
+fn filter(level: impl fmt::Display) -> EnvFilter {
     let by_default = || EnvFilter::new(format!("{level},fuser=error"));
     EnvFilter::try_from_env("FSPFS_LOG").unwrap_or_else(|_| by_default())
 }
 
-/// Logs to stderr what is at least as important as `level`. A log that cannot be written, there or
-/// in a file, is lost: saying so on stderr, which may be just as gone or full, would end the thread
-/// that had something to say.
-pub fn log_to_stderr(level: Level) {
-    // Fails only if a log was set up already, and then there is one.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter(level))
-        .with_target(false)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_writer(std::io::stderr)
-        .log_internal_errors(false)
-        .try_init();
-}
-
-/// As [`log_to_stderr`], from a thread of its own: nobody waits for whoever should read it and does
-/// not. What does not fit into its buffer meanwhile is left out. Ends, with what is still to be
-/// written, when the guard is dropped.
-pub fn log_to_stderr_aside(level: Level) -> tracing_appender::non_blocking::WorkerGuard {
-    let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());
-    // Fails only if a log was set up already, and then there is one.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter(level))
-        .with_target(false)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_writer(writer)
-        .log_internal_errors(false)
-        .try_init();
-    guard
-}
-
-fn open(file: &Path) -> Result<std::fs::File, Error> {
-    let failed = |e| {
-        let what = format!("cannot log to {}; XDG_STATE_HOME says where", file.display());
-        Error::Io(what, e)
-    };
-    if let Some(directory) = file.parent() {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
-    }
-    if file.metadata().is_ok_and(|found| found.len() > MAX_LOG) {
-        let mut old = file.as_os_str().to_owned();
-        old.push(".old");
-        std::fs::rename(file, old).map_err(failed)?;
-    }
-    OpenOptions::new().create(true).append(true).mode(0o600).open(file).map_err(failed)
-}
-
-/// Logs to `file` from now on what is at least as important as `level`.
-///
-/// # Errors
-///
-/// If the file cannot be made, or written.
-pub fn log_to_file(file: &Path, level: Level) -> Result<(), Error> {
-    let writer = std::sync::Mutex::new(open(file)?);
+/// Logs to stderr, by `writer`, what is at least as important as `level`, which may be a filter too. A log
+/// that cannot be written, there or in a file, is lost: saying so on stderr, which may be just as gone or
+/// full, would end the thread that had something to say.
+pub fn log_to_stderr<W>(level: impl fmt::Display, writer: W)
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
     // Fails only if a log was set up already, and then there is one.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter(level))
@@ -82,6 +44,99 @@ pub fn log_to_file(file: &Path, level: Level) -> Result<(), Error> {
         .with_writer(writer)
         .log_internal_errors(false)
         .try_init();
+}
+
+/// As [`log_to_stderr`], from a thread of its own: nobody waits for whoever should read it and does
+/// not. What does not fit into its buffer meanwhile is left out. Ends, with what is still to be
+/// written, when the guard is dropped.
+///
+/// # Errors
+///
+/// If the system makes no thread.
+pub fn log_to_stderr_aside(
+    level: Level,
+) -> io::Result<tracing_appender::non_blocking::WorkerGuard> {
+    crate::threads::can_start(1)?;
+    let (writer, guard) = tracing_appender::non_blocking(Shown(std::io::stderr()));
+    // Fails only if a log was set up already, and then there is one.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter(level))
+        .with_target(false)
+        .with_ansi(false)
+        .with_writer(writer)
+        .log_internal_errors(false)
+        .try_init();
+    Ok(guard)
+}
+
+/// What a mount logs to, once it does.
+static LOG: Mutex<Option<Repeats<Shown<Sink>>>> = Mutex::new(None);
+
+fn log() -> MutexGuard<'static, Option<Repeats<Shown<Sink>>>> {
+    LOG.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where the log of a mount goes.
+#[derive(Debug)]
+enum Sink {
+    Stderr,
+    File(LogFile),
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Stderr => io::stderr().write(bytes),
+            Self::File(file) => file.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Stderr => io::stderr().flush(),
+            Self::File(file) => file.flush(),
+        }
+    }
+}
+
+/// Writes to [`LOG`].
+struct ToLog;
+
+impl Write for ToLog {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        log().as_mut().map_or(Ok(line.len()), |log| log.write(line))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        log().as_mut().map_or(Ok(()), Write::flush)
+    }
+}
+
+fn log_to(sink: Sink, level: Level) {
+    *log() = Some(Repeats::new(Shown(sink)));
+    // Fails only if a log was set up already, and then there is one.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter(level))
+        .with_target(false)
+        .with_ansi(false)
+        .with_writer(|| ToLog)
+        .log_internal_errors(false)
+        .try_init();
+}
+
+/// Logs a mount in the foreground on stderr from now on.
+pub fn log_mount_to_stderr(level: Level) {
+    log_to(Sink::Stderr, level);
+}
+
+/// Logs to `file` from now on what is at least as important as `level`.
+///
+/// # Errors
+///
+/// If the file cannot be made, or written.
+pub fn log_to_file(file: &Path, level: Level) -> Result<(), Error> {
+    let opened = LogFile::open(file, MAX_LOG).map_err(|e| unwritable(file, e))?;
+    log_to(Sink::File(opened), level);
     Ok(())
 }
 
@@ -91,9 +146,33 @@ pub fn log_to_file(file: &Path, level: Level) -> Result<(), Error> {
 ///
 /// If the file cannot be written.
 pub fn stderr_to_file(file: &Path) -> Result<(), Error> {
-    let failed =
-        |e: nix::Error| Error::Io(format!("cannot send stderr to {}", file.display()), e.into());
-    nix::unistd::dup2_stderr(open(file)?).map_err(failed)
+    match log().as_mut().map(|log| &mut log.inner().0) {
+        Some(Sink::File(log)) => log.take_stderr().map_err(|e| unwritable(file, e)),
+        _ => Ok(()),
+    }
+}
+
+/// Begins to write the log by its name again: somebody may have moved it away.
+pub(super) fn open_anew() {
+    let opened = match log().as_mut().map(|log| &mut log.inner().0) {
+        Some(Sink::File(log)) => log.open_anew(),
+        _ => Ok(()),
+    };
+    if let Err(error) = opened {
+        tracing::warn!("the log cannot be opened anew: {error}");
+    }
+}
+
+/// Writes how often lines have come again, of those that are no longer counted, or of all.
+pub(super) fn settle(all: bool) {
+    if let Some(log) = log().as_mut() {
+        // A log that cannot be written is lost.
+        let _ = log.settle(all);
+    }
+}
+
+fn unwritable(file: &Path, error: io::Error) -> Error {
+    Error::Io(format!("cannot log to {}; XDG_STATE_HOME says where", file.display()), error)
 }
 
 /// Bytes of a name from which on it is cut, and told apart by a digest: no file name has more than 255.

@@ -1,19 +1,19 @@
 //! A snapshot that is begun, or that of an earlier run that goes on: for all operations that make one.
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Left, Result, Resume};
-use crate::blocking::blocking;
+use super::context::Context;
+use super::{Ending, Error, Left, Result, Resume};
 use crate::model::{Digest, Snapshot, SnapshotId, SnapshotState};
 use crate::store::{self, ErrorKind, SharedStore, StartRequest, StoreUrl};
 use crate::transfer;
-use crate::transfer::engine::{Run, transfer_to};
+use crate::transfer::engine::{Destination, Finished, Run, transfer_to};
 use crate::transfer::journal::{Ends, FileJournal, Journal, NoJournal};
-use crate::transfer::sink::Sink;
 use crate::transfer::sink::snapshot::{SnapshotSink, Zeros, abort};
 use crate::transfer::source::Source;
 
@@ -24,6 +24,8 @@ const STARTING: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Begin<T> {
     pub(super) source: Arc<dyn Source>,
+    /// The source has only what differs from the parent.
+    pub(super) is_delta: bool,
     /// Where it is made.
     pub(super) store: SharedStore,
     /// That store, if it is not the one of `-s`.
@@ -47,7 +49,48 @@ pub(super) struct Made {
     /// Blocks that were put.
     pub(super) blocks: u64,
     /// Those of them that an earlier run had put.
-    pub(super) kept: u64,
+    kept: u64,
+    /// Blocks that were read from the parent, to compare.
+    compared: u64,
+}
+
+impl Made {
+    /// One that an earlier run has made.
+    pub(super) fn before(snapshot: Snapshot) -> Self {
+        Self { snapshot, blocks: 0, kept: 0, compared: 0 }
+    }
+
+    /// What came of a transfer.
+    ///
+    /// # Errors
+    ///
+    /// What has ended it, with what is left.
+    pub(super) fn of(finished: transfer::Result<Finished>, ending: Ending) -> Result<Self> {
+        let Finished { blocks, kept, compared, snapshot } =
+            finished.map_err(|error| ending.explain(error))?;
+        Ok(Self { snapshot: snapshot.expect("a snapshot was made"), blocks, kept, compared })
+    }
+
+    /// Says what an earlier run had `done`, and what was read beside the source; behind `place` if there are several.
+    pub(super) fn tell(&self, cx: &Context, place: Option<&str>, done: &str) {
+        let place = place.map(|place| format!("{place}: ")).unwrap_or_default();
+        if self.kept > 0 {
+            cx.note(format_args!("{place}{} chunks were {done} before", self.kept));
+        }
+        if self.compared > 0 {
+            let compared = self.compared;
+            cx.note(format_args!("{place}{compared} chunks of the parent were read to compare"));
+        }
+    }
+}
+
+/// A snapshot that can be put to.
+#[derive(Debug)]
+pub(super) enum Prepared {
+    /// An earlier run has made it.
+    Made(Box<Snapshot>),
+    /// It is pending.
+    Begun { destination: Destination, ending: Ending },
 }
 
 /// What a journal says of a snapshot that is being made.
@@ -74,6 +117,16 @@ where
     ///
     /// [`Error::Unfinished`] if it can go on; else there is no snapshot.
     pub(super) async fn run(&self, run: &Run) -> Result<Made> {
+        // Only a store that needs a flush gathers blocks before it writes them.
+        let _turn = match self.store.needs_flush() {
+            true => Some(run.unless_stopped(run.memory.turn()).await?),
+            false => None,
+        };
+        self.run_in_turn(run).await
+    }
+
+    /// The same for one who has the turn.
+    pub(super) async fn run_in_turn(&self, run: &Run) -> Result<Made> {
         let mut goes_on = false;
         match self.attempt(run, &mut goes_on).await {
             // What was begun before is gone, or takes nothing more.
@@ -90,14 +143,31 @@ where
 
     /// Brings everything to the snapshot of an earlier run, if there is one, else to a new one.
     async fn attempt(&self, run: &Run, goes_on: &mut bool) -> Result<Made> {
+        match self.prepare(run, goes_on).await? {
+            Prepared::Made(snapshot) => Ok(Made::before(*snapshot)),
+            Prepared::Begun { destination: Destination { sink, journal, .. }, ending } => {
+                let finished = transfer_to(Arc::clone(&self.source), sink, journal, run).await;
+                Made::of(finished, ending)
+            }
+        }
+    }
+
+    /// Starts the snapshot, or takes up that of an earlier run.
+    ///
+    /// # Errors
+    ///
+    /// As of [`run`](Self::run).
+    pub(super) async fn prepare(&self, run: &Run, goes_on: &mut bool) -> Result<Prepared> {
         let store = &self.store;
         let parent = match &self.request.parent {
             Some(parent) => {
-                Some((run.unless_stopped(super::readable(store, parent)).await??, false))
+                Some((run.unless_stopped(super::readable(store, parent)).await??, self.is_delta))
             }
             None => None,
         };
-        let (mut journal, found) = self.journal().await?;
+        let opened = super::journal(&self.resume, self.ends.clone()).await?;
+        let (mut journal, found) = opened.unzip();
+        let found: Option<Attempt<T>> = found.flatten();
         *goes_on = found.is_some();
         let start = Starting { begin: self, journal: journal.as_mut(), run };
         let snapshot = start.snapshot(found).await?;
@@ -108,7 +178,7 @@ where
         if snapshot.state == SnapshotState::Completed {
             // It was completed by the run before, which did not hear of it.
             journal.forget();
-            return Ok(Made { snapshot, blocks: 0, kept: 0 });
+            return Ok(Prepared::Made(Box::new(snapshot)));
         }
         let id = snapshot.id.clone();
         let zeros = Zeros {
@@ -116,7 +186,7 @@ where
             ..self.zeros
         };
         let sink = SnapshotSink::new(store.clone(), snapshot, parent, zeros, &*self.source).await;
-        let sink: Arc<dyn Sink> = match sink {
+        let sink = match sink {
             Ok(sink) => Arc::new(sink),
             Err(error) => {
                 abort(store, &id).await;
@@ -124,28 +194,10 @@ where
                 return Err(error.into());
             }
         };
-        let of_journal = Arc::clone(&journal);
-        match transfer_to(Arc::clone(&self.source), sink, journal, run).await {
-            Ok(finished) => {
-                let snapshot = finished.snapshot.expect("a snapshot was made");
-                Ok(Made { snapshot, blocks: finished.blocks, kept: finished.kept })
-            }
-            Err(error) if of_journal.outlasts(&error) => {
-                let left = Left::Snapshot(id, self.elsewhere.clone());
-                Err(Error::Unfinished { cause: Box::new(error.into()), left })
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    async fn journal(&self) -> Result<(Option<FileJournal>, Option<Attempt<T>>)> {
-        let Some(root) = self.resume.journals.clone() else { return Ok((None, None)) };
-        let (ends, restart) = (self.ends.clone(), self.resume.restart);
-        let opened = blocking(move || FileJournal::open::<Attempt<T>>(&root, ends, restart));
-        Ok(match super::or_without_journal(opened.await)? {
-            Some((journal, found)) => (Some(journal), found),
-            None => (None, None),
-        })
+        let left = Left::Snapshot(id, self.elsewhere.clone());
+        let ending = Ending { journal: Arc::clone(&journal), left };
+        let progress = Arc::clone(&run.progress);
+        Ok(Prepared::Begun { destination: Destination { sink, journal, progress }, ending })
     }
 
     /// What an earlier run must have asked for, too.
@@ -254,18 +306,15 @@ where
         let client_token = Some(attempt.client_token.clone());
         let request = StartRequest { client_token, ..self.begin.request.clone() };
         let store = self.begin.store.clone();
-        let mut starting = tokio::spawn(async move { store.start(request).await });
-        let joined = tokio::select! {
-            started = &mut starting => Some(started),
-            () = self.run.stop.cancelled() => tokio::select! {
-                started = tokio::time::timeout(STARTING, starting) => started.ok(),
-                () = self.run.cancel.cancelled() => None,
-            },
+        let starting = tokio::spawn(async move { store.start(request).await });
+        let too_late = async {
+            self.run.stop.cancelled().await;
+            let _ = tokio::time::timeout(STARTING, self.run.cancel.cancelled()).await;
         };
-        let Some(started) = joined else {
-            return Err(self.may_be_asked(transfer::Error::Stopped.into()));
+        let started = tokio::select! {
+            started = starting => started.unwrap_or_else(|e| resume_unwind(e.into_panic())),
+            () = too_late => return Err(self.may_be_asked(transfer::Error::Stopped.into())),
         };
-        let started = started.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
         let snapshot: Snapshot = match started {
             Ok(snapshot) => snapshot,
             // It may have been started all the same, and is found by its client token.

@@ -6,10 +6,10 @@ use clap::Args;
 
 use super::commit::Made;
 use super::context::Context;
+use super::reference::{HELP, Reference};
 use super::table::{Operation, Words};
 use super::{Error, Result};
 use crate::arguments::working_name;
-use crate::model::SnapshotId;
 
 /// Make a working image that begins as a snapshot
 #[derive(Args, Debug)]
@@ -19,9 +19,8 @@ Nothing is copied: the file reads as the snapshot does, and keeps what is writte
 Examples:
   fspfs clone snap-0123456789abcdef0 /mnt/fsp/new/web.img")]
 pub(crate) struct CloneArgs {
-    /// The snapshot to begin with
-    #[arg(value_name = "SNAP")]
-    snapshot: SnapshotId,
+    #[arg(value_name = "SNAP", help = HELP)]
+    snapshot: Reference,
     /// A new file below `new/` of a mount
     #[arg(value_name = "FILE")]
     file: PathBuf,
@@ -34,9 +33,14 @@ impl Operation for CloneArgs {
 
     async fn run(self, cx: &Context) -> Result<Made> {
         let name = working_name(&self.file).map_err(Error::Refused)?;
-        let made = cx.run.unless_stopped(cx.working()?.clone_of(&self.snapshot, name)).await?;
-        made.map_err(|e| e.doing(format!("make {name}")))?;
-        Ok(Made::of(Some(self.snapshot)))
+        let working = cx.working()?;
+        let making = cx.run.unless_stopped(async {
+            let id = self.snapshot.id(cx, &cx.open().await?).await?;
+            working.clone_of(&id, name).await?;
+            Ok(id)
+        });
+        let id = making.await?.map_err(|error: Error| error.doing(format!("make {name}")))?;
+        Ok(Made::of(Some(id)))
     }
 
     fn check(&self) -> std::result::Result<(), String> {
@@ -44,7 +48,7 @@ impl Operation for CloneArgs {
     }
 
     fn at_mount(&self) -> Option<(&Path, Words<'_>)> {
-        let words = |name: &str| [self.snapshot.as_str(), "--", name].map(str::to_owned).to_vec();
+        let words = |name: &str| vec![self.snapshot.to_string(), "--".to_owned(), name.to_owned()];
         Some((&self.file, Box::new(words)))
     }
 }

@@ -15,8 +15,9 @@ use crate::model::SnapshotId;
 #[derive(Args, Debug)]
 #[command(after_help = "\
 It ends when the snapshot is made: everything is stored, and the store has taken over. The id of the
-snapshot is the last line on stdout. A commit that failed or was interrupted is tried again. A signal
-ends the wait and not the commit; --cancel does.
+snapshot is the last line on stdout. A commit that failed or was interrupted is tried again. What is
+known not to be whole is refused without --as-is. A signal ends the wait and not the commit; --cancel
+does.
 
 Examples:
   fspfs commit /mnt/fsp/new/web.img
@@ -29,6 +30,9 @@ pub(crate) struct CommitArgs {
     /// Wait until the store calls the snapshot completed, which can take long
     #[arg(long, conflicts_with = "cancel")]
     wait: bool,
+    /// Take it as it is, even if it is known not to be whole
+    #[arg(long, conflicts_with = "cancel")]
+    as_is: bool,
     /// Cancel the commit of this file that is running; what was written stays
     #[arg(long)]
     cancel: bool,
@@ -69,8 +73,9 @@ impl Operation for CommitArgs {
             cancelled.map_err(|e| e.doing(format!("cancel the commit of {name}")))?;
             return Ok(Made::of(None));
         }
-        let run = cx.run_showing("Storing");
-        let mut commit = std::pin::pin!(working.commit(name, self.wait, run.progress.clone()));
+        let run = cx.run_showing("Storing", name);
+        let commit = working.commit(name, self.wait, self.as_is, run.progress.clone());
+        let mut commit = std::pin::pin!(commit);
         let done = tokio::select! {
             done = &mut commit => done,
             () = run.cancel.cancelled() => {
@@ -87,7 +92,7 @@ impl Operation for CommitArgs {
     }
 
     fn at_mount(&self) -> Option<(&Path, Words<'_>)> {
-        let flags = [(self.wait, "--wait"), (self.cancel, "--cancel")];
+        let flags = [(self.wait, "--wait"), (self.as_is, "--as-is"), (self.cancel, "--cancel")];
         let words = move |name: &str| {
             let flags = flags.iter().filter(|(given, _)| *given).map(|(_, flag)| *flag);
             flags.chain(["--", name]).map(str::to_owned).collect()

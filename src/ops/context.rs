@@ -1,11 +1,14 @@
 //! What an operation is given to work with.
 
+use std::ffi::OsStr;
 use std::fmt;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use super::shown::{Shown, Verbose};
 use super::{Error, Result, Resume};
 use crate::arguments::{ResumeArgs, ScopeArgs, ScreenArgs};
 use crate::model::SnapshotId;
@@ -13,6 +16,9 @@ use crate::store::repository::Repository;
 use crate::store::{SharedStore, StoreOptions, StoreUrl, Stores};
 use crate::transfer::SharedProgress;
 use crate::transfer::engine::Run;
+
+/// Sinks of which each is shown by itself. Of more, all are shown together.
+const MAX_SHOWN: usize = 8;
 
 /// Where an operation tells what it does: a terminal, or the files of a job.
 pub(crate) trait Console: Send + Sync {
@@ -23,7 +29,7 @@ pub(crate) trait Console: Send + Sync {
     fn tell(&self, text: &str);
 
     /// Shows how far something is.
-    fn progress(&self, what: &'static str) -> SharedProgress;
+    fn progress(&self, what: &str) -> SharedProgress;
 
     /// Asks whether something that cannot be undone shall be done.
     ///
@@ -37,7 +43,14 @@ pub(crate) trait Console: Send + Sync {
 #[async_trait]
 pub(crate) trait WorkingImages: Send + Sync {
     /// Makes a snapshot of one; waits until it is there, or, if `wait`, until the store calls it completed.
-    async fn commit(&self, name: &str, wait: bool, progress: SharedProgress) -> Result<SnapshotId>;
+    /// `as_is` takes one that is known not to be whole, too.
+    async fn commit(
+        &self,
+        name: &str,
+        wait: bool,
+        as_is: bool,
+        progress: SharedProgress,
+    ) -> Result<SnapshotId>;
 
     /// Ends the commit of one that is under way.
     fn cancel_commit(&self, name: &str) -> Result<()>;
@@ -55,8 +68,8 @@ pub(crate) struct House {
     pub(crate) options: StoreOptions,
     /// That store, where it is open already.
     pub(crate) opened: Option<SharedStore>,
-    /// Where transfers keep their journals.
-    pub(crate) journals: PathBuf,
+    /// Where transfers keep their journals; nowhere, if nothing is to be written.
+    pub(crate) journals: Option<PathBuf>,
     /// Where no target and no source may be, and why.
     pub(crate) closed: Vec<(PathBuf, &'static str)>,
     /// Paths must be absolute: nobody knows the directory that they would be relative to.
@@ -102,9 +115,35 @@ impl Context {
         self.console.tell(&text.to_string());
     }
 
-    /// How a transfer is run that shows how far it is.
-    pub(crate) fn run_showing(&self, what: &'static str) -> Run {
-        Run { progress: self.console.progress(what), ..self.run.clone() }
+    /// How a transfer to `place` is run that shows how far it is.
+    pub(crate) fn run_showing(&self, what: &str, place: impl fmt::Display) -> Shown {
+        self.show_by(self.console.progress(what), place)
+    }
+
+    /// The same for each of several places that get so many blocks; of many, how far all of them are.
+    pub(crate) fn runs_showing(&self, what: &str, places: Vec<String>, blocks: u64) -> Vec<Shown> {
+        let all = (places.len() > MAX_SHOWN).then(|| {
+            let all = self.console.progress(what);
+            all.total(blocks * places.len() as u64);
+            all
+        });
+        let shown = places.into_iter().map(|place| {
+            let progress = all.clone().unwrap_or_else(|| {
+                let own = self.console.progress(&place);
+                own.total(blocks);
+                own
+            });
+            self.show_by(progress, place)
+        });
+        shown.collect()
+    }
+
+    fn show_by(&self, mut progress: SharedProgress, place: impl fmt::Display) -> Shown {
+        if self.screen.verbose > 0 && !self.dry_run {
+            let (console, each) = (Arc::clone(&self.console), self.screen.verbose > 1);
+            progress = Arc::new(Verbose::new(progress, console, place.to_string(), each));
+        }
+        Shown::new(Run { progress, ..self.run.clone() })
     }
 
     /// Opens the store.
@@ -126,14 +165,18 @@ impl Context {
     /// The store, where it must be a repository.
     pub(crate) async fn repository(&self) -> Result<Arc<Repository>> {
         let House { stores, from, options, .. } = &*self.house;
-        let directory = from.directory().map_err(|error| Error::Refused(error.to_string()))?;
-        Ok(stores.repository(directory, options).await?)
+        Ok(stores.repository(from, options).await?)
     }
 
     /// The mount that this runs in.
     pub(crate) fn working(&self) -> Result<&dyn WorkingImages> {
         let none = || Error::Refused("only a mount has working images".to_owned());
         self.working.as_deref().ok_or_else(none)
+    }
+
+    /// Where transfers keep their journals, if they may write anything.
+    pub(crate) fn journals(&self, args: &ResumeArgs) -> Option<&Path> {
+        self.house.journals.as_deref().filter(|_| !args.suppress_writes)
     }
 
     /// Where a transfer with this store, named by `url`, keeps its journal.
@@ -143,20 +186,22 @@ impl Context {
         store: &SharedStore,
         args: &ResumeArgs,
     ) -> Result<Resume> {
-        let journals = (!args.suppress_writes).then(|| self.house.journals.clone());
-        let store = format!("{} {}", url.absolute()?, store.place()).trim_end().to_owned();
-        Ok(Resume { journals, store, restart: args.restart })
+        let journals = self.journals(args).map(Path::to_owned);
+        Ok(Resume { journals, store: place_of(url, store)?, restart: args.restart })
     }
 
     /// Says what the requests to a service that is paid for have cost.
     pub(crate) fn tell_cost(&self, store: &SharedStore) {
-        let Some(usage) = store.usage() else { return };
-        let sent: u64 = usage.requests.iter().map(|(_, sent)| sent).sum();
-        let again = match usage.again {
-            0 => String::new(),
-            again => format!(", {again} of them again"),
-        };
-        self.note(format_args!("{sent} requests{again}: about ${:.4}", usage.dollars()));
+        if let Some(cost) = cost(store) {
+            self.note(cost);
+        }
+    }
+
+    /// The same, where there are several stores.
+    pub(crate) fn tell_cost_of(&self, url: &StoreUrl, store: &SharedStore) {
+        if let Some(cost) = cost(store) {
+            self.note(format_args!("{url}: {cost}"));
+        }
     }
 
     /// Refuses a file or device that must not be read or written here.
@@ -193,6 +238,24 @@ impl Context {
     }
 }
 
+/// What the requests to a store have cost, if it is paid for.
+fn cost(store: &SharedStore) -> Option<String> {
+    let usage = store.usage()?;
+    let sent: u64 = usage.requests.iter().map(|(_, sent)| sent).sum();
+    let again = match usage.again {
+        0 => String::new(),
+        again => format!(", {again} of them again"),
+    };
+    Some(format!("{sent} requests{again}: about ${:.4}", usage.dollars()))
+}
+
+/// A store, as it is told from others.
+pub(crate) fn place_of(url: &StoreUrl, store: &SharedStore) -> Result<String> {
+    // A repository is where its URL leads.
+    let place = if url.is_repository() { String::new() } else { store.place() };
+    Ok(format!("{} {place}", url.absolute()?).trim_end().to_owned())
+}
+
 /// The file behind a loop device or one of its partitions.
 fn backing_file(device: &Path) -> Option<PathBuf> {
     use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -200,7 +263,7 @@ fn backing_file(device: &Path) -> Option<PathBuf> {
     let (major, minor) = (nix::sys::stat::major(found.rdev()), nix::sys::stat::minor(found.rdev()));
     let sysfs = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
     ["loop/backing_file", "../loop/backing_file"].iter().find_map(|file| {
-        let path = std::fs::read_to_string(sysfs.join(file)).ok()?;
-        Some(PathBuf::from(path.trim_end_matches('\n')))
+        let path = std::fs::read(sysfs.join(file)).ok()?;
+        Some(OsStr::from_bytes(path.strip_suffix(b"\n").unwrap_or(&path)).into())
     })
 }

@@ -7,28 +7,27 @@ use clap::Args;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::archives::{self, Archives};
 use super::begin::{Begin, Made};
-use super::context::Context;
-use super::list::block_count;
-use super::table::{Operation, Report};
-use super::text::{contains, rate, tell_kept};
-use super::{Error, Result};
-use crate::arguments::{EncryptedHoles, ResumeArgs, values};
-use crate::model::{
-    BLOCK_SIZE_U64, MAX_DESCRIPTION_CHARS, NAME_TAG, ORIGIN_TAG, Snapshot, SnapshotId,
-    SnapshotState, Tags,
+use super::context::{Context, place_of};
+use super::destination::{
+    KmsKey, LabelArgs, ToArgs, ZerosArgs, completed, key_for, open, options, tell_pending,
 };
-use crate::store::ebs::EbsUrl;
+use super::image::ImageArgs;
+use super::list::Counted;
+use super::reference::{HELP, Reference};
+use super::table::{Operation, Report};
+use super::text::{rate, shortened};
+use super::{Error, Result};
+use crate::arguments::ResumeArgs;
+use crate::model::{BLOCK_SIZE_U64, DIGEST_TAG, MAX_TAGS, ORIGIN_TAG, Snapshot, SnapshotId, Tags};
 use crate::store::page::list_all;
-use crate::store::{self, ErrorKind, Filter, SharedStore, StartRequest, StoreOptions, StoreUrl};
+use crate::store::{Filter, SALVAGED_TAG, SharedStore, StartRequest, StoreOptions, StoreUrl};
 use crate::transfer::engine::Run;
 use crate::transfer::journal::Ends;
-use crate::transfer::sink::snapshot::Zeros;
+use crate::transfer::source::Source;
+use crate::transfer::source::delta::DeltaSource;
 use crate::transfer::source::snapshot::SnapshotSource;
-
-/// How long to wait before the store is asked whether it is done, at first and at most.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LAST_PAUSE: Duration = Duration::from_secs(15);
 
 /// Copy a snapshot to another store
 #[derive(Args, Debug)]
@@ -45,50 +44,35 @@ Examples:
 What is stopped goes on where it was when the same command is given again.
 Exit status: 0 done, 1 failed, 2 wrong usage.")]
 pub(crate) struct CopyArgs {
-    /// The snapshot
-    #[arg(value_name = "SNAP")]
-    snapshot: SnapshotId,
-    /// The store that it is copied to; by default, the one that it is in
-    #[arg(long, value_name = "STORE")]
-    to: Option<StoreUrl>,
-    /// The region that it is copied to, with the account and the endpoints of -s; for `ebs:`
-    #[arg(short, long, value_name = "REGION", value_parser = region, conflicts_with = "to")]
-    destination: Option<String>,
-    /// The tag Name
-    #[arg(long, value_name = "NAME")]
-    name: Option<String>,
-    /// A tag, beside those of the snapshot or in the place of one; can be given several times
-    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = values::tag)]
-    tags: Vec<(String, String)>,
-    /// The description; by default, that of the snapshot
-    #[arg(long, value_name = "TEXT")]
-    description: Option<String>,
-    /// Store blocks of zeros too, where the snapshot has no hole
-    #[arg(long, visible_alias = "full_copy")]
-    full_copy: bool,
+    #[arg(value_name = "SNAP", help = HELP)]
+    pub(super) snapshot: Reference,
+    #[command(flatten)]
+    to: ToArgs,
+    #[command(flatten)]
+    pub(super) how: HowArgs,
+}
+
+/// What the copy is like.
+#[derive(Args, Clone, Debug)]
+pub(super) struct HowArgs {
+    #[command(flatten)]
+    label: LabelArgs,
+    #[command(flatten)]
+    zeros: ZerosArgs,
     /// Ask the store to encrypt the copy; that of an encrypted snapshot is anyway
     #[arg(long)]
     encrypted: bool,
     /// Do not ask the store to encrypt it
-    #[arg(long, conflicts_with_all = ["encrypted", "kms_key_id"])]
+    #[arg(long, conflicts_with_all = ["encrypted", "kms_keys"])]
     unencrypted: bool,
-    /// The key to encrypt it with
-    #[arg(long, value_name = "KEY")]
-    kms_key_id: Option<String>,
-    /// What becomes of the holes of an encrypted copy
-    #[arg(long, value_name = "HOW", default_value = "write")]
-    encrypted_holes: EncryptedHoles,
+    /// The key to encrypt it with, or that of a region, as eu-west-1=arn:…; can be given several times
+    #[arg(long = "kms-key", visible_alias = "kms-key-id", value_name = "KEY")]
+    kms_keys: Vec<KmsKey>,
     /// Wait until the store says that the copy is completed
     #[arg(long)]
     wait: bool,
     #[command(flatten)]
-    resume: ResumeArgs,
-}
-
-fn region(text: &str) -> std::result::Result<String, String> {
-    let url: EbsUrl = format!("ebs://{text}").parse().map_err(|_| "it is not a region")?;
-    let named = EbsUrl { region: Some(text.to_owned()), ..EbsUrl::default() };
-    if url == named { Ok(text.to_owned()) } else { Err("it is not a region".to_owned()) }
+    pub(super) resume: ResumeArgs,
 }
 
 /// What came of it.
@@ -116,26 +100,15 @@ pub(crate) enum Copied {
     },
 }
 
-/// A snapshot whose blocks were counted.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct Counted {
-    id: SnapshotId,
-    blocks: u64,
-    bytes: u64,
-    #[serde(skip)]
-    elapsed: Duration,
-}
-
-impl Counted {
-    async fn of(store: &SharedStore, id: &SnapshotId) -> Result<Self> {
-        let began = Instant::now();
-        let blocks = block_count(store, id).await?;
-        let (id, bytes) = (id.clone(), blocks * BLOCK_SIZE_U64);
-        Ok(Self { id, blocks, bytes, elapsed: began.elapsed() })
-    }
-
-    fn line(&self) -> String {
-        contains(&self.id, self.blocks, self.elapsed.as_secs_f64())
+impl Copied {
+    /// What is missing of what was made, if that is so.
+    pub(super) fn missing(&self) -> Option<&str> {
+        match self {
+            Self::Done { snapshot, .. } if snapshot.tags.contains_key(SALVAGED_TAG) => {
+                Some(&snapshot.description)
+            }
+            _ => None,
+        }
     }
 }
 
@@ -167,11 +140,33 @@ impl Operation for CopyArgs {
 
     async fn run(self, cx: &Context) -> Result<Copied> {
         let doing = format!("copy {}", self.snapshot);
-        let elsewhere = self.elsewhere(cx).map_err(|error| error.doing(doing))?;
-        let to = elsewhere.as_ref().unwrap_or(&cx.house.from);
+        let elsewhere = self.to.elsewhere(cx).map_err(|error| error.doing(doing))?;
+        let Self { snapshot, how, .. } = self;
+        Order { snapshot, how, elsewhere, is_archive: false }.run(cx).await
+    }
+}
+
+/// A copy that is asked for.
+#[derive(Debug)]
+pub(super) struct Order {
+    pub(super) snapshot: Reference,
+    pub(super) how: HowArgs,
+    /// Where it is made, if that is not the store of `-s`.
+    pub(super) elsewhere: Option<StoreUrl>,
+    /// It keeps its id, and is a child of the newest one there that it has most in common with.
+    pub(super) is_archive: bool,
+}
+
+impl Order {
+    /// Does it, once.
+    pub(super) async fn run(self, cx: &Context) -> Result<Copied> {
+        let to = self.elsewhere.as_ref().unwrap_or(&cx.house.from);
         let doing = format!("copy {} to {to}", self.snapshot);
         let copying = async {
-            let copy = Copy::open(&self, cx, elsewhere.clone()).await?;
+            let copy = match Copy::open(&self, cx).await? {
+                Found::New(copy) => *copy,
+                Found::There(report) => return Ok((report, None)),
+            };
             let origin = copy.count(cx).await?;
             if cx.dry_run {
                 return Ok((copy.would(cx, origin), None));
@@ -182,13 +177,11 @@ impl Operation for CopyArgs {
         let (report, store) = copying.await.map_err(|error: Error| error.doing(doing))?;
         match (report, store) {
             (Copied::Done { snapshot, origin, put, elapsed }, Some(store)) => {
-                let snapshot = match self.wait {
+                let snapshot = match self.how.wait {
                     true => completed(cx, &store, *snapshot).await?,
                     false => *snapshot,
                 };
-                if snapshot.state == SnapshotState::Pending {
-                    cx.note(format_args!("{} is pending until EBS has processed it", snapshot.id));
-                }
+                tell_pending(cx, &snapshot);
                 Ok(Copied::Done { snapshot: Box::new(snapshot), origin, put, elapsed })
             }
             (report, _) => Ok(report),
@@ -196,68 +189,30 @@ impl Operation for CopyArgs {
     }
 }
 
-/// Waits until the store says that a snapshot is completed.
-async fn completed(cx: &Context, store: &SharedStore, mut snapshot: Snapshot) -> Result<Snapshot> {
-    let id = snapshot.id.clone();
-    let waiting = async {
-        let mut pause = FIRST_PAUSE;
-        while snapshot.state == SnapshotState::Pending {
-            tokio::time::sleep(pause).await;
-            pause = (pause * 3 / 2).min(LAST_PAUSE);
-            snapshot = store.describe(&id).await?;
+impl HowArgs {
+    /// That nothing is asked for that only a snapshot of EBS can have.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`], with the reason.
+    pub(super) fn check_plain(&self, what: &str) -> Result<()> {
+        match self.encrypted || !self.kms_keys.is_empty() {
+            true => {
+                Err(Error::Refused(format!("{what} is not encrypted by --encrypted or --kms-key")))
+            }
+            false => Ok(()),
         }
-        if snapshot.state == SnapshotState::Error {
-            let why = snapshot.state_message.unwrap_or_default();
-            let message = format!("{id} failed in the store: {why}");
-            return Err(Error::from(store::Error::new(ErrorKind::Conflict, message)));
-        }
-        Ok(snapshot)
-    };
-    let waited = cx.run.unless_stopped(waiting).await.unwrap_or_else(|stopped| {
-        // To copy it again would make another one.
-        cx.note(format_args!("{id} has everything: the store completes it by itself"));
-        Err(stopped.into())
-    });
-    waited.map_err(|error| error.doing(format!("wait until {id} is completed")))
-}
+    }
 
-impl CopyArgs {
-    /// The store that it is copied to, if it is another one.
-    fn elsewhere(&self, cx: &Context) -> Result<Option<StoreUrl>> {
-        let from = &cx.house.from;
-        let to = match (&self.to, &self.destination, from) {
-            (Some(to), _, _) => to.clone(),
-            (None, None, _) => return Ok(None),
-            (None, Some(region), StoreUrl::Ebs(url)) => {
-                StoreUrl::Ebs(EbsUrl { region: Some(region.clone()), ..url.clone() })
-            }
-            (None, Some(_), _) => {
-                let why = format!("{from} has no regions: --to names the store to copy to");
-                return Err(Error::Refused(why));
-            }
-        };
-        if let StoreUrl::Directory(path) = &to
-            && cx.house.absolute
-            && !path.is_absolute()
-        {
-            let why = format!("{}: give an absolute path", path.display());
-            return Err(Error::Refused(why));
-        }
-        if to.absolute()? == from.absolute()? {
-            return Ok(None);
-        }
-        if let StoreUrl::Directory(path) = &to {
-            cx.check_place(path)?;
-        }
-        if !to.is_writable() {
-            return Err(Error::Refused(format!("{to} cannot be written to")));
-        }
-        Ok(Some(to))
+    /// The same for an image.
+    pub(super) fn image(&self, image: &mut ImageArgs) {
+        image.label = self.label.clone();
+        image.zeros = self.zeros.clone();
     }
 
     /// Whether the copy is to be encrypted.
     fn encrypted(&self, snapshot: &Snapshot, to: &StoreUrl) -> Result<bool> {
-        let asked = self.encrypted || self.kms_key_id.is_some();
+        let asked = self.encrypted || !self.kms_keys.is_empty();
         let encrypted = asked || (snapshot.encrypted && !self.unencrypted);
         match (encrypted, asked, to) {
             (true, _, StoreUrl::Ebs(_)) | (false, ..) => Ok(encrypted),
@@ -271,16 +226,25 @@ impl CopyArgs {
         }
     }
 
-    fn tags(&self, snapshot: &Snapshot) -> Tags {
-        let carried = snapshot.tags.iter().filter(|(key, _)| !key.starts_with("aws:"));
-        let mut tags: Tags = carried.map(|(key, value)| (key.clone(), value.clone())).collect();
-        tags.extend(self.tags.iter().cloned());
-        if let Some(name) = &self.name {
-            tags.insert(NAME_TAG.to_owned(), name.clone());
-        }
-        tags.insert(ORIGIN_TAG.to_owned(), snapshot.id.to_string());
-        tags
+    /// Whether the copy can be a child of this one.
+    fn suits(&self, snapshot: &Snapshot, encrypted: bool, parent: &Snapshot) -> bool {
+        let is_as_wanted = match (encrypted, self.unencrypted) {
+            // Which key the parent has is not known.
+            (true, _) => parent.encrypted && self.kms_keys.is_empty(),
+            (false, true) => !parent.encrypted,
+            (false, false) => true,
+        };
+        is_as_wanted && parent.volume_size <= snapshot.volume_size
     }
+}
+
+/// The tags that a copy of a snapshot has.
+pub(super) fn carried(snapshot: &Snapshot) -> Tags {
+    let is_carried = |key: &str| !key.starts_with("aws:") && key != DIGEST_TAG;
+    let carried = snapshot.tags.iter().filter(|(key, _)| is_carried(key));
+    let mut tags: Tags = carried.map(|(key, value)| (key.clone(), value.clone())).collect();
+    tags.insert(ORIGIN_TAG.to_owned(), snapshot.id.to_string());
+    tags
 }
 
 /// What tells whether the snapshot is the same: another one may have its id, in a repository that was made anew.
@@ -293,51 +257,71 @@ struct Origin {
 /// A snapshot that is about to be copied.
 #[derive(Debug)]
 struct Copy<'a> {
-    args: &'a CopyArgs,
+    order: &'a Order,
     /// It, and where it is.
     snapshot: Snapshot,
     from: SharedStore,
     /// Where it is copied to.
     to: SharedStore,
-    elsewhere: Option<StoreUrl>,
     encrypted: bool,
-    /// A copy of its parent.
+    kms_key: Option<String>,
+    /// What the copy is a child of.
     parent: Option<Snapshot>,
+    /// The snapshot that the parent is an archive of, if its store can tell what was changed since.
+    first: Option<Snapshot>,
+}
+
+/// What there is of a copy.
+enum Found<'a> {
+    New(Box<Copy<'a>>),
+    /// It was made before.
+    There(Copied),
 }
 
 impl<'a> Copy<'a> {
     /// Opens both stores, and finds out what is to be copied.
-    async fn open(
-        args: &'a CopyArgs,
-        cx: &Context,
-        elsewhere: Option<StoreUrl>,
-    ) -> Result<Copy<'a>> {
-        let opening = async {
-            let from = cx.open().await?;
-            let snapshot = super::readable(&from, &args.snapshot).await?;
-            let url = elsewhere.as_ref().unwrap_or(&cx.house.from);
-            let encrypted = args.encrypted(&snapshot, url)?;
-            let options = StoreOptions {
-                owners: Vec::new(),
-                filters: Vec::new(),
-                ..cx.house.options.clone()
-            };
-            let to = match &elsewhere {
-                Some(url) => cx.house.stores.open(url, &options).await?,
-                None => Arc::clone(&from),
-            };
-            let parent = match &snapshot.parent {
-                Some(parent) => copy_of(cx, url, &options, parent).await?,
-                None => Vec::new(),
-            };
-            let parent = parent.into_iter().find(|parent| args.suits(&snapshot, encrypted, parent));
-            Ok(Copy { args, snapshot, from, to, elsewhere, encrypted, parent })
+    async fn open(order: &'a Order, cx: &Context) -> Result<Found<'a>> {
+        cx.run.unless_stopped(Self::find(order, cx)).await?
+    }
+
+    async fn find(order: &'a Order, cx: &Context) -> Result<Found<'a>> {
+        let Order { how, elsewhere, is_archive, .. } = order;
+        let from = cx.open().await?;
+        let id = order.snapshot.id(cx, &from).await?;
+        let snapshot = super::readable(&from, &id).await?;
+        let url = elsewhere.as_ref().unwrap_or(&cx.house.from);
+        let encrypted = how.encrypted(&snapshot, url)?;
+        let kms_key = key_for(&how.kms_keys, url)?;
+        let to = open(cx, elsewhere.as_ref()).await?;
+        let parents = match &snapshot.parent {
+            _ if *is_archive => {
+                let archives = Archives::of(&to, (&from, &snapshot)).await?;
+                if let Some(there) = archives.there {
+                    cx.note(format_args!("{id} is in {url} already"));
+                    let origin = Counted::of(&from, &id).await?;
+                    if cx.dry_run {
+                        let to = url.to_string();
+                        return Ok(Found::There(Copied::DryRun { origin, to, parent: None }));
+                    }
+                    let (snapshot, elapsed) = (Box::new(there), Duration::ZERO);
+                    return Ok(Found::There(Copied::Done { snapshot, origin, put: 0, elapsed }));
+                }
+                archives.parents
+            }
+            Some(parent) => copy_of(cx, url, parent).await?,
+            None => Vec::new(),
         };
-        cx.run.unless_stopped(opening).await?
+        let parent = parents.into_iter().find(|parent| how.suits(&snapshot, encrypted, parent));
+        let first = match parent.as_ref().filter(|_| *is_archive) {
+            Some(parent) => archives::first(&from, (&to, parent), &snapshot).await,
+            None => None,
+        };
+        let copy = Copy { order, snapshot, from, to, encrypted, kms_key, parent, first };
+        Ok(Found::New(Box::new(copy)))
     }
 
     fn url<'b>(&'b self, cx: &'b Context) -> &'b StoreUrl {
-        self.elsewhere.as_ref().unwrap_or(&cx.house.from)
+        self.order.elsewhere.as_ref().unwrap_or(&cx.house.from)
     }
 
     async fn count(&self, cx: &Context) -> Result<Counted> {
@@ -357,53 +341,82 @@ impl<'a> Copy<'a> {
     }
 
     fn tell_parent(&self, cx: &Context, is: &str) {
-        if let (Some(parent), Some(origin)) = (&self.parent, &self.snapshot.parent) {
-            cx.note(format_args!(
-                "it {is} a child of {}, a copy of {origin}: only blocks that differ are stored",
-                parent.id
-            ));
-        }
+        let Some(parent) = &self.parent else { return };
+        let what = match (self.order.is_archive, &self.snapshot.parent) {
+            (false, Some(origin)) => format!("{}, a copy of {origin}", parent.id),
+            _ => parent.id.to_string(),
+        };
+        let read = if self.first.is_some() { "read and " } else { "" };
+        cx.note(format_args!(
+            "it {is} a child of {what}: only blocks that differ are {read}stored"
+        ));
     }
 
     /// Copies it. The report, and the store that has the copy.
     async fn run(self, cx: &Context, origin: Counted) -> Result<(Copied, SharedStore)> {
         let began = Instant::now();
         self.tell_parent(cx, "is");
-        let run = cx.run_showing("Copying");
-        run.progress.total(origin.blocks);
-        let Made { snapshot, blocks, kept } = self.make(cx, &run).await?;
+        let run = cx.run_showing("Copying", place_of(self.url(cx), &self.to)?);
+        run.progress.total(self.snapshot.volume_size.blocks().0.into());
+        let made = self.make(cx, &run).await?;
         drop(run);
-        tell_kept(cx, kept, "copied");
+        made.tell(cx, None, "copied");
+        let Made { snapshot, blocks, .. } = made;
         if let Some(parent) = &self.parent {
             cx.note(format_args!("{blocks} blocks differ from {}", parent.id));
         }
-        if self.args.unencrypted && snapshot.encrypted {
+        if self.order.how.unencrypted && snapshot.encrypted {
             cx.note(format_args!(
                 "{} is encrypted all the same: the account asks for it",
                 snapshot.id
             ));
         }
-        cx.tell_cost(&self.from);
+        let noting = self.note_digest(snapshot);
+        let snapshot = cx.run.unless_stopped(noting).await?;
+        cx.tell_cost_of(&cx.house.from, &self.from);
         if !Arc::ptr_eq(&self.from, &self.to) {
-            cx.tell_cost(&self.to);
+            cx.tell_cost_of(self.url(cx), &self.to);
         }
         let (snapshot, elapsed) = (Box::new(snapshot), began.elapsed());
         Ok((Copied::Done { snapshot, origin, put: blocks, elapsed }, self.to))
     }
 
+    /// Notes the content digest, where it is known and the store keeps none. Who may not set tags does without.
+    async fn note_digest(&self, mut copy: Snapshot) -> Snapshot {
+        let Some(digest) = self.snapshot.content_digest else { return copy };
+        let is_equal = copy.volume_size == self.snapshot.volume_size;
+        if copy.content_digest.is_some() || !is_equal {
+            return copy;
+        }
+        // They are replaced whole.
+        let mut tags = match self.to.describe(&copy.id).await {
+            Ok(found) if found.tags.len() < MAX_TAGS => found.tags,
+            _ => return copy,
+        };
+        tags.insert(DIGEST_TAG.to_owned(), format!("{} {}", copy.id, digest.to_hex()));
+        match self.to.set_tags(&copy.id, tags.clone()).await {
+            Ok(()) => copy.tags = tags,
+            Err(error) => tracing::info!("{} has no {DIGEST_TAG}: {error}", copy.id),
+        }
+        copy
+    }
+
     async fn make(&self, cx: &Context, run: &Run) -> Result<Made> {
-        let (args, snapshot) = (self.args, &self.snapshot);
-        let from = cx.resume(&cx.house.from, &self.from, &args.resume)?.store;
-        let resume = cx.resume(self.url(cx), &self.to, &args.resume)?;
+        let (how, snapshot) = (&self.order.how, &self.snapshot);
+        let from = cx.resume(&cx.house.from, &self.from, &how.resume)?.store;
+        let resume = cx.resume(self.url(cx), &self.to, &how.resume)?;
+        let store = Arc::clone(&self.from);
+        let source: Arc<dyn Source> = match self.first.clone() {
+            Some(first) => Arc::new(DeltaSource::new(store, first, snapshot.clone())),
+            None => Arc::new(SnapshotSource::new(store, snapshot.clone())),
+        };
         let begin = Begin {
-            source: Arc::new(SnapshotSource::new(Arc::clone(&self.from), snapshot.clone())),
+            source,
+            is_delta: self.first.is_some(),
             store: Arc::clone(&self.to),
-            elsewhere: self.elsewhere.clone(),
+            elsewhere: self.order.elsewhere.clone(),
             request: self.request(&from),
-            zeros: Zeros {
-                full_copy: args.full_copy,
-                encrypted_holes: args.encrypted_holes == EncryptedHoles::Write,
-            },
+            zeros: how.zeros.zeros(),
             ends: Ends {
                 operation: CopyArgs::NAME.to_owned(),
                 from: format!("{from} {}", snapshot.id),
@@ -417,45 +430,32 @@ impl<'a> Copy<'a> {
     }
 
     fn request(&self, from: &str) -> StartRequest {
-        let (args, snapshot) = (self.args, &self.snapshot);
-        let short = |text: &str| text.chars().take(MAX_DESCRIPTION_CHARS).collect();
+        let (label, snapshot) = (&self.order.how.label, &self.snapshot);
+        let mut tags = carried(snapshot);
+        tags.extend(label.tags());
         let parent = self.parent.as_ref().map(|parent| parent.id.clone());
         StartRequest {
-            tags: args.tags(snapshot),
-            description: args.description.clone().unwrap_or_else(|| short(&snapshot.description)),
+            tags,
+            description: label
+                .description
+                .clone()
+                .unwrap_or_else(|| shortened(&snapshot.description)),
+            id: self.order.is_archive.then(|| snapshot.id.clone()),
             volume_id: snapshot.volume_id.clone(),
             // A child is encrypted as its parent is, and must not be asked for it.
             encrypted: self.encrypted && parent.is_none(),
-            kms_key: args.kms_key_id.clone(),
-            origin: Some(short(&format!("{from} {}", snapshot.id))),
+            kms_key: self.kms_key.clone(),
+            origin: Some(shortened(&format!("{from} {}", snapshot.id))),
             parent,
             ..StartRequest::new(snapshot.volume_size)
         }
     }
 }
 
-impl CopyArgs {
-    /// Whether the copy can be a child of this one.
-    fn suits(&self, snapshot: &Snapshot, encrypted: bool, parent: &Snapshot) -> bool {
-        let is_as_wanted = match (encrypted, self.unencrypted) {
-            // Which key the parent has is not known.
-            (true, _) => parent.encrypted && self.kms_key_id.is_none(),
-            (false, true) => !parent.encrypted,
-            (false, false) => true,
-        };
-        is_as_wanted && parent.volume_size <= snapshot.volume_size
-    }
-}
-
 /// The completed copies of a snapshot that a store has, from new to old.
-async fn copy_of(
-    cx: &Context,
-    url: &StoreUrl,
-    options: &StoreOptions,
-    origin: &SnapshotId,
-) -> Result<Vec<Snapshot>> {
+async fn copy_of(cx: &Context, url: &StoreUrl, origin: &SnapshotId) -> Result<Vec<Snapshot>> {
     let of_it = Filter { name: format!("tag:{ORIGIN_TAG}"), values: vec![origin.to_string()] };
-    let options = StoreOptions { filters: vec![of_it], ..options.clone() };
+    let options = StoreOptions { filters: vec![of_it], ..options(cx) };
     let store = cx.house.stores.open(url, &options).await?;
     let mut found = list_all(&*store).await?;
     found.retain(|copy| {

@@ -6,11 +6,12 @@ use clap::Args;
 use serde::Serialize;
 
 use super::context::Context;
+use super::reference::Reference;
 use super::table::{Operation, Report};
 use super::{Error, Result, readable};
-use crate::model::{BLOCK_SIZE_U64, BlockIndex, SnapshotId};
-use crate::store::ChangedBlock;
+use crate::model::{BLOCK_SIZE_U64, BlockIndex, Snapshot, SnapshotId};
 use crate::store::listing::{Changes, Listing};
+use crate::store::{ChangedBlock, SharedStore};
 
 /// Say how much differs between two snapshots of one volume
 #[derive(Args, Debug)]
@@ -22,12 +23,12 @@ Examples:
   fspfs -s /srv/snaps diff snap-0123456789abcdef0 snap-0123456789abcdef1
   fspfs -s /srv/snaps diff --extents snap-0123456789abcdef0 snap-0123456789abcdef1")]
 pub(crate) struct DiffArgs {
-    /// The earlier snapshot
+    /// The earlier snapshot, named as for `download`
     #[arg(value_name = "FIRST")]
-    first: SnapshotId,
+    first: Reference,
     /// The later snapshot
     #[arg(value_name = "SECOND")]
-    second: SnapshotId,
+    second: Reference,
     /// Print the runs of changed blocks instead, each as a line of JSON: offset and length in bytes,
     /// and the kind: added, overwritten or dropped
     #[arg(long)]
@@ -37,7 +38,7 @@ pub(crate) struct DiffArgs {
 /// What became of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Kind {
+pub(super) enum Kind {
     /// Only the second snapshot has it.
     Added,
     /// Both have it.
@@ -75,7 +76,7 @@ impl Extent {
     }
 }
 
-/// How much differs.
+/// How much differs between two snapshots.
 #[derive(Debug, Serialize)]
 pub(crate) struct Difference {
     first: SnapshotId,
@@ -87,38 +88,29 @@ pub(crate) struct Difference {
     /// Blocks that only the first one has.
     dropped: u64,
     /// All of them.
-    blocks: u64,
+    pub(super) blocks: u64,
     bytes: u64,
     #[serde(skip)]
     elapsed: Duration,
-    /// The extents were printed: they are the result.
-    #[serde(skip)]
-    extents: bool,
 }
 
-impl Operation for DiffArgs {
-    const NAME: &'static str = "diff";
-    const LINE: Option<&'static str> = Some("snap-0123456789abcdef0 snap-0123456789abcdef1");
-    type Report = Difference;
-
-    async fn run(self, cx: &Context) -> Result<Difference> {
-        let doing = format!("compare {} with {}", self.first, self.second);
-        let difference = cx.run.unless_stopped(self.difference(cx)).await;
-        difference.map_err(Error::from).flatten().map_err(|error| error.doing(doing))
-    }
-}
-
-impl DiffArgs {
-    async fn difference(self, cx: &Context) -> Result<Difference> {
-        let store = cx.open().await?;
+impl Difference {
+    /// Follows the list of changes, and shows each to `each`.
+    ///
+    /// # Errors
+    ///
+    /// Those of the store.
+    pub(super) async fn between(
+        store: &SharedStore,
+        first: &Snapshot,
+        second: &Snapshot,
+        mut each: impl FnMut(BlockIndex, Kind),
+    ) -> Result<Self> {
         let began = Instant::now();
-        let first = readable(&store, &self.first).await?;
-        let second = readable(&store, &self.second).await?;
         let end = first.volume_size.max(second.volume_size).blocks();
         let changes = Changes(first.id.clone(), second.id.clone());
         let mut listing = Listing::new(store.clone(), changes, end);
         let (mut added, mut overwritten, mut dropped) = (0, 0, 0);
-        let mut extent: Option<Extent> = None;
         while let Some(change) = listing.next().await? {
             let kind = Kind::of(&change);
             *match kind {
@@ -126,25 +118,63 @@ impl DiffArgs {
                 Kind::Overwritten => &mut overwritten,
                 Kind::Dropped => &mut dropped,
             } += 1;
-            if self.extents && !extent.as_mut().is_some_and(|last| last.takes(change.index, kind)) {
-                let new = Extent { offset: change.index.offset(), length: BLOCK_SIZE_U64, kind };
+            each(change.index, kind);
+        }
+        let blocks = added + overwritten + dropped;
+        let (first, second) = (first.id.clone(), second.id.clone());
+        let (bytes, elapsed) = (blocks * BLOCK_SIZE_U64, began.elapsed());
+        Ok(Self { first, second, added, overwritten, dropped, blocks, bytes, elapsed })
+    }
+
+    /// The original's line.
+    pub(super) fn line(&self) -> String {
+        let Self { first, second, blocks, bytes, elapsed, .. } = self;
+        let seconds = elapsed.as_secs_f64();
+        format!(
+            "Changes between {first} and {second} contain {blocks} chunks and {bytes} bytes, took {seconds:.2} seconds."
+        )
+    }
+}
+
+/// What came of it.
+#[derive(Debug, Serialize)]
+pub(crate) struct Differs {
+    #[serde(flatten)]
+    difference: Difference,
+    /// The extents were printed: they are the result.
+    #[serde(skip)]
+    extents: bool,
+}
+
+impl Operation for DiffArgs {
+    const NAME: &'static str = "diff";
+    const READS: bool = true;
+    const LINE: Option<&'static str> = Some("snap-0123456789abcdef0 snap-0123456789abcdef1");
+    type Report = Differs;
+
+    async fn run(self, cx: &Context) -> Result<Differs> {
+        let doing = format!("compare {} with {}", self.first, self.second);
+        let difference = cx.run.unless_stopped(self.difference(cx)).await;
+        difference.map_err(Error::from).flatten().map_err(|error| error.doing(doing))
+    }
+}
+
+impl DiffArgs {
+    async fn difference(self, cx: &Context) -> Result<Differs> {
+        let store = cx.open().await?;
+        let first = readable(&store, &self.first.id(cx, &store).await?).await?;
+        let second = readable(&store, &self.second.id(cx, &store).await?).await?;
+        let mut extent: Option<Extent> = None;
+        let each = |index: BlockIndex, kind| {
+            if self.extents && !extent.as_mut().is_some_and(|last| last.takes(index, kind)) {
+                let new = Extent { offset: index.offset(), length: BLOCK_SIZE_U64, kind };
                 print(cx, extent.replace(new));
             }
-        }
+        };
+        let difference = Difference::between(&store, &first, &second, each).await?;
         print(cx, extent);
         cx.tell_cost(&store);
-        let blocks = added + overwritten + dropped;
-        Ok(Difference {
-            first: self.first,
-            second: self.second,
-            added,
-            overwritten,
-            dropped,
-            blocks,
-            bytes: blocks * BLOCK_SIZE_U64,
-            elapsed: began.elapsed(),
-            extents: self.extents,
-        })
+        Ok(Differs { difference, extents: self.extents })
     }
 }
 
@@ -155,24 +185,20 @@ fn print(cx: &Context, extent: Option<Extent>) {
     }
 }
 
-impl Report for Difference {
+impl Report for Differs {
     fn lines(&self) -> Vec<String> {
         if self.extents {
             return Vec::new();
         }
-        let Self { first, second, added, overwritten, dropped, blocks, bytes, elapsed, .. } = self;
-        let seconds = elapsed.as_secs_f64();
+        let Difference { added, overwritten, dropped, .. } = &self.difference;
         vec![
             format!("{added} chunks added, {overwritten} overwritten, {dropped} dropped"),
-            // The original's line.
-            format!(
-                "Changes between {first} and {second} contain {blocks} chunks and {bytes} bytes, took {seconds:.2} seconds."
-            ),
+            self.difference.line(),
         ]
     }
 
     fn ids(&self) -> Vec<String> {
-        if self.extents { Vec::new() } else { vec![self.blocks.to_string()] }
+        if self.extents { Vec::new() } else { vec![self.difference.blocks.to_string()] }
     }
 }
 

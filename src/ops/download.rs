@@ -9,18 +9,20 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::context::Context;
+use super::list::Counted;
+use super::reference::{HELP, Reference};
 use super::table::{Operation, Report};
 use super::text::{contains, rate, tell_kept};
-use super::{Error, Left, Result, Resume};
+use super::{Ending, Error, Left, Result, Resume};
 use crate::arguments::ResumeArgs;
 use crate::blocking::blocking;
 use crate::model::{BLOCK_SIZE_U64, Digest, Snapshot, SnapshotId};
-use crate::store::SharedStore;
 use crate::transfer;
-use crate::transfer::engine::{Destination, Run, transfer_to};
-use crate::transfer::journal::{Ends, FileJournal, Journal, NoJournal, name_of};
+use crate::transfer::engine::{Destination, Finished, Run, transfer_to};
+use crate::transfer::journal::{Ends, Journal, NoJournal, name_of};
+use crate::transfer::sink::Sink as _;
 use crate::transfer::sink::file::FileSink;
-use crate::transfer::sink::{Finished, Sink as _};
+use crate::transfer::sink::target::Target;
 use crate::transfer::source::snapshot::SnapshotSource;
 
 /// Write a snapshot to a file or a block device
@@ -33,14 +35,19 @@ Examples:
   fspfs -s /srv/snaps download snap-0123456789abcdef0 disk.img
   fspfs -s /srv/snaps download snap-0123456789abcdef0 /dev/sdb")]
 pub(crate) struct DownloadArgs {
-    /// The snapshot
-    #[arg(value_name = "SNAP")]
-    snapshot: SnapshotId,
+    #[arg(value_name = "SNAP", help = HELP)]
+    snapshot: Reference,
     /// A file or a block device
     #[arg(value_name = "FILE")]
     path: PathBuf,
     #[command(flatten)]
     resume: ResumeArgs,
+}
+
+impl DownloadArgs {
+    pub(super) fn of(snapshot: Reference, path: PathBuf, resume: ResumeArgs) -> Self {
+        Self { snapshot, path, resume }
+    }
 }
 
 /// The snapshot that was downloaded.
@@ -49,20 +56,30 @@ pub(crate) struct Downloaded {
     #[serde(flatten)]
     snapshot: Snapshot,
     #[serde(skip)]
+    dry_run: bool,
+    #[serde(skip)]
     blocks: u64,
     #[serde(skip)]
     elapsed: Duration,
 }
 
+impl Downloaded {
+    /// Whether nothing is missing of what it was made of.
+    pub(super) fn is_whole(&self) -> bool {
+        !self.snapshot.tags.contains_key(crate::store::SALVAGED_TAG)
+    }
+}
+
 impl Report for Downloaded {
     fn lines(&self) -> Vec<String> {
-        let Self { snapshot, blocks, elapsed } = self;
+        let Self { snapshot, dry_run, blocks, elapsed } = self;
         let bytes = blocks.saturating_sub(snapshot.zero_blocks.unwrap_or(0)) * BLOCK_SIZE_U64;
-        vec![
-            contains(&snapshot.id, *blocks, elapsed.as_secs_f64()),
-            format!("download {}", rate(*elapsed, bytes)),
-            snapshot.id.to_string(),
-        ]
+        let mut lines = vec![contains(&snapshot.id, *blocks, elapsed.as_secs_f64())];
+        if !dry_run {
+            lines.push(format!("download {}", rate(*elapsed, bytes)));
+        }
+        lines.extend(self.ids());
+        lines
     }
 
     fn ids(&self) -> Vec<String> {
@@ -73,57 +90,60 @@ impl Report for Downloaded {
 impl Operation for DownloadArgs {
     const NAME: &'static str = "download";
     const LINE: Option<&'static str> = Some("snap-0123456789abcdef0 /dev/sdb");
+    const DRY_RUN: bool = true;
     type Report = Downloaded;
 
     async fn run(self, cx: &Context) -> Result<Downloaded> {
         cx.check_place(&self.path)?;
         let store = cx.open().await?;
         let from = &cx.house.from;
-        let download = Download {
-            id: self.snapshot,
-            path: self.path,
-            not_in: from.directory().ok().map(Path::to_owned),
-            resume: cx.resume(from, &store, &self.resume)?,
+        let doing = format!("download {} to {}", self.snapshot, self.path.display());
+        let id = cx.run.unless_stopped(self.snapshot.id(cx, &store)).await?;
+        let id = id.map_err(|error| error.doing(&doing))?;
+        let resume = cx.resume(from, &store, &self.resume)?;
+        let run = cx.run_showing("Downloading", self.path.display());
+        let began = Instant::now();
+        let download = Download { id, path: self.path, resume };
+        let Download { id, path, .. } = &download;
+        let downloaded = async {
+            let snapshot = run.unless_stopped(super::readable(&store, id)).await??;
+            check_outside(path, from.directory().ok())?;
+            if cx.dry_run {
+                let (target, len) = (path.clone(), snapshot.image_len());
+                blocking(move || Target::check(&target, len)).await?;
+                let counted = Counted::of(&store, id).await?;
+                let (blocks, path) = (counted.blocks, path.display());
+                cx.note(format_args!("{blocks} blocks would be read, and written to {path}"));
+                return Ok((snapshot, Finished { blocks, kept: 0, compared: 0, snapshot: None }));
+            }
+            run.progress.total(snapshot.volume_size.blocks().0.into());
+            let (Destination { sink, journal, .. }, ending) =
+                download.prepare(&snapshot, &run).await?;
+            let source = Arc::new(SnapshotSource::new(store.clone(), snapshot.clone()));
+            let finished = transfer_to(source, sink, journal, &run).await;
+            Ok((snapshot, finished.map_err(|error| ending.explain(error))?))
         };
-        let doing = format!("download {} to {}", download.id, download.path.display());
-        let run = cx.run_showing("Downloading");
-        let done = download.run(store.clone(), &run).await.map_err(|error| error.doing(doing))?;
+        let downloaded = downloaded.await.map_err(|error: Error| error.doing(doing));
+        let (snapshot, Finished { blocks, kept, .. }) = downloaded?;
+        let elapsed = began.elapsed();
         drop(run);
-        let Done { snapshot, blocks, kept, elapsed } = done;
         if let Some(why) = &snapshot.state_message {
-            let id = &snapshot.id;
             cx.note(format_args!("{id} may be longer than what it was made from: {why}"));
         }
         tell_kept(cx, kept, "downloaded");
         cx.tell_cost(&store);
-        Ok(Downloaded { snapshot, blocks, elapsed })
+        Ok(Downloaded { snapshot, dry_run: cx.dry_run, blocks, elapsed })
     }
 }
 
-/// What to download, and where to.
-#[derive(Clone, Debug)]
-pub(crate) struct Download {
-    /// The snapshot.
-    pub(crate) id: SnapshotId,
+/// What to download, and where to. A file gets its name once it is whole. What ends it before leaves a part that the
+/// same download goes on with, if there is a journal and the cause may go away.
+#[derive(Debug)]
+pub(super) struct Download {
+    pub(super) id: SnapshotId,
     /// The file or device.
-    pub(crate) path: PathBuf,
-    /// A directory that the file must not be in: the store itself.
-    pub(crate) not_in: Option<PathBuf>,
-    /// Its journal.
-    pub(crate) resume: Resume,
-}
-
-/// What was done.
-#[derive(Clone, Debug)]
-pub(crate) struct Done {
-    /// The snapshot.
-    pub(crate) snapshot: Snapshot,
-    /// Blocks that were ever written to it.
-    pub(crate) blocks: u64,
-    /// Those of them that an earlier run had downloaded.
-    pub(crate) kept: u64,
-    /// How long it took.
-    pub(crate) elapsed: Duration,
+    pub(super) path: PathBuf,
+    pub(super) resume: Resume,
 }
 
 /// What a journal says of a download.
@@ -136,45 +156,22 @@ struct Attempt {
 }
 
 impl Download {
-    /// Does it. A file gets its name once it is whole. What ends it before leaves a part that the same download
-    /// goes on with, if there is a journal and the cause may go away.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Unfinished`] if it can go on; else nothing is left, but what was written to a device.
-    pub(crate) async fn run(self, store: SharedStore, run: &Run) -> Result<Done> {
-        let began = Instant::now();
-        let snapshot = run.unless_stopped(super::readable(&store, &self.id)).await??;
-        check_outside(&self.path, self.not_in.as_deref())?;
-        run.progress.total(snapshot.data_blocks.unwrap_or(0));
-        let Prepared { destination, ending } = self.prepare(&snapshot).await?;
-        let source = Arc::new(SnapshotSource::new(store, snapshot.clone()));
-        let Destination { sink, journal } = destination;
-        let finished = transfer_to(source, sink, journal, run).await;
-        let Finished { blocks, kept, .. } = finished.map_err(|error| ending.explain(error))?;
-        Ok(Done { snapshot, blocks, kept, elapsed: began.elapsed() })
-    }
-
-    /// Opens the file or device, and its journal. Whatever an earlier run has left and cannot go on is removed.
+    /// Opens the file or device, and its journal. Whatever an earlier run has left and cannot go on is removed. It,
+    /// and what is said if not all of it is written.
     ///
     /// # Errors
     ///
     /// If it cannot be written, or another process is at it.
-    pub(crate) async fn prepare(&self, snapshot: &Snapshot) -> Result<Prepared> {
+    pub(super) async fn prepare(
+        &self,
+        snapshot: &Snapshot,
+        run: &Run,
+    ) -> Result<(Destination, Ending)> {
         let ends = self.ends();
         let key = self.resume.journals.as_ref().map(|_| key(&ends));
         let sink = FileSink::open(&self.path, snapshot.image_len(), key).await?;
-        let journal: Arc<dyn Journal> = match self.journal(ends, snapshot).await {
-            Ok(Some((journal, goes_on))) => {
-                if !goes_on {
-                    sink.clear().await?;
-                }
-                Arc::new(journal)
-            }
-            Ok(None) => {
-                sink.clear().await?;
-                Arc::new(NoJournal)
-            }
+        let (journal, goes_on) = match self.journal(ends, snapshot).await {
+            Ok(found) => found,
             Err(error) => {
                 // What another process is at is its own.
                 if sink.is_fresh() {
@@ -183,12 +180,16 @@ impl Download {
                 return Err(error);
             }
         };
+        if !goes_on {
+            sink.clear().await?;
+        }
         let left = match sink.partial() {
             Some(partial) => Left::Partial(partial),
             None => Left::Device(self.path.clone()),
         };
-        let ending = Ending { keeps: journal.is_kept(), left };
-        Ok(Prepared { destination: Destination { sink: Arc::new(sink), journal }, ending })
+        let ending = Ending { journal: Arc::clone(&journal), left };
+        let progress = Arc::clone(&run.progress);
+        Ok((Destination { sink: Arc::new(sink), journal, progress }, ending))
     }
 
     fn ends(&self) -> Ends {
@@ -199,54 +200,21 @@ impl Download {
     }
 
     /// The journal, and whether it is of an earlier run.
-    async fn journal(
-        &self,
-        ends: Ends,
-        snapshot: &Snapshot,
-    ) -> Result<Option<(FileJournal, bool)>> {
-        let Some(root) = self.resume.journals.clone() else { return Ok(None) };
-        let restart = self.resume.restart;
+    async fn journal(&self, ends: Ends, snapshot: &Snapshot) -> Result<(Arc<dyn Journal>, bool)> {
+        let Some((mut journal, found)) = super::journal(&self.resume, ends).await? else {
+            return Ok((Arc::new(NoJournal), false));
+        };
         let attempt = Attempt { len: snapshot.image_len(), started: snapshot.start_time };
-        let opened = blocking(move || {
-            let (mut journal, found) = FileJournal::open(&root, ends, restart)?;
-            let goes_on = !restart && found.as_ref() == Some(&attempt);
-            if !goes_on {
-                journal.begin(&attempt);
-            }
-            Ok((journal, goes_on))
-        });
-        super::or_without_journal(opened.await)
-    }
-}
-
-/// A file or device that can be written to.
-#[derive(Debug)]
-pub(crate) struct Prepared {
-    /// It, with its journal.
-    pub(crate) destination: Destination,
-    /// What is said if not all of it is written.
-    pub(crate) ending: Ending,
-}
-
-/// What is left when a download ends before it is done.
-#[derive(Debug)]
-pub(crate) struct Ending {
-    keeps: bool,
-    left: Left,
-}
-
-impl Ending {
-    /// The error that has ended it, with what is left if it can go on.
-    pub(crate) fn explain(self, error: transfer::Error) -> Error {
-        if self.keeps && error.could_go_on() {
-            return Error::Unfinished { cause: Box::new(error.into()), left: self.left };
+        let goes_on = !self.resume.restart && found.as_ref() == Some(&attempt);
+        if !goes_on {
+            journal.begin(&attempt);
         }
-        error.into()
+        Ok((Arc::new(journal), goes_on))
     }
 }
 
 /// Where the file is or will be, without links.
-fn place(path: &Path) -> Option<PathBuf> {
+pub(super) fn place(path: &Path) -> Option<PathBuf> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     path.canonicalize().ok().or_else(|| {
         let directory = directory.unwrap_or(Path::new(".")).canonicalize().ok()?;

@@ -7,10 +7,12 @@ use serde::Serialize;
 
 use super::Result;
 use super::context::Context;
+use super::reference::{Reference, describe};
 use super::table::{Operation, Report};
-use super::text::{columns, contains, one_line, size};
+use super::text::{columns, contains, size};
 use crate::arguments::ScopeArgs;
 use crate::model::{BLOCK_SIZE_U64, Snapshot, SnapshotId, SnapshotState};
+use crate::shown::one_line;
 use crate::store::SharedStore;
 use crate::store::listing::Listing;
 use crate::store::page::list_all;
@@ -18,9 +20,9 @@ use crate::store::page::list_all;
 /// List the snapshots, or say how large one is
 #[derive(Args, Debug)]
 pub(crate) struct ListArgs {
-    /// Say how many blocks this snapshot has
+    /// Say how many blocks this snapshot has, named as for `download`
     #[arg(value_name = "SNAP")]
-    snapshot: Option<SnapshotId>,
+    snapshot: Option<Reference>,
     #[command(flatten)]
     scope: ScopeArgs,
 }
@@ -30,26 +32,32 @@ pub(crate) struct ListArgs {
 #[serde(untagged)]
 pub(crate) enum Listed {
     All(Vec<Snapshot>),
-    One {
-        id: SnapshotId,
-        blocks: u64,
-        bytes: u64,
-        #[serde(skip)]
-        elapsed: Duration,
-    },
+    One(Counted),
+}
+
+/// A snapshot whose blocks were counted: those that were ever written to it, here or in an ancestor.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Counted {
+    pub(super) id: SnapshotId,
+    pub(super) blocks: u64,
+    pub(super) bytes: u64,
+    #[serde(skip)]
+    elapsed: Duration,
 }
 
 impl Operation for ListArgs {
     const NAME: &'static str = "list";
+    const READS: bool = true;
     type Report = Listed;
 
     async fn run(self, cx: &Context) -> Result<Listed> {
         let store = cx.open_scope(&self.scope).await?;
         let listed = async {
-            let Some(id) = self.snapshot else { return Ok(Listed::All(snapshots(&store).await?)) };
-            let began = Instant::now();
-            let blocks = block_count(&store, &id).await?;
-            Ok(Listed::One { id, blocks, bytes: blocks * BLOCK_SIZE_U64, elapsed: began.elapsed() })
+            let Some(snapshot) = &self.snapshot else {
+                return Ok(Listed::All(snapshots(&store).await?));
+            };
+            let id = snapshot.id(cx, &store).await?;
+            Ok(Listed::One(Counted::of(&store, &id).await?))
         };
         cx.run.unless_stopped(listed).await?
     }
@@ -63,16 +71,14 @@ impl Report for Listed {
                     ["SNAPSHOT", "STATE", "SIZE", "DATA", "STARTED", "NAME", "DESCRIPTION"];
                 columns(header, snapshots.iter().map(row))
             }
-            Self::One { id, blocks, elapsed, .. } => {
-                vec![contains(id, *blocks, elapsed.as_secs_f64())]
-            }
+            Self::One(counted) => vec![counted.line()],
         }
     }
 
     fn ids(&self) -> Vec<String> {
         match self {
             Self::All(snapshots) => snapshots.iter().map(|found| found.id.to_string()).collect(),
-            Self::One { .. } => self.lines(),
+            Self::One(counted) => vec![counted.id.to_string()],
         }
     }
 }
@@ -102,16 +108,23 @@ pub(crate) async fn snapshots(store: &SharedStore) -> Result<Vec<Snapshot>> {
     Ok(snapshots)
 }
 
-/// The number of blocks that were ever written to a snapshot, here or in an ancestor.
-pub(crate) async fn block_count(store: &SharedStore, id: &SnapshotId) -> Result<u64> {
-    let snapshot = store.describe(id).await?;
-    if let (Some(data), Some(zero)) = (snapshot.data_blocks, snapshot.zero_blocks) {
-        return Ok(data + zero);
+impl Counted {
+    pub(super) async fn of(store: &SharedStore, id: &SnapshotId) -> Result<Self> {
+        let began = Instant::now();
+        let snapshot = describe(store, id).await?;
+        let known = snapshot.data_blocks.zip(snapshot.zero_blocks);
+        let mut blocks = known.map_or(0, |(data, zero)| data + zero);
+        if known.is_none() {
+            let mut listing = Listing::blocks(store.clone(), &snapshot);
+            while listing.next().await?.is_some() {
+                blocks += 1;
+            }
+        }
+        let (id, bytes) = (id.clone(), blocks * BLOCK_SIZE_U64);
+        Ok(Self { id, blocks, bytes, elapsed: began.elapsed() })
     }
-    let mut listing = Listing::blocks(store.clone(), &snapshot);
-    let mut blocks = 0;
-    while listing.next().await?.is_some() {
-        blocks += 1;
+
+    pub(super) fn line(&self) -> String {
+        contains(&self.id, self.blocks, self.elapsed.as_secs_f64())
     }
-    Ok(blocks)
 }

@@ -2,36 +2,32 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::fmt;
-use std::fs::File;
-use std::io::Read as _;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use futures::TryStreamExt as _;
 use serde::Serialize;
 
 use super::context::Context;
-use super::download::{Download, Ending, Prepared, check_outside};
+use super::download::{Download, check_outside};
+use super::list::Counted;
+use super::list_file::{Line, Named, read_if_list, read_list};
+use super::reference::{HELP, Reference};
 use super::table::{Operation, Report};
-use super::text::{contains, one_line};
-use super::{Error, Exit, Left, Result};
+use super::text::contains;
+use super::{Ending, Error, Exit, Left, Result};
 use crate::arguments::ResumeArgs;
 use crate::blocking::blocking;
 use crate::model::{Snapshot, SnapshotId};
+use crate::shown::one_line;
 use crate::store::SharedStore;
 use crate::transfer;
-use crate::transfer::engine::{Run, transfer};
+use crate::transfer::engine::transfer;
 use crate::transfer::journal::name_of;
-use crate::transfer::sink::file::FileSink;
+use crate::transfer::sink::target::Target;
 use crate::transfer::source::snapshot::SnapshotSource;
-use crate::transfer::source::{Change, Source as _};
-
-/// Bytes of a list. A longer file is refused as a list; one that is a target is written.
-const MAX_LIST: u64 = 8 << 20;
 
 /// Write a snapshot to many files or block devices
 #[derive(Args, Debug)]
@@ -50,9 +46,8 @@ Examples:
 
 Exit status: 0 all targets are written, 1 none is, 2 wrong usage, 3 some are.")]
 pub(crate) struct MulticloneArgs {
-    /// The snapshot
-    #[arg(value_name = "SNAP")]
-    snapshot: SnapshotId,
+    #[arg(value_name = "SNAP", help = HELP)]
+    snapshot: Reference,
     /// Files or block devices
     #[arg(value_name = "TARGET", required_unless_present = "list")]
     targets: Vec<PathBuf>,
@@ -123,31 +118,28 @@ impl Operation for MulticloneArgs {
         let paths = self.paths(cx).await?;
         let store = cx.open().await?;
         let doing = || format!("write {} to {} targets", self.snapshot, paths.len());
-        let snapshot = async {
-            let found = cx.run.unless_stopped(super::readable(&store, &self.snapshot)).await;
-            found?
-        };
-        let snapshot = snapshot.await.map_err(|error| error.doing(doing()))?;
+        let finding = cx.run.unless_stopped(async {
+            let id = self.snapshot.id(cx, &store).await?;
+            super::readable(&store, &id).await
+        });
+        let snapshot = finding.await?.map_err(|error| error.doing(doing()))?;
         let (ends, blocks) = if cx.dry_run {
             let ends = dry_run(cx, &store, &snapshot, &paths).await;
             (ends.map_err(|error| error.doing(doing()))?, 0)
         } else {
             let resume = cx.resume(&cx.house.from, &store, &self.resume)?;
             let download = |path: &PathBuf| Download {
-                id: self.snapshot.clone(),
+                id: snapshot.id.clone(),
                 path: path.clone(),
-                not_in: None,
                 resume: resume.clone(),
             };
             let downloads = paths.iter().map(download).collect();
-            let run = cx.run_showing("Writing");
-            let (ends, blocks) = write(cx, &store, &snapshot, downloads, &run).await;
-            drop(run);
+            let (ends, blocks) = write(cx, &store, &snapshot, downloads).await;
             (unless_stopped(ends).map_err(|error| error.doing(doing()))?, blocks)
         };
         for (path, end) in paths.iter().zip(&ends) {
             if let Err(error) = end {
-                tell_failed(cx, &self.snapshot, path, error);
+                tell_failed(cx, &snapshot.id, path, error);
             }
         }
         cx.tell_cost(&store);
@@ -157,7 +149,7 @@ impl Operation for MulticloneArgs {
         });
         let targets: Vec<_> = targets.collect();
         let failed = targets.iter().filter(|target| target.error.is_some()).count();
-        let (id, dry_run, elapsed) = (self.snapshot, cx.dry_run, began.elapsed());
+        let (id, dry_run, elapsed) = (snapshot.id, cx.dry_run, began.elapsed());
         Ok(Multicloned { id, targets, failed, dry_run, blocks, elapsed })
     }
 }
@@ -181,109 +173,12 @@ impl MulticloneArgs {
         for target in &named {
             let checked = cx.check_place(&target.path);
             let checked = checked.and_then(|()| check_outside(&target.path, store));
-            let checked = checked.and_then(|()| Ok(FileSink::check_kind(&target.path)?));
+            let checked = checked.and_then(|()| Ok(Target::check_kind(&target.path)?));
             checked.map_err(|error| target.refused(error))?;
         }
         check_distinct(&named)?;
         Ok(named.into_iter().map(|target| target.path).collect())
     }
-}
-
-/// A target, and where it was named.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Named {
-    path: PathBuf,
-    line: Option<Line>,
-}
-
-/// A line of a list, counted from 1.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Line {
-    list: PathBuf,
-    number: usize,
-}
-
-impl fmt::Display for Line {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, line {}", self.list.display(), self.number)
-    }
-}
-
-impl Named {
-    fn by_itself(path: PathBuf) -> Self {
-        Self { path, line: None }
-    }
-
-    fn refused(&self, why: impl fmt::Display) -> Error {
-        Error::Refused(match &self.line {
-            Some(line) => format!("{line}: {why}"),
-            None => why.to_string(),
-        })
-    }
-}
-
-/// The targets of a list. Space around a path does not count.
-fn parse(list: &Path, text: &str) -> Vec<Named> {
-    let lines = text.lines().enumerate().map(|(n, line)| (n + 1, line.trim()));
-    let named = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
-    named
-        .map(|(number, line)| Named {
-            path: line.into(),
-            line: Some(Line { list: list.to_owned(), number }),
-        })
-        .collect()
-}
-
-/// The text of a list; `None` if it is no text.
-fn text_of(bytes: Vec<u8>) -> Option<String> {
-    String::from_utf8(bytes).ok().filter(|text| !text.contains('\0'))
-}
-
-/// The targets of a file that may be a list: `None` if any line is something else.
-fn parse_if_list(list: &Path, bytes: Vec<u8>) -> Option<Vec<Named>> {
-    let named = parse(list, &text_of(bytes)?);
-    let is_list = !named.is_empty() && named.iter().all(|target| target.path.is_absolute());
-    is_list.then_some(named)
-}
-
-/// What is in a file; `None` if it is no regular file, or too long for a list. Waits for the disk.
-fn content(path: &Path) -> std::io::Result<Option<Vec<u8>>> {
-    // Others, such as a pipe, might never answer.
-    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-    let found = file.metadata()?;
-    if !found.is_file() || found.len() > MAX_LIST {
-        return Ok(None);
-    }
-    let mut bytes = Vec::new();
-    file.take(MAX_LIST + 1).read_to_end(&mut bytes)?;
-    Ok((bytes.len() as u64 <= MAX_LIST).then_some(bytes))
-}
-
-/// The targets of a file that was called a list.
-async fn read_list(list: &Path) -> Result<Vec<Named>> {
-    let path = list.to_owned();
-    let content = blocking(move || content(&path)).await;
-    let content = content.map_err(|error| transfer::Error::io("read", list, error))?;
-    let named = content.and_then(text_of).map(|text| parse(list, &text));
-    let why = match named {
-        None => "it is no list: give a text file of at most 8 MiB with one target a line",
-        Some(named) if named.is_empty() => "it names no target",
-        Some(named) => return Ok(named),
-    };
-    Err(transfer::Error::unsuitable(list, why).into())
-}
-
-/// The targets of a file that may be a list; `None` if it is a target itself.
-async fn read_if_list(path: &Path) -> Result<Option<Vec<Named>>> {
-    let list = path.to_owned();
-    let read = move || {
-        // A device is not opened for nothing.
-        let is_file = list.metadata().is_ok_and(|found| found.is_file());
-        let bytes = if is_file { content(&list)? } else { None };
-        Ok(bytes.and_then(|bytes| parse_if_list(&list, bytes)))
-    };
-    let named: std::io::Result<_> = blocking(read).await;
-    Ok(named.map_err(|error| transfer::Error::io("read", path, error))?)
 }
 
 /// What two names of the same target have in common.
@@ -349,21 +244,17 @@ async fn dry_run(
     snapshot: &Snapshot,
     paths: &[PathBuf],
 ) -> Result<Vec<Result<()>>> {
-    let source = SnapshotSource::new(store.clone(), snapshot.clone());
-    let count = source.changes().try_fold(0_u64, |sum, change| {
-        let is_data = matches!(change, Change::Data(..));
-        futures::future::ok(sum + u64::from(is_data))
-    });
-    let blocks = cx.run.unless_stopped(count).await??;
+    let counted = cx.run.unless_stopped(Counted::of(store, &snapshot.id)).await??;
     let mut ends = Vec::with_capacity(paths.len());
     for path in paths {
-        let checked = FileSink::check(path, snapshot.image_len()).await;
+        let (target, len) = (path.clone(), snapshot.image_len());
+        let checked = blocking(move || Target::check(&target, len)).await;
         if checked.is_ok() {
             cx.note(format_args!("{} would be written", path.display()));
         }
         ends.push(checked.map_err(Error::from));
     }
-    cx.note(format_args!("{blocks} blocks of {} would be read", snapshot.id));
+    cx.note(format_args!("{} blocks of {} would be read", counted.blocks, counted.id));
     Ok(ends)
 }
 
@@ -373,13 +264,13 @@ async fn write(
     store: &SharedStore,
     snapshot: &Snapshot,
     downloads: Vec<Download>,
-    run: &Run,
 ) -> (Vec<Result<()>>, u64) {
-    run.progress.total(snapshot.data_blocks.unwrap_or(0));
+    let places: Vec<_> = downloads.iter().map(|download| name_of(&download.path)).collect();
+    let runs = cx.runs_showing("Writing", places, snapshot.volume_size.blocks().0.into());
     let mut destinations = Vec::new();
     let mut begun: Vec<Result<Ending>> = Vec::with_capacity(downloads.len());
-    for download in &downloads {
-        begun.push(download.prepare(snapshot).await.map(|Prepared { destination, ending }| {
+    for (download, run) in downloads.iter().zip(&runs) {
+        begun.push(download.prepare(snapshot, run).await.map(|(destination, ending)| {
             destinations.push(destination);
             ending
         }));
@@ -388,8 +279,9 @@ async fn write(
         Vec::new()
     } else {
         let source = SnapshotSource::new(store.clone(), snapshot.clone());
-        transfer(Arc::new(source), destinations, run).await
+        transfer(Arc::new(source), destinations, &cx.run).await
     };
+    drop(runs);
     let (mut finished, mut blocks) = (finished.into_iter(), 0);
     let ends = downloads.iter().zip(begun).map(|(download, begun)| {
         let ending = begun?;
@@ -406,11 +298,11 @@ async fn write(
 }
 
 /// The error of all of them, if they were stopped before any was whole: what is left of each.
-fn unless_stopped(ends: Vec<Result<()>>) -> Result<Vec<Result<()>>> {
-    let cause = |end: &Result<()>| match end {
+pub(super) fn unless_stopped<T>(ends: Vec<Result<T>>) -> Result<Vec<Result<T>>> {
+    let cause = |end: &Result<T>| match end {
         Err(Error::Unfinished { cause, .. }) => stopped(cause),
         Err(error) => stopped(error),
-        Ok(()) => None,
+        Ok(_) => None,
     };
     let Some(error) = ends.iter().find_map(cause) else { return Ok(ends) };
     if ends.iter().any(Result::is_ok) {
@@ -458,43 +350,6 @@ fn tell_failed(cx: &Context, id: &SnapshotId, path: &Path, error: &Error) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn paths(named: &[Named]) -> Vec<(usize, &str)> {
-        let number = |target: &Named| target.line.as_ref().unwrap().number;
-        named.iter().map(|target| (number(target), target.path.to_str().unwrap())).collect()
-    }
-
-    #[test]
-    fn a_list_has_a_target_a_line() {
-        let text = "# two disks\n/dev/sdb\n\n  \t\r\n /dev/sdc \r\n#/dev/sdd\nb c#d.img";
-        let named = parse(Path::new("list"), text);
-        assert_eq!(paths(&named), [(2, "/dev/sdb"), (5, "/dev/sdc"), (7, "b c#d.img")]);
-        assert_eq!(named[1].refused("no").to_string(), "list, line 5: no");
-        assert_eq!(parse(Path::new("list"), "\n# none\n"), []);
-    }
-
-    #[test]
-    fn a_file_of_absolute_paths_is_a_list() {
-        let is_list = |bytes: &[u8]| parse_if_list(Path::new("x"), bytes.to_vec());
-        let named = is_list(b"# disks\n/dev/sdb\n\n/dev/sdc\n").unwrap();
-        assert_eq!(paths(&named), [(2, "/dev/sdb"), (4, "/dev/sdc")]);
-        for bytes in [&b""[..], b"\n\n", b"# none\n", b"/a\nb\n", b"/a\n/b\0\n", b"/a\xff\n"] {
-            assert_eq!(is_list(bytes), None, "{}", bytes.escape_ascii());
-        }
-    }
-
-    #[test]
-    fn long_files_and_devices_are_not_read_as_a_list() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("list");
-        let file = File::create(&path).unwrap();
-        file.set_len(MAX_LIST).unwrap();
-        assert!(content(&path).unwrap().is_some());
-        file.set_len(MAX_LIST + 1).unwrap();
-        assert_eq!(content(&path).unwrap(), None);
-        assert_eq!(content(dir.path()).unwrap(), None);
-        assert_eq!(content(Path::new("/dev/null")).unwrap(), None);
-    }
 
     #[test]
     fn the_same_target_is_found_by_any_name() {

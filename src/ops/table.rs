@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, ArgMatches, Args, Command};
 use futures::FutureExt as _;
@@ -10,8 +10,11 @@ use futures::future::BoxFuture;
 use serde::Serialize;
 
 use super::context::Context;
+use super::reference::Reference;
 use super::{Exit, Result};
 use crate::arguments::{ScreenArgs, WORKING_DIRECTORY};
+use crate::shown;
+use crate::store::StoreUrl;
 
 /// An operation: the fields are its arguments, the doc comments its help.
 pub(crate) trait Operation: Args + fmt::Debug + Send + Sync + 'static {
@@ -24,8 +27,16 @@ pub(crate) trait Operation: Args + fmt::Debug + Send + Sync + 'static {
     /// Whether it has `--dry-run`.
     const DRY_RUN: bool = false;
 
+    /// Whether it only reads lists, and so can be done where nothing is to be done.
+    const READS: bool = false;
+
     /// What came of it.
     type Report: Report;
+
+    /// Does what must be done while the process has one thread. A job is never asked for it.
+    fn begin_alone(&mut self) -> Result<()> {
+        Ok(())
+    }
 
     /// Does it.
     fn run(self, cx: &Context) -> impl Future<Output = Result<Self::Report>> + Send;
@@ -63,6 +74,8 @@ pub(crate) trait Report: Serialize {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Outcome {
     pub(crate) lines: Vec<String>,
+    /// What the lines are about.
+    pub(crate) ids: Vec<String>,
     pub(crate) exit: Exit,
 }
 
@@ -71,18 +84,21 @@ impl Outcome {
     pub(crate) fn of(report: &impl Report, screen: ScreenArgs) -> Self {
         let lines = if screen.json {
             let json = serde_json::to_string_pretty(report).expect("reports have string keys");
-            json.lines().map(str::to_owned).collect()
+            shown::json(&json).lines().map(str::to_owned).collect()
         } else if screen.quiet {
             report.ids()
         } else {
             report.lines()
         };
-        Self { lines, exit: report.exit() }
+        Self { lines, ids: report.ids(), exit: report.exit() }
     }
 }
 
 /// An operation with its arguments.
 pub(crate) trait Asked: fmt::Debug + Send + Sync {
+    /// As [`Operation::begin_alone`].
+    fn begin_alone(&mut self) -> Result<()>;
+
     /// Does it.
     fn run(self: Box<Self>, cx: Context) -> BoxFuture<'static, Result<Outcome>>;
 
@@ -94,6 +110,10 @@ pub(crate) trait Asked: fmt::Debug + Send + Sync {
 }
 
 impl<T: Operation> Asked for T {
+    fn begin_alone(&mut self) -> Result<()> {
+        Operation::begin_alone(self)
+    }
+
     fn run(self: Box<Self>, cx: Context) -> BoxFuture<'static, Result<Outcome>> {
         let run = async move {
             let report = Operation::run(*self, &cx).await?;
@@ -116,6 +136,7 @@ pub(crate) struct Entry {
     pub(crate) name: &'static str,
     line: Option<&'static str>,
     dry_run: bool,
+    reads: bool,
     arguments: fn(Command) -> Command,
     read: fn(&ArgMatches) -> std::result::Result<Box<dyn Asked>, clap::Error>,
 }
@@ -125,6 +146,7 @@ const fn entry<T: Operation>() -> Entry {
         name: T::NAME,
         line: T::LINE,
         dry_run: T::DRY_RUN,
+        reads: T::READS,
         arguments: T::augment_args,
         read: |matches| Ok(Box::new(T::from_arg_matches(matches)?)),
     }
@@ -135,9 +157,14 @@ pub(crate) static OPERATIONS: &[Entry] = &[
     entry::<super::list::ListArgs>(),
     entry::<super::diff::DiffArgs>(),
     entry::<super::upload::UploadArgs>(),
+    entry::<super::fanout::FanoutArgs>(),
     entry::<super::download::DownloadArgs>(),
+    entry::<super::deltadownload::DeltadownloadArgs>(),
     entry::<super::multiclone::MulticloneArgs>(),
     entry::<super::copy::CopyArgs>(),
+    entry::<super::sync::SyncArgs>(),
+    entry::<super::movetos3::Movetos3Args>(),
+    entry::<super::getfroms3::Getfroms3Args>(),
     entry::<super::commit::CommitArgs>(),
     entry::<super::clone::CloneArgs>(),
     entry::<super::delete::DeleteArgs>(),
@@ -187,6 +214,16 @@ impl Entry {
         Ok(((self.read)(matches)?, dry_run))
     }
 
+    /// Whether it can say what it would do, or changes nothing anyway.
+    pub(crate) fn can_dry_run(&self) -> bool {
+        self.dry_run || self.reads
+    }
+
+    /// Whether it only reads lists.
+    pub(crate) fn reads(&self) -> bool {
+        self.reads
+    }
+
     /// What it does, in a line.
     pub(crate) fn about(&self) -> String {
         self.command().get_about().map(ToString::to_string).unwrap_or_default()
@@ -220,6 +257,13 @@ impl Entry {
         let read = || {
             let matches = self.grammar().try_get_matches_from(words)?;
             let (asked, dry_run) = self.read(&matches)?;
+            // A working image is named without its directory.
+            if asked.at_mount().is_none()
+                && let Some(path) = relative(&self.command(), &matches)
+            {
+                let why = format!("{}: give an absolute path", path.display());
+                return Err(clap::Error::raw(clap::error::ErrorKind::ValueValidation, why));
+            }
             let screen = <ScreenArgs as clap::FromArgMatches>::from_arg_matches(&matches)?;
             Ok(Line { asked, screen, dry_run })
         };
@@ -232,6 +276,25 @@ impl Entry {
         line.asked.check()?;
         Ok(line)
     }
+}
+
+/// A path among the arguments that is relative: nobody knows the directory that it would be relative to.
+fn relative<'a>(grammar: &Command, matches: &'a ArgMatches) -> Option<&'a Path> {
+    let mut paths: Vec<&Path> = Vec::new();
+    for argument in grammar.get_arguments() {
+        let id = argument.get_id().as_str();
+        if let Ok(Some(files)) = matches.try_get_many::<PathBuf>(id) {
+            paths.extend(files.map(PathBuf::as_path));
+        }
+        if let Ok(Some(stores)) = matches.try_get_many::<StoreUrl>(id) {
+            paths.extend(stores.filter_map(|store| store.directory().ok()));
+        }
+        if let Ok(Some(references)) = matches.try_get_many::<Reference>(id) {
+            paths.extend(references.filter_map(Reference::image));
+        }
+    }
+    // What stands for stdin is refused with a reason of its own.
+    paths.into_iter().find(|path| !path.is_absolute() && *path != Path::new("-"))
 }
 
 impl PartialEq for Entry {
@@ -265,7 +328,9 @@ mod tests {
     #[test]
     fn a_line_is_read_as_a_shell_would() {
         let commit = |file: &str, wait: bool, cancel: bool| {
-            Ok(format!("CommitArgs {{ file: {file:?}, wait: {wait}, cancel: {cancel} }}"))
+            Ok(format!(
+                "CommitArgs {{ file: {file:?}, wait: {wait}, as_is: false, cancel: {cancel} }}"
+            ))
         };
         assert_eq!(parse("commit", "web.img"), commit("web.img", false, false));
         assert_eq!(parse("commit", "--wait 'a b'\\ c"), commit("a b c", true, false));

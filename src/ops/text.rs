@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use super::context::Context;
-use crate::model::{BLOCK_SIZE_U64, SnapshotId};
+use crate::model::{BLOCK_SIZE_U64, MAX_DESCRIPTION_CHARS, SnapshotId};
 
 /// Seconds and bytes per second, as the original prints them.
 pub(crate) fn rate(elapsed: Duration, bytes: u64) -> String {
@@ -26,6 +26,11 @@ pub(crate) fn tell_kept(cx: &Context, kept: u64, done: &str) {
     if kept > 0 {
         cx.note(format_args!("{kept} chunks were {done} before"));
     }
+}
+
+/// As much of a text as a description holds.
+pub(crate) fn shortened(text: &str) -> String {
+    text.chars().take(MAX_DESCRIPTION_CHARS).collect()
 }
 
 /// A table: each column as wide as its widest cell.
@@ -53,11 +58,6 @@ pub(crate) fn columns<const N: usize>(
 
 pub(crate) fn size(bytes: u64) -> String {
     ByteSize(bytes).display().iec().to_string()
-}
-
-/// Text of others, without what would move the cursor.
-pub(crate) fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 #[cfg(test)]

@@ -1,326 +1,262 @@
-//! `upload`: a file or device becomes a snapshot.
+//! `upload`: a file, a device or what comes on stdin becomes a snapshot.
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use super::begin::{Begin, Made};
+use super::begin::Made;
 use super::context::Context;
+use super::destination::{KmsKey, key_for, tell_pending};
+use super::freeze::{FreezeArgs, run_of_its_own};
+use super::image::{Image, ImageArgs, Parent, Place, STDIN};
 use super::table::{Operation, Report};
-use super::text::{rate, tell_kept};
-use super::{Result, Resume};
-use crate::arguments::{EncryptedHoles, ResumeArgs, values};
-use crate::blocking::blocking;
-use crate::model::{
-    BLOCK_SIZE_U64, BlockIndex, LENGTH_TAG, MAX_DESCRIPTION_CHARS, NAME_TAG, Snapshot, SnapshotId,
-    SnapshotState, Tags,
-};
-use crate::store::{SharedStore, StartRequest};
-use crate::transfer::engine::Run;
-use crate::transfer::journal::{Ends, name_of};
-use crate::transfer::sink::snapshot::Zeros;
-use crate::transfer::source::file::{FileSource, Times};
+use super::text::rate;
+use super::{Error, Result};
+use crate::arguments::ResumeArgs;
+use crate::model::{BLOCK_SIZE_U64, Snapshot, SnapshotId};
 
-/// Make a snapshot of a file or a block device
+/// Make a snapshot of a file, a block device, or what comes on stdin
 #[derive(Args, Debug)]
 #[command(after_help = "\
+What comes on stdin is read once, so what is stopped begins anew. Without --size all of it is kept in
+a file first, in TMPDIR, else beside the journals. A stream that ends too early is known from one that
+is whole only if what is on it says how long it is: use `set -o pipefail`. Not as a job.
+
+With a parent only blocks that differ from it are stored. To find them, blocks of the parent are read
+where the store does not know their digests.
+
 Examples:
   fspfs -s /srv/snaps upload --name web disk.img
-  fspfs -s /srv/snaps upload --parent-snapshot-id snap-0123456789abcdef0 disk.img
+  fspfs -s ebs: upload --parent name:web --name web disk.img
   id=$(fspfs -s /srv/snaps upload disk.img | tail -n 1)
+  zcat disk.img.gz | fspfs -s ebs: upload --size 8GiB -
+  fspfs -s ebs: upload --suppress-writes --freeze / /dev/sda
 
 What is stopped goes on where it was when the same command is given again.")]
 pub(crate) struct UploadArgs {
-    /// A disk image or a block device
+    /// A disk image, a block device, or `-` for stdin
     #[arg(value_name = "FILE")]
-    path: PathBuf,
-    /// Make a child of this snapshot: only blocks that differ are stored
-    #[arg(long, visible_alias = "parent_snapshot_id", value_name = "SNAP")]
-    parent_snapshot_id: Option<SnapshotId>,
-    /// The tag Name
-    #[arg(long, value_name = "NAME")]
-    name: Option<String>,
-    /// A tag; can be given several times
-    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = values::tag)]
-    tags: Vec<(String, String)>,
-    /// The description
-    #[arg(long, value_name = "TEXT")]
-    description: Option<String>,
-    /// The volume that it is an image of
-    #[arg(long, value_name = "VOLUME")]
-    volume_id: Option<String>,
-    /// Store blocks of zeros too, where the file has no hole
-    #[arg(short, long, visible_alias = "full_copy")]
-    full_copy: bool,
-    /// Ask the store to encrypt it
-    #[arg(long, conflicts_with = "parent_snapshot_id")]
-    encrypted: bool,
-    /// The key to encrypt it with
-    #[arg(long, value_name = "KEY", requires = "encrypted")]
-    kms_key_id: Option<String>,
-    /// What becomes of the holes of an encrypted snapshot
-    #[arg(long, value_name = "HOW", default_value = "write")]
-    encrypted_holes: EncryptedHoles,
+    pub(super) path: PathBuf,
+    /// What comes on stdin at most: more fails, where less comes there is a hole
+    #[arg(long, value_name = "SIZE", value_parser = crate::arguments::values::bytes)]
+    pub(super) size: Option<u64>,
+    /// Make a child of this snapshot, named as for `download`; `auto` is the newest of the same name
+    /// that can be the parent, `none` is none
+    #[arg(long, value_name = "SNAP", default_value = "none")]
+    #[arg(visible_aliases = ["parent-snapshot-id", "parent_snapshot_id"])]
+    pub(super) parent: Parent,
     #[command(flatten)]
-    resume: ResumeArgs,
+    pub(super) image: ImageArgs,
+    /// The key to encrypt it with
+    #[arg(
+        long = "kms-key",
+        visible_alias = "kms-key-id",
+        value_name = "KEY",
+        requires = "encrypted"
+    )]
+    kms_keys: Vec<KmsKey>,
+    #[command(flatten)]
+    pub(super) resume: ResumeArgs,
+    #[command(flatten)]
+    freeze: FreezeArgs,
 }
 
-/// The snapshot that was made.
+/// What came of it.
 #[derive(Debug, Serialize)]
-pub(crate) struct Uploaded {
-    #[serde(flatten)]
-    snapshot: Snapshot,
-    #[serde(skip)]
-    file: String,
-    #[serde(skip)]
-    blocks: u64,
-    #[serde(skip)]
-    elapsed: Duration,
+#[serde(untagged)]
+pub(crate) enum Uploaded {
+    /// The snapshot that was made.
+    Done {
+        #[serde(flatten)]
+        snapshot: Box<Snapshot>,
+        #[serde(skip)]
+        file: String,
+        #[serde(skip)]
+        blocks: u64,
+        #[serde(skip)]
+        elapsed: Duration,
+    },
+    /// What would be read.
+    DryRun { file: String, bytes: u64, blocks: u64, parent: Option<SnapshotId> },
 }
 
 impl Report for Uploaded {
     fn lines(&self) -> Vec<String> {
-        let Self { snapshot, file, blocks, elapsed } = self;
-        vec![
-            format!("{file} {}", rate(*elapsed, blocks * BLOCK_SIZE_U64)),
-            format!("Total chunks uploaded {blocks}"),
-            snapshot.id.to_string(),
-        ]
+        match self {
+            Self::Done { snapshot, file, blocks, elapsed } => vec![
+                format!("{file} {}", rate(*elapsed, blocks * BLOCK_SIZE_U64)),
+                format!("Total chunks uploaded {blocks}"),
+                snapshot.id.to_string(),
+            ],
+            Self::DryRun { .. } => Vec::new(),
+        }
     }
 
     fn ids(&self) -> Vec<String> {
-        vec![self.snapshot.id.to_string()]
+        match self {
+            Self::Done { snapshot, .. } => vec![snapshot.id.to_string()],
+            Self::DryRun { .. } => Vec::new(),
+        }
     }
 }
 
 impl Operation for UploadArgs {
     const NAME: &'static str = "upload";
     const LINE: Option<&'static str> = Some("--name web /srv/images/web.img");
+    const DRY_RUN: bool = true;
     type Report = Uploaded;
 
-    async fn run(self, cx: &Context) -> Result<Uploaded> {
-        let file = self.path.display().to_string();
-        cx.check_place(&self.path)?;
-        let store = cx.open().await?;
-        let upload = self.upload(cx.resume(&cx.house.from, &store, &self.resume)?);
-        let run = cx.run_showing("Uploading");
-        let uploaded = async {
-            let opened = upload.open().await?;
-            let (len, chunks) = (opened.source_len(), opened.source_len().div_ceil(BLOCK_SIZE_U64));
-            cx.line(format_args!("Size of {file} is {len} bytes and {chunks} chunks"));
-            opened.run(store.clone(), &run).await
+    fn check(&self) -> std::result::Result<(), String> {
+        if self.is_stdin() {
+            return Err("a job has no stdin: give a file or a block device".to_owned());
+        }
+        match self.freeze.is_wanted() {
+            true => Err("a job does not freeze: use the command".to_owned()),
+            false => Ok(()),
+        }
+    }
+
+    fn begin_alone(&mut self) -> Result<()> {
+        self.freeze.begin_alone()
+    }
+
+    async fn run(mut self, cx: &Context) -> Result<Uploaded> {
+        let cx = &Context { run: run_of_its_own(&cx.run), ..cx.clone() };
+        let file = match self.is_stdin() {
+            true => STDIN.to_owned(),
+            false => self.path.display().to_string(),
         };
-        let done = uploaded.await.map_err(|error| error.doing(format!("upload {file}")))?;
-        drop(run);
-        if !done.unchanged {
+        if !self.is_stdin() {
+            cx.check_place(&self.path)?;
+        }
+        let doing = |error: Error| error.doing(format!("upload {file}"));
+        self.freeze.check(cx, cx.journals(&self.resume)).map_err(doing)?;
+        let store = cx.open().await?;
+        let mut image = self.image(cx).await.map_err(doing)?;
+        let (bytes, chunks) = (image.len, image.len.div_ceil(BLOCK_SIZE_U64));
+        let most = if image.is_stream() { "at most " } else { "" };
+        cx.line(format_args!("Size of {file} is {most}{bytes} bytes and {chunks} chunks"));
+        let parent = self.image.parent(cx, &store, &image, &self.parent);
+        let parent = cx.run.unless_stopped(parent).await?.map_err(doing)?;
+        let of = parent.as_ref().map(|parent| (&store, parent));
+        image.check_whole(cx, self.image.as_is, of).await.map_err(doing)?;
+        if cx.dry_run {
+            let blocks = image.blocks().map_err(doing)?;
+            let to = &cx.house.from;
+            cx.note(format_args!(
+                "{file} would be uploaded to {to}: {most}{blocks} blocks would be read"
+            ));
+            return Ok(Uploaded::DryRun { file, bytes, blocks, parent });
+        }
+        let mut resume = cx.resume(&cx.house.from, &store, &self.resume)?;
+        // What comes on stdin does not come again.
+        resume.journals.take_if(|_| self.is_stdin());
+        let place = Place {
+            store: store.clone(),
+            elsewhere: None,
+            parent,
+            kms_key: key_for(&self.kms_keys, &cx.house.from).map_err(doing)?,
+            resume,
+        };
+        let frozen = self.freeze.freeze(cx).await.map_err(doing)?;
+        if let Some(frozen) = &frozen {
+            image.source = frozen.source(image.source);
+        }
+        let began = Instant::now();
+        let made = match self.make(cx, &image, place.clone()).await {
+            Err(error)
+                if self.parent == Parent::Auto && place.parent.is_some() && refused(&error) =>
+            {
+                cx.note(format_args!("it has no parent after all: {error}"));
+                self.make(cx, &image, Place { parent: None, ..place }).await
+            }
+            made => made,
+        };
+        let made = match &frozen {
+            Some(frozen) => frozen.end(cx, made).await,
+            None => made,
+        };
+        let made = made.map_err(doing)?;
+        let elapsed = began.elapsed();
+        if !image.is_unchanged() {
             cx.note(format_args!(
                 "{file} was written to while it was read: the snapshot may hold a mixture"
             ));
         }
-        tell_kept(cx, done.kept, "uploaded");
+        made.tell(cx, None, "uploaded");
+        let Made { snapshot, blocks, .. } = made;
         cx.tell_cost(&store);
-        let Done { snapshot, blocks, elapsed, .. } = done;
-        if snapshot.state == SnapshotState::Pending {
-            cx.note(format_args!("{} is pending until EBS has processed it", snapshot.id));
-        }
-        Ok(Uploaded { snapshot, file, blocks, elapsed })
+        tell_pending(cx, &snapshot);
+        Ok(Uploaded::Done { snapshot: Box::new(snapshot), file, blocks, elapsed })
     }
+}
+
+/// Whether the store does not take the snapshot as it was asked for.
+fn refused(error: &Error) -> bool {
+    matches!(error, Error::Store(error) if error.kind().refuses_as_asked())
 }
 
 impl UploadArgs {
-    fn upload(&self, resume: Resume) -> Upload {
-        let mut tags: Tags = self.tags.iter().cloned().collect();
-        if let Some(name) = &self.name {
-            tags.insert(NAME_TAG.to_owned(), name.clone());
-        }
-        Upload {
-            path: self.path.clone(),
-            parent: self.parent_snapshot_id.clone(),
-            description: self.description.clone(),
-            tags,
-            volume_id: self.volume_id.clone(),
-            full_copy: self.full_copy,
-            encrypted: self.encrypted,
-            kms_key: self.kms_key_id.clone(),
-            encrypted_holes: self.encrypted_holes == EncryptedHoles::Write,
-            resume,
-        }
-    }
-}
-
-/// What to upload, and as what.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Upload {
-    /// The file or device.
-    pub(crate) path: PathBuf,
-    /// The snapshot that the new one is a child of.
-    pub(crate) parent: Option<SnapshotId>,
-    /// Text for people; by default, where it comes from.
-    pub(crate) description: Option<String>,
-    /// Its tags.
-    pub(crate) tags: Tags,
-    /// The volume that it is an image of.
-    pub(crate) volume_id: Option<String>,
-    /// Put blocks of zeros too, where they are not holes.
-    pub(crate) full_copy: bool,
-    /// Ask the store to encrypt it. A child is encrypted as its parent is.
-    pub(crate) encrypted: bool,
-    /// The key to encrypt it with.
-    pub(crate) kms_key: Option<String>,
-    /// Put the holes of a snapshot that the store encrypts, as zeros.
-    pub(crate) encrypted_holes: bool,
-    /// Its journal.
-    pub(crate) resume: Resume,
-}
-
-/// What was done.
-#[derive(Clone, Debug)]
-pub(crate) struct Done {
-    /// The new snapshot.
-    pub(crate) snapshot: Snapshot,
-    /// Blocks that were put.
-    pub(crate) blocks: u64,
-    /// Those of them that an earlier run had put.
-    pub(crate) kept: u64,
-    /// How long it took.
-    pub(crate) elapsed: Duration,
-    /// Whether the file seems to have stayed the same while it was read.
-    pub(crate) unchanged: bool,
-}
-
-/// What tells whether the file is as it was; a device is read again.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct AsItWas {
-    times: Option<Times>,
-    len: u64,
-}
-
-/// A file that is about to be uploaded.
-#[derive(Debug)]
-pub(crate) struct Opened {
-    upload: Upload,
-    source: FileSource,
-}
-
-impl Upload {
-    /// Opens the file.
-    ///
-    /// # Errors
-    ///
-    /// If it is no image, or cannot be read.
-    pub(crate) async fn open(self) -> Result<Opened> {
-        let path = self.path.clone();
-        let source = blocking(move || FileSource::open(&path)).await?;
-        Ok(Opened { upload: self, source })
+    /// One of stdin, with nothing asked for.
+    pub(super) fn plain() -> Self {
+        let matches = Self::augment_args(clap::Command::new(Self::NAME));
+        let matches = matches.get_matches_from([Self::NAME, "-"]);
+        clap::FromArgMatches::from_arg_matches(&matches).expect("it is its own grammar")
     }
 
-    fn request(&self, source: &FileSource) -> StartRequest {
-        let path = self.path.canonicalize().unwrap_or_else(|_| self.path.clone());
-        let origin: String =
-            path.display().to_string().chars().take(MAX_DESCRIPTION_CHARS).collect();
-        let by_default = || {
-            let text = format!("Uploaded by fspfs from {}", path.display());
-            text.chars().take(MAX_DESCRIPTION_CHARS).collect()
-        };
-        let mut tags = self.tags.clone();
-        if source.len() != source.volume_size().bytes() {
-            tags.insert(LENGTH_TAG.to_owned(), source.len().to_string());
-        }
-        StartRequest {
-            parent: self.parent.clone(),
-            tags,
-            description: self.description.clone().unwrap_or_else(by_default),
-            volume_id: self.volume_id.clone(),
-            // A child is encrypted as its parent is, and must not be asked for it.
-            encrypted: self.encrypted && self.parent.is_none(),
-            kms_key: self.kms_key.clone().filter(|_| self.parent.is_none()),
-            origin: Some(origin),
-            ..StartRequest::new(source.volume_size())
-        }
-    }
-}
-
-impl Opened {
-    /// Length of the file in bytes.
-    pub(crate) fn source_len(&self) -> u64 {
-        self.source.len()
+    fn is_stdin(&self) -> bool {
+        self.path == Path::new("-")
     }
 
-    fn data_blocks(&self) -> Result<u64> {
-        let mut blocks = 0;
-        let end = self.source.volume_size().blocks();
-        for extent in self.source.extents(BlockIndex::ZERO..end) {
-            let extent = extent?;
-            blocks += u64::from(extent.end.0 - extent.start.0);
+    /// What is to be uploaded.
+    async fn image(&self, cx: &Context) -> Result<Image> {
+        let refused = |why: &str| Err(Error::Refused(why.to_owned()));
+        if !self.is_stdin() {
+            if self.size.is_some() {
+                return refused("--size is for what comes on stdin");
+            }
+            return Image::open(&self.path).await;
         }
-        Ok(blocks)
+        if self.freeze.is_wanted() {
+            return refused("--freeze does not know who reads what comes on stdin");
+        }
+        let journals = cx.journals(&self.resume).map(Path::to_owned);
+        match (self.size, journals) {
+            (Some(size), _) => Image::stream(size, self.image.as_is),
+            (None, _) if cx.dry_run => refused("all of it would have to be read; give --size"),
+            (None, None) => refused("--suppress-writes keeps it in no file; give --size"),
+            (None, Some(journals)) => {
+                let place = std::env::var_os("TMPDIR").filter(|place| !place.is_empty());
+                let place = place.map_or(journals, PathBuf::from);
+                cx.run.unless_stopped(Image::staged(place, !self.image.zeros.full_copy)).await?
+            }
+        }
     }
 
-    /// Uploads it. What ends it before leaves a pending snapshot that the same upload goes on with, if there is a
-    /// journal and the cause may go away.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Unfinished`](super::Error::Unfinished) if it can go on; else there is no snapshot.
-    pub(crate) async fn run(self, store: SharedStore, run: &Run) -> Result<Done> {
-        let began = Instant::now();
-        run.progress.total(self.data_blocks()?);
-        let Self { upload, source } = self;
-        let path = upload.path.canonicalize().unwrap_or_else(|_| upload.path.clone());
-        let (operation, to) = (UploadArgs::NAME.to_owned(), upload.resume.store.clone());
-        let begun = Begin {
-            request: upload.request(&source),
-            zeros: Zeros { full_copy: upload.full_copy, encrypted_holes: upload.encrypted_holes },
-            ends: Ends { operation, from: name_of(&path), to },
-            resume: upload.resume,
-            as_it_was: AsItWas { times: source.times().cloned(), len: source.len() },
-            what: "the file",
-            source: Arc::new(source.clone()),
-            store,
-            elsewhere: None,
-        };
-        let Made { snapshot, blocks, kept } = begun.run(run).await?;
-        let unchanged = source.is_unchanged();
-        Ok(Done { snapshot, blocks, kept, elapsed: began.elapsed(), unchanged })
+    async fn make(&self, cx: &Context, image: &Image, place: Place) -> Result<Made> {
+        let run = cx.run_showing("Uploading", &place.resume.store);
+        run.progress.total(image.size.blocks().0.into());
+        self.image.begin(image, Self::NAME, place).run(&run).await
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::store::repository::Repository;
-    use crate::store::wrap::{Call, Wrapper};
+    use crate::ops::table::find;
 
-    /// A store that takes everything, and then cannot complete it.
-    #[derive(Debug)]
-    struct Failing(SharedStore);
-
-    impl Wrapper for Failing {
-        fn inner(&self) -> &SharedStore {
-            &self.0
+    #[test]
+    fn a_job_neither_reads_stdin_nor_freezes() {
+        let upload = find("upload").unwrap();
+        upload.parse("/a.img").unwrap();
+        for (line, says) in [
+            ("-", "no stdin"),
+            ("--size 1GiB -", "no stdin"),
+            ("--freeze /srv /a.img", "does not freeze"),
+        ] {
+            let error = upload.parse(line).map(|_| ()).unwrap_err();
+            assert!(error.contains(says), "{line}: {error}");
         }
-
-        fn snapshot(&self, call: Call, mut snapshot: Snapshot) -> Snapshot {
-            if call == Call::Complete {
-                snapshot.state = SnapshotState::Error;
-                snapshot.state_message = Some("its key is disabled".to_owned());
-            }
-            snapshot
-        }
-    }
-
-    #[tokio::test]
-    async fn a_snapshot_that_fails_at_the_end_is_no_success() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x.img");
-        std::fs::write(&path, "x").unwrap();
-        let repository = Repository::create(&dir.path().join("store")).await.unwrap();
-        let store: SharedStore = Arc::new(Failing(Arc::new(repository)));
-        let opened = Upload { path, ..Upload::default() }.open().await.unwrap();
-        let error = opened.run(store, &Run::default()).await.unwrap_err();
-        assert!(error.to_string().contains("its key is disabled"), "{error}");
     }
 }

@@ -11,7 +11,7 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use bytes::{Bytes, BytesMut};
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, EXPECT, HOST, HeaderName};
 use http::request::Parts;
 use http::{HeaderValue, Method, StatusCode};
 use http_body_util::BodyExt as _;
@@ -252,18 +252,16 @@ async fn cut(connection: Option<&Connection>) -> Response {
     std::future::pending().await
 }
 
-/// Refuses what a proxy in between may read in another way than we do.
+/// Refuses what a proxy in between may read in another way than we do. Of a length and chunks hyper takes the chunks,
+/// and drops the length.
 fn check_framing(parts: &Parts) -> Result<(), Refusal> {
     let bad = |message: &str| Err(Refusal::new(StatusCode::BAD_REQUEST, "BadRequest", message));
     if parts.method == Method::HEAD {
         return Err(direct::unknown_operation());
     }
-    let headers = &parts.headers;
-    if headers.contains_key(CONTENT_LENGTH) && headers.contains_key(TRANSFER_ENCODING) {
-        return bad("A request has Content-Length or Transfer-Encoding, not both.");
-    }
-    if headers.get_all(AUTHORIZATION).iter().count() > 1 {
-        return bad("A request has one Authorization.");
+    let is_twice = |name: &HeaderName| parts.headers.get_all(name).iter().count() > 1;
+    if is_twice(&AUTHORIZATION) || is_twice(&HOST) {
+        return bad("A request has one Authorization and one Host.");
     }
     Ok(())
 }

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -95,18 +95,28 @@ impl Keys {
         if let Some(pair) = environment.then(pair_in_environment).flatten() {
             return Ok(Self::new(vec![pair], "the environment".to_owned()).expect("there is one"));
         }
-        make_pair(own).map_err(|error| KeysError::Io { path: own.to_owned(), error })?;
+        let failed = |error| KeysError::Io { path: own.to_owned(), error };
+        make_pair(own).map_err(failed)?;
+        crate::own::open(own, std::fs::File::options().read(true)).map_err(failed)?;
         Self::in_file(own)
     }
 
     /// The keys in a file of the form of `~/.aws/credentials`, all of its profiles.
     fn in_file(path: &Path) -> Result<Self, KeysError> {
         let failed = |error| KeysError::Io { path: path.to_owned(), error };
-        let metadata = std::fs::metadata(path).map_err(failed)?;
-        if metadata.permissions().mode() & 0o077 != 0 && !is_from_systemd(path) {
-            return Err(KeysError::Open { path: path.to_owned() });
+        let mut file = std::fs::File::open(path).map_err(failed)?;
+        let found = file.metadata().map_err(failed)?;
+        if !is_from_systemd(path) {
+            if found.permissions().mode() & 0o077 != 0 {
+                return Err(KeysError::Open { path: path.to_owned() });
+            }
+            if ![0, nix::unistd::geteuid().as_raw()].contains(&found.uid()) {
+                let why = format!("it belongs to another user, {}: `chown` it", found.uid());
+                return Err(failed(std::io::Error::other(why)));
+            }
         }
-        let text = std::fs::read_to_string(path).map_err(failed)?;
+        let mut text = String::new();
+        file.read_to_string(&mut text).map_err(failed)?;
         let pairs = parse(&text).map_err(|why| failed(std::io::Error::other(why)))?;
         let origin = path.display().to_string();
         Self::new(pairs, origin).ok_or_else(|| KeysError::Empty { path: path.to_owned() })
@@ -191,8 +201,8 @@ fn parse(text: &str) -> Result<Vec<Pair>, String> {
 /// Makes a file with a new pair, readable by its owner alone, unless there is one.
 fn make_pair(path: &Path) -> std::io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    if path.exists() {
+    crate::own::make(directory)?;
+    if path.symlink_metadata().is_ok() {
         return Ok(());
     }
     let Pair { id, secret, .. } = Pair::random();

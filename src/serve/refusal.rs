@@ -74,7 +74,7 @@ impl Refusal {
                 Self::new(StatusCode::BAD_REQUEST, "RequestThrottledException", message)
                     .because("DEPENDENCY_REQUEST_THROTTLED")
             }
-            ErrorKind::Quota => {
+            ErrorKind::Quota | ErrorKind::NoRoom => {
                 let message = "Your current service quotas do not allow this.";
                 Self::new(StatusCode::PAYMENT_REQUIRED, "ServiceQuotaExceededException", message)
                     .because("DEPENDENCY_SERVICE_QUOTA_EXCEEDED")

@@ -12,7 +12,11 @@ use crate::model::Digest;
 
 /// The bytes of a document.
 pub(crate) fn encode<T: Serialize>(value: &T) -> Bytes {
-    let mut text = serde_json::to_vec(value).expect("our documents have string keys only");
+    seal(serde_json::to_vec(value).expect("our documents have string keys only"))
+}
+
+/// The document of a line.
+pub(crate) fn seal(mut text: Vec<u8>) -> Bytes {
     let digest = Digest::of(&text);
     text.extend_from_slice(format!("\n\"sha256:{digest}\"\n").as_bytes());
     text.into()

@@ -12,8 +12,8 @@ use lru::LruCache;
 pub(crate) use self::account::{Account, Accounts};
 use self::catalog::Scope;
 use self::clients::Clients;
-use self::service::{Request, RetryPolicy, Service};
 pub use self::url::{EbsUrl, InvalidEbsUrl};
+use super::aws::service::{Request, RetryPolicy, Service};
 use super::request::Kind;
 use super::{
     BlockPage, BlockToken, ChangedPage, CompleteRequest, ListFrom, ListToken, Result, SnapshotPage,
@@ -22,15 +22,11 @@ use super::{
 use crate::model::{Block, BlockIndex, Snapshot, SnapshotId, SnapshotState, Tags};
 
 mod account;
-mod answer;
 mod catalog;
 pub(crate) mod clients;
 pub(crate) mod ec2;
-pub(crate) mod failure;
-pub(crate) mod http;
 mod kinds;
 mod read;
-mod service;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -46,7 +42,7 @@ const SETTLING: Duration = Duration::from_mins(2);
 /// The snapshots of one account in one region.
 #[derive(Debug)]
 pub struct Ebs {
-    service: Service,
+    service: Service<Account>,
     scope: Scope,
     settling: Duration,
 }
@@ -80,7 +76,7 @@ impl Ebs {
     /// One use of an account, with limits and a scope of its own.
     pub(crate) fn of(account: Arc<Account>, options: &StoreOptions) -> Self {
         Self {
-            service: Service::new(account, options),
+            service: Service::new(account, &kinds::ALL, options),
             scope: Scope::new(options),
             settling: options.settling.unwrap_or(SETTLING),
         }

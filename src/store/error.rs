@@ -24,8 +24,10 @@ pub enum ErrorKind {
     NotReady,
     /// Somebody else did something that excludes this.
     Conflict,
-    /// A quota is used up, or a disk is full.
+    /// A quota is used up.
     Quota,
+    /// A disk is full.
+    NoRoom,
     /// Data is not what it was when it was written.
     Corrupt,
     /// The store cannot be reached, or failed inside. Trying again may help.
@@ -36,6 +38,13 @@ pub enum ErrorKind {
     Unsupported,
     /// The request makes no sense.
     Invalid,
+}
+
+impl ErrorKind {
+    /// Whether a request was refused for what it asks for: another one may be taken.
+    pub(crate) fn refuses_as_asked(self) -> bool {
+        matches!(self, Self::Invalid | Self::NotFound | Self::NotReady | Self::Unsupported)
+    }
 }
 
 /// An error of a store: its message names the snapshot, block or path, and what to do.
@@ -69,9 +78,11 @@ impl Error {
         let kind = match source.kind() {
             Io::NotFound => ErrorKind::NotFound,
             Io::PermissionDenied | Io::ReadOnlyFilesystem => ErrorKind::Denied,
-            Io::StorageFull | Io::QuotaExceeded => ErrorKind::Quota,
+            Io::StorageFull => ErrorKind::NoRoom,
+            Io::QuotaExceeded => ErrorKind::Quota,
             Io::AlreadyExists => ErrorKind::Conflict,
             Io::TimedOut => ErrorKind::Timeout,
+            Io::InvalidData => ErrorKind::Corrupt,
             _ => ErrorKind::Unavailable,
         };
         Self::with_source(kind, message, source)
@@ -132,7 +143,7 @@ mod tests {
     fn the_message_tells_the_whole_chain_once() {
         let io = std::io::Error::from_raw_os_error(libc::ENOSPC);
         let error = Error::from_io("cannot write packs/00/x", io).context("put block 7 of snap-0a");
-        assert_eq!(error.kind(), ErrorKind::Quota);
+        assert_eq!(error.kind(), ErrorKind::NoRoom);
         assert_eq!(
             error.to_string(),
             "put block 7 of snap-0a: cannot write packs/00/x: No space left on device (os error 28)"

@@ -2,10 +2,20 @@
 
 use std::fmt;
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use super::pattern::matches_pattern;
+
+/// How a repository stores what is put. What is not said is as it is best for most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Packing {
+    /// How hard zstd compresses, from 1 on; by default, 1.
+    pub level: Option<u8>,
+    /// Blocks of a pack, at most; by default, 64, which are also the most.
+    pub blocks: Option<u8>,
+}
 
 /// Limits, and which snapshots are listed. What a store cannot use is without effect there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,6 +34,14 @@ pub struct StoreOptions {
     /// Bytes of what was put to one snapshot and is not saved yet, about, at most: those of four packs
     /// of a repository, which are the smaller. By default, those of packs of the full size, 128 MiB.
     pub max_unsaved: Option<usize>,
+    /// How a repository stores what is put.
+    pub packing: Packing,
+    /// Nobody else writes to the store: so nothing has to decide who was first.
+    pub single_writer: bool,
+    /// Archives of Flexible Snapshot Proxy are read as far as they are whole.
+    pub salvage: bool,
+    /// Where what was learnt of a service is kept for the next process; nowhere, if there is none.
+    pub state: Option<PathBuf>,
 }
 
 /// What a snapshot must match to be listed: `NAME=VALUE[,VALUE…]`, one of the values, with the names

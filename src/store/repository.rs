@@ -1,4 +1,4 @@
-//! Our own store format, over named objects: those of a directory.
+//! Our own store format, over named objects: those of a directory, or of a bucket.
 //!
 //! Every object is created once and never changed, and the manifest comes last: a crash leaves
 //! garbage, never half a snapshot. `docs/repository-format.md` describes the format byte by byte.
@@ -22,6 +22,10 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use self::bucket::Bucket;
+pub(crate) use self::bucket::Foreign;
+pub use self::bucket::{BucketUrl, InvalidBucketUrl};
+use self::describe::RecentManifests;
 use self::directory::Directory;
 use self::objects::Objects;
 use self::pack::PACK_BLOCKS;
@@ -29,14 +33,17 @@ use self::read::PageCache;
 use self::writer::Writer;
 use super::{
     BlockPage, BlockToken, ChangedPage, CompleteRequest, Error, ErrorKind, ListFrom, ListToken,
-    Result, SnapshotPage, SnapshotStore, StartRequest, Usage,
+    Packing, Result, SnapshotPage, SnapshotStore, StartRequest, StoreOptions, Usage,
 };
 use crate::model::{BLOCK_SIZE_U64, Block, BlockIndex, Snapshot, SnapshotId, Tags};
 
+mod bucket;
 mod complete;
 mod describe;
 mod directory;
 mod document;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod gc;
 mod manifest;
 mod names;
@@ -54,7 +61,8 @@ mod verify;
 mod writer;
 
 pub use gc::{DEFAULT_GRACE, GcReport, MIN_GRACE};
-pub use verify::{Damage, Progress, VerifyReport};
+pub use read::Stored;
+pub use verify::{Checked, Damage, Progress, VerifyReport};
 
 /// The format that this version writes, and the newest that it reads.
 const FORMAT: u32 = 1;
@@ -73,9 +81,14 @@ pub struct Repository {
     id: Uuid,
     objects: Arc<dyn Objects>,
     pages: PageCache,
+    manifests: RecentManifests,
     writers: Mutex<HashMap<SnapshotId, Arc<Writer>>>,
+    /// Held by whoever looks for what a new writer has to know.
+    opening_writer: tokio::sync::Mutex<()>,
     /// Blocks in the packs that are written, at most.
     pack_blocks: usize,
+    /// How hard zstd compresses them.
+    level: i32,
 }
 
 impl fmt::Debug for Repository {
@@ -100,7 +113,66 @@ impl Repository {
     ///
     /// If there is none, or one that this version cannot read.
     pub async fn open(directory: &Path) -> Result<Self> {
-        Self::over(Arc::new(Directory::new(directory))).await
+        Self::over(Arc::new(Directory::open(directory)?)).await
+    }
+
+    /// Creates an empty repository below the prefix of a bucket.
+    ///
+    /// # Errors
+    ///
+    /// If it is a repository already, or anything else is there; those of the service.
+    pub async fn create_in_bucket(url: &BucketUrl, options: &StoreOptions) -> Result<Self> {
+        Self::check_free(url, options).await?;
+        Self::make(Arc::new(Bucket::new(url, options).await?)).await
+    }
+
+    /// Checks that a repository can be made below the prefix of a bucket.
+    ///
+    /// # Errors
+    ///
+    /// If it is a repository already, or anything else is there; those of the service.
+    pub(crate) async fn check_free(url: &BucketUrl, options: &StoreOptions) -> Result<()> {
+        let bucket = Bucket::new(url, options).await?;
+        if bucket.is_free().await? {
+            return Ok(());
+        }
+        if bucket.exists(names::INFO).await? {
+            return Err(already_a_repository(&bucket.name()));
+        }
+        let message = format!("{url} holds something else: give a prefix of its own");
+        Err(Error::new(ErrorKind::Conflict, message))
+    }
+
+    /// Opens the repository below the prefix of a bucket.
+    ///
+    /// # Errors
+    ///
+    /// If there is none, or one that this version cannot read; those of the service.
+    pub async fn open_in_bucket(url: &BucketUrl, options: &StoreOptions) -> Result<Self> {
+        Self::over(Arc::new(Bucket::new(url, options).await?)).await
+    }
+
+    /// The repository below the prefix of a bucket, which is made if there is none, behind a configuration of the AWS
+    /// SDK, for programs that have one themselves.
+    ///
+    /// # Errors
+    ///
+    /// If it is one that this version cannot read; those of the service.
+    pub async fn in_bucket(
+        shared: &aws_config::SdkConfig,
+        url: &BucketUrl,
+        options: &StoreOptions,
+    ) -> Result<Self> {
+        let bucket = Arc::new(Bucket::with_config(shared, url, options));
+        match Self::over(bucket.clone()).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            opened => return opened,
+        }
+        match Self::make(bucket.clone()).await {
+            // Somebody else has made it meanwhile.
+            Err(error) if error.kind() == ErrorKind::Conflict => Self::over(bucket).await,
+            made => made,
+        }
     }
 
     /// Makes a repository of objects, of which there are none yet.
@@ -146,8 +218,11 @@ impl Repository {
             id,
             objects,
             pages: PageCache::default(),
+            manifests: RecentManifests::default(),
             writers: Mutex::default(),
+            opening_writer: tokio::sync::Mutex::default(),
             pack_blocks: PACK_BLOCKS,
+            level: pack::LEVEL,
         }
     }
 
@@ -155,6 +230,20 @@ impl Repository {
     #[must_use]
     pub fn with_max_unsaved(self, bytes: usize) -> Self {
         Self { pack_blocks: writer::pack_blocks(bytes), ..self }
+    }
+
+    /// The same, as far as these options say something of it.
+    pub(in crate::store) fn with_options(self, options: &StoreOptions) -> Self {
+        let Packing { level, blocks } = options.packing;
+        let packed = match options.max_unsaved {
+            Some(bytes) => self.with_max_unsaved(bytes),
+            None => self,
+        };
+        Self {
+            pack_blocks: packed.pack_blocks.min(blocks.map_or(PACK_BLOCKS, usize::from).max(1)),
+            level: level.map_or(packed.level, i32::from),
+            ..packed
+        }
     }
 
     /// The id that the repository was created with.
@@ -307,6 +396,14 @@ impl SnapshotStore for Repository {
 
     fn parallelism(&self) -> usize {
         self.objects.parallelism()
+    }
+
+    fn neighbours(&self) -> usize {
+        self.objects.neighbours()
+    }
+
+    fn place(&self) -> String {
+        format!("repository {}", self.id)
     }
 
     fn usage(&self) -> Option<Usage> {

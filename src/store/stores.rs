@@ -4,16 +4,18 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::aws::config::check;
 use super::ebs::{Accounts, Ebs};
 use super::in_use::InUse;
-use super::repository::Repository;
+use super::repository::{BucketUrl, Repository};
 use super::synth::Synth;
+use super::url::NoRepository;
 use super::wrap::Filtered;
-use super::{Result, SharedStore, StoreOptions, StoreUrl};
+use super::{Error, ErrorKind, Packing, Result, SharedStore, StoreOptions, StoreUrl, fsp};
 
-/// What a directory is, whatever paths lead to it (its device and inode), and
-/// [`max_unsaved`](StoreOptions::max_unsaved).
-type DirectoryKey = (u64, u64, Option<usize>);
+/// What a directory is, whatever paths lead to it (its device and inode), and what
+/// [`StoreOptions`] say of packs.
+type DirectoryKey = (u64, u64, Option<usize>, Packing);
 
 /// The stores that a process has open.
 ///
@@ -24,6 +26,7 @@ type DirectoryKey = (u64, u64, Option<usize>);
 pub struct Stores {
     accounts: Accounts,
     repositories: InUse<DirectoryKey, Repository>,
+    buckets: InUse<(BucketUrl, Option<usize>, Packing, bool), Repository>,
 }
 
 impl Stores {
@@ -36,9 +39,20 @@ impl Stores {
     pub async fn open(&self, url: &StoreUrl, options: &StoreOptions) -> Result<SharedStore> {
         let store: SharedStore = match url {
             StoreUrl::Ebs(url) => {
+                check(url.profile.as_deref()).await?;
                 return Ok(Arc::new(Ebs::of(self.accounts.of(url).await?, options)));
             }
-            StoreUrl::Directory(path) => self.repository(path, options).await?,
+            StoreUrl::Directory(_) => self.repository(url, options).await?,
+            StoreUrl::Bucket(bucket) => match self.repository(url, options).await {
+                Ok(repository) => repository,
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    match fsp::Archives::open(bucket, options).await? {
+                        Some(archives) => Arc::new(archives),
+                        None => return Err(error),
+                    }
+                }
+                Err(error) => return Err(error),
+            },
             // There is nothing to share.
             StoreUrl::Synth(recipe) => Arc::new(Synth::new(*recipe)),
         };
@@ -48,22 +62,42 @@ impl Stores {
         Ok(Arc::new(Filtered::new(store, options.filters.clone())?))
     }
 
-    /// The repository in a directory, for what only a repository can do.
+    /// A repository, for what only a repository can do.
     ///
     /// # Errors
     ///
-    /// As [`open`](Self::open).
-    pub async fn repository(&self, path: &Path, options: &StoreOptions) -> Result<Arc<Repository>> {
+    /// As [`open`](Self::open); `Unsupported` if it is none.
+    pub async fn repository(
+        &self,
+        url: &StoreUrl,
+        options: &StoreOptions,
+    ) -> Result<Arc<Repository>> {
+        match url {
+            StoreUrl::Directory(path) => self.in_directory(path, options).await,
+            StoreUrl::Bucket(url) => {
+                let open = async {
+                    let repository = Repository::open_in_bucket(url, options).await?;
+                    Ok(Arc::new(repository.with_options(options)))
+                };
+                let StoreOptions { max_unsaved, packing, single_writer, .. } = *options;
+                let key = ((**url).clone(), max_unsaved, packing, single_writer);
+                self.buckets.get(key, open).await
+            }
+            StoreUrl::Ebs(_) | StoreUrl::Synth(_) => {
+                let message = NoRepository(url.clone()).to_string();
+                Err(Error::new(ErrorKind::Unsupported, message))
+            }
+        }
+    }
+
+    async fn in_directory(&self, path: &Path, options: &StoreOptions) -> Result<Arc<Repository>> {
         let open = async {
             let repository = Repository::open(path).await?;
-            Ok(Arc::new(match options.max_unsaved {
-                Some(bytes) => repository.with_max_unsaved(bytes),
-                None => repository,
-            }))
+            Ok(Arc::new(repository.with_options(options)))
         };
         match path.metadata() {
             Ok(found) => {
-                let key = (found.dev(), found.ino(), options.max_unsaved);
+                let key = (found.dev(), found.ino(), options.max_unsaved, options.packing);
                 self.repositories.get(key, open).await
             }
             // It tells better what is wrong.
@@ -75,7 +109,6 @@ impl Stores {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::ErrorKind;
 
     fn at(path: &Path) -> StoreUrl {
         StoreUrl::Directory(path.to_owned())
@@ -106,7 +139,7 @@ mod tests {
         let path = dir.path().join("store");
         Repository::create(&path).await.unwrap();
         let (stores, options) = (Stores::default(), StoreOptions::default());
-        let first = stores.repository(&path, &options).await.unwrap();
+        let first = stores.repository(&at(&path), &options).await.unwrap();
         let weak = Arc::downgrade(&first);
         drop(first);
         assert!(weak.upgrade().is_none());

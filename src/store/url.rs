@@ -4,7 +4,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use nix::errno::Errno;
+use nix::unistd::{AccessFlags, access};
+
 use super::ebs::{EbsUrl, InvalidEbsUrl};
+use super::repository::{BucketUrl, InvalidBucketUrl};
 use super::synth::{self, InvalidRecipe, Recipe};
 
 /// Where snapshots live, as the user says it.
@@ -12,6 +16,8 @@ use super::synth::{self, InvalidRecipe, Recipe};
 pub enum StoreUrl {
     /// A repository in a directory: `file:///srv/snaps`, `/srv/snaps` or `./snaps`.
     Directory(PathBuf),
+    /// A repository in a bucket: `s3://bucket/prefix`.
+    Bucket(Box<BucketUrl>),
     /// Snapshots that are computed: `synth:` or `synth:?size=16TiB`.
     Synth(Recipe),
     /// Snapshots of EBS: `ebs:`, `ebs://us-west-2` or `ebs://profile@us-west-2`.
@@ -21,9 +27,9 @@ pub enum StoreUrl {
 /// A store that is not a repository, where one is needed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0} is no repository: this needs one in a directory, as `/srv/snaps` or `file:///srv/snaps`"
+    "{0} is no repository: this needs one in a directory, as `/srv/snaps`, or in a bucket, as `s3://bucket/prefix`"
 )]
-pub struct NoRepository(StoreUrl);
+pub struct NoRepository(pub(super) StoreUrl);
 
 /// A text that names no store.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,6 +58,9 @@ pub enum InvalidStoreUrl {
     /// An EBS store whose profile, region or endpoint cannot be.
     #[error(transparent)]
     Ebs(#[from] InvalidEbsUrl),
+    /// A bucket whose name, prefix or options cannot be.
+    #[error(transparent)]
+    Bucket(#[from] InvalidBucketUrl),
 }
 
 impl FromStr for StoreUrl {
@@ -71,6 +80,7 @@ impl FromStr for StoreUrl {
         }
         match text.split_once(':') {
             Some(("ebs", _)) => Ok(Self::Ebs(text.parse()?)),
+            Some(("s3", _)) => Ok(Self::Bucket(Box::new(text.parse()?))),
             Some((synth::SCHEME, _)) => Ok(Self::Synth(text.parse()?)),
             Some((scheme, _)) if is_scheme(scheme) => {
                 Err(InvalidStoreUrl::Scheme { url: text.to_owned(), scheme: scheme.to_owned() })
@@ -98,7 +108,7 @@ impl StoreUrl {
             Self::Directory(path) => {
                 path.canonicalize().or_else(|_| std::path::absolute(path)).map(Self::Directory)
             }
-            Self::Synth(_) | Self::Ebs(_) => Ok(self.clone()),
+            Self::Bucket(_) | Self::Synth(_) | Self::Ebs(_) => Ok(self.clone()),
         }
     }
 
@@ -110,16 +120,38 @@ impl StoreUrl {
     pub fn directory(&self) -> Result<&Path, NoRepository> {
         match self {
             Self::Directory(path) => Ok(path),
-            Self::Synth(_) | Self::Ebs(_) => Err(NoRepository(self.clone())),
+            Self::Bucket(_) | Self::Synth(_) | Self::Ebs(_) => Err(NoRepository(self.clone())),
         }
+    }
+
+    /// The profile of the AWS configuration that it names.
+    pub fn profile(&self) -> Option<&str> {
+        match self {
+            Self::Ebs(url) => url.profile.as_deref(),
+            Self::Bucket(url) => url.profile.as_deref(),
+            Self::Directory(_) | Self::Synth(_) => None,
+        }
+    }
+
+    /// Whether it is a repository, wherever that is.
+    pub fn is_repository(&self) -> bool {
+        matches!(self, Self::Directory(_) | Self::Bucket(_))
     }
 
     /// Whether the store can be written at all.
     pub fn is_writable(&self) -> bool {
         match self {
-            Self::Directory(_) | Self::Ebs(_) => true,
+            Self::Directory(_) | Self::Bucket(_) | Self::Ebs(_) => true,
             Self::Synth(_) => false,
         }
+    }
+
+    /// Whether this process may write it where it is now, as far as that shows without a write: a repository may be
+    /// another user's, or on a file system that is read-only. Waits for the disk.
+    pub fn is_writable_here(&self) -> bool {
+        let Self::Directory(path) = self else { return self.is_writable() };
+        let allowed = access(path, AccessFlags::W_OK | AccessFlags::X_OK);
+        !matches!(allowed, Err(Errno::EACCES | Errno::EPERM | Errno::EROFS))
     }
 }
 
@@ -130,8 +162,48 @@ impl fmt::Display for StoreUrl {
             Self::Directory(path) => path.display().fmt(f),
             Self::Synth(recipe) => recipe.fmt(f),
             Self::Ebs(url) => url.fmt(f),
+            Self::Bucket(url) => url.fmt(f),
         }
     }
+}
+
+/// Whether this is the URL of an endpoint, which everybody may see: it stands in the command line, in `/proc/mounts`
+/// and in logs.
+///
+/// # Errors
+///
+/// What is wrong with it, without a password that is in it.
+pub(super) fn check_endpoint(text: &str) -> Result<(), String> {
+    let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+    let Some(rest) = rest else {
+        return Err(format!("{text:?} is not an http or https URL"));
+    };
+    let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    if host.contains('@') {
+        return Err("it has a user or a password, which everybody could see".to_owned());
+    }
+    Ok(())
+}
+
+/// Writes the options of a URL that are given.
+pub(super) fn write_query<'a>(
+    f: &mut fmt::Formatter<'_>,
+    options: impl IntoIterator<Item = (&'a str, Option<&'a str>)>,
+) -> fmt::Result {
+    let mut before = '?';
+    for (name, value) in options {
+        let Some(value) = value else { continue };
+        write!(f, "{before}{name}=")?;
+        before = '&';
+        for character in value.chars() {
+            // What would be read as something else; a URL is easier to read as it is.
+            match character {
+                '&' | '%' | '+' | '#' | ' ' => write!(f, "%{:02X}", u32::from(character))?,
+                _ => write!(f, "{character}")?,
+            }
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -168,7 +240,7 @@ mod tests {
 
     #[test]
     fn refuses_other_store_urls_with_an_example() {
-        for text in ["", "s3://bucket/prefix", "file:snaps", "file://host/snaps", "http://x"] {
+        for text in ["", "gs://bucket/prefix", "file:snaps", "file://host/snaps", "http://x"] {
             let error = text.parse::<StoreUrl>().unwrap_err().to_string();
             assert!(error.contains("/srv/snaps"), "{error}");
         }

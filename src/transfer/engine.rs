@@ -4,6 +4,7 @@
 //! and hands out tasks. A task reads a few blocks and brings each to every sink. Tasks run beside each other and
 //! end in any order. What a sink has taken durably is noted in its journal.
 
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,10 +14,10 @@ use tokio_util::sync::CancellationToken;
 use self::lane::Lane;
 use self::mover::Mover;
 use super::journal::Journal;
-use super::sink::{Finished, Sink};
+use super::sink::Sink;
 use super::source::Source;
 use super::{Error, Result, SharedProgress, Silent, sink};
-use crate::model::BLOCK_SIZE;
+use crate::model::{BLOCK_SIZE, Snapshot};
 
 mod lane;
 mod mover;
@@ -30,18 +31,38 @@ const COMMAND_MEMORY: usize = 64 << 20;
 /// How long a transfer takes at most to end that is given up.
 pub(crate) const ENDS_WITHIN: Duration = lane::LEAVE.saturating_add(sink::snapshot::ABORT);
 
+/// What lends memory for that which a store gathers for one snapshot.
+pub(crate) trait Lender: Debug + Send + Sync {
+    /// It is lent until what this gives is dropped.
+    fn lend(&self) -> Box<dyn Send + Sync>;
+}
+
 /// Memory that the blocks under way of transfers share.
 #[derive(Clone, Debug)]
 pub(crate) struct Memory {
     blocks: Arc<Semaphore>,
     most: usize,
+    /// Who makes a snapshot waits for its turn, and is lent memory.
+    turns: Option<(Arc<Semaphore>, Arc<dyn Lender>)>,
 }
 
 impl Memory {
     /// A budget of so many bytes, but room for one run of blocks at least.
     pub(crate) fn new(bytes: usize) -> Self {
         let most = (bytes / BLOCK_SIZE).max(super::run_len());
-        Self { blocks: Arc::new(Semaphore::new(most)), most }
+        Self { blocks: Arc::new(Semaphore::new(most)), most, turns: None }
+    }
+
+    /// This, where so many snapshots are made at the same time at most.
+    pub(crate) fn with_turns(self, turns: usize, lender: Arc<dyn Lender>) -> Self {
+        Self { turns: Some((Arc::new(Semaphore::new(turns)), lender)), ..self }
+    }
+
+    /// Waits until a snapshot may be made; it may until the answer is dropped.
+    pub(crate) async fn turn(&self) -> impl Send + use<> {
+        let (turns, lender) = self.turns.as_ref()?;
+        let turn = Arc::clone(turns).acquire_owned().await.expect("it is never closed");
+        Some((turn, lender.lend()))
     }
 
     async fn take(&self, blocks: usize) -> OwnedSemaphorePermit {
@@ -60,7 +81,7 @@ impl Default for Memory {
 /// How a transfer is run.
 #[derive(Clone)]
 pub(crate) struct Run {
-    /// Learns of what was done.
+    /// That of the sink, where there is one.
     pub(crate) progress: SharedProgress,
     /// What its blocks take room in.
     pub(crate) memory: Memory,
@@ -104,6 +125,21 @@ impl std::fmt::Debug for Run {
 pub(crate) struct Destination {
     pub(crate) sink: Arc<dyn Sink>,
     pub(crate) journal: Arc<dyn Journal>,
+    /// Learns of what was done for it.
+    pub(crate) progress: SharedProgress,
+}
+
+/// What came of a transfer for one sink.
+#[derive(Clone, Debug)]
+pub(crate) struct Finished {
+    /// Blocks that were written.
+    pub(crate) blocks: u64,
+    /// Those of them that an earlier run had written.
+    pub(crate) kept: u64,
+    /// Blocks that were read from a parent, to compare.
+    pub(crate) compared: u64,
+    /// The snapshot that was made.
+    pub(crate) snapshot: Option<Snapshot>,
 }
 
 /// Brings everything that the source has to each sink.
@@ -115,9 +151,8 @@ pub(crate) async fn transfer(
     destinations: Vec<Destination>,
     run: &Run,
 ) -> Vec<Result<Finished>> {
-    let lanes: Arc<[Lane]> = destinations.into_iter().map(Lane::new).collect();
-    let moved = Mover::new(&source, &lanes, run).run().await;
-    let whole = match moved {
+    let lanes: Vec<_> = destinations.into_iter().map(Lane::new).map(Arc::new).collect();
+    let whole = match Mover::new(Arc::clone(&source), lanes.clone(), run).run().await {
         Ok(()) => source.check().await,
         error => error,
     };
@@ -139,6 +174,6 @@ pub(crate) async fn transfer_to(
     journal: Arc<dyn Journal>,
     run: &Run,
 ) -> Result<Finished> {
-    let destination = Destination { sink, journal };
+    let destination = Destination { sink, journal, progress: Arc::clone(&run.progress) };
     transfer(source, vec![destination], run).await.pop().expect("there is one sink")
 }

@@ -5,22 +5,21 @@
 //! a check that ties it to its place and to what was begun. A slot that was torn, or is of another attempt, counts
 //! for nothing.
 
-use std::fmt::Debug;
-use std::fs::File;
+use std::fmt::{self, Debug, Display, Formatter};
+use std::fs::{File, TryLockError};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{Error, Result};
 use crate::model::{BlockIndex, Digest, SnapshotId};
+use crate::own;
 use crate::store::{ErrorKind, document};
 
 /// The version of what is written here.
@@ -35,10 +34,13 @@ const SLOT: usize = 40;
 /// In the place of a digest: the block was about to be brought. Nothing has this SHA-256.
 const BEGUN: Digest = Digest([0; 32]);
 
-/// Knows what an earlier run has brought to a sink.
+/// Knows what an earlier run has brought to a sink; by default nothing, and there is no going on.
 pub(crate) trait Journal: Debug + Send + Sync + 'static {
     /// The SHA-256 of what was brought to a block durably, if anything was.
-    fn digest(&self, index: BlockIndex) -> Option<Digest>;
+    fn digest(&self, index: BlockIndex) -> Option<Digest> {
+        let _ = index;
+        None
+    }
 
     /// Whether an earlier run was about to bring something to a block, and may have.
     fn was_begun(&self, index: BlockIndex) -> bool {
@@ -59,15 +61,25 @@ pub(crate) trait Journal: Debug + Send + Sync + 'static {
     /// Learns that all was brought, and the sink is about to be finished.
     fn finishing(&self) {}
 
+    /// Whether an earlier run was about to finish the sink, and may have.
+    fn was_finishing(&self) -> bool {
+        false
+    }
+
     /// Notes what was brought durably.
     ///
     /// # Errors
     ///
     /// If the transfer must not go on without that being noted.
-    fn note(&self, blocks: &[(BlockIndex, Digest)]) -> Result<()>;
+    fn note(&self, blocks: &[(BlockIndex, Digest)]) -> Result<()> {
+        let _ = blocks;
+        Ok(())
+    }
 
     /// Whether there is one, and a later run may go on.
-    fn is_kept(&self) -> bool;
+    fn is_kept(&self) -> bool {
+        false
+    }
 
     /// Whether a later run may go on after this error.
     fn outlasts(&self, error: &Error) -> bool {
@@ -75,28 +87,14 @@ pub(crate) trait Journal: Debug + Send + Sync + 'static {
     }
 
     /// Forgets everything: there is nothing to go on with.
-    fn forget(&self);
+    fn forget(&self) {}
 }
 
 /// No journal: there is no going on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NoJournal;
 
-impl Journal for NoJournal {
-    fn digest(&self, _: BlockIndex) -> Option<Digest> {
-        None
-    }
-
-    fn note(&self, _: &[(BlockIndex, Digest)]) -> Result<()> {
-        Ok(())
-    }
-
-    fn is_kept(&self) -> bool {
-        false
-    }
-
-    fn forget(&self) {}
-}
+impl Journal for NoJournal {}
 
 /// A path as it is told from others, also if it is no text.
 pub(crate) fn name_of(path: &Path) -> String {
@@ -112,14 +110,20 @@ pub(crate) struct Ends {
     pub(crate) to: String,
 }
 
+impl Display for Ends {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "the {} of {} to {}", self.operation, self.from, self.to)
+    }
+}
+
 /// `transfer.json`.
 #[derive(Debug, Serialize, Deserialize)]
-struct Document {
+struct Document<T = serde_json::Value> {
     format: u32,
     ends: Ends,
     /// Ties the slots to this attempt.
     salt: Uuid,
-    attempt: serde_json::Value,
+    attempt: T,
 }
 
 /// A journal in a directory.
@@ -129,7 +133,7 @@ pub(crate) struct FileJournal {
     ends: Ends,
     /// Ties the slots to this attempt.
     salt: Uuid,
-    blocks: Flock<File>,
+    blocks: File,
     /// Slots of an earlier run may be there.
     is_old: bool,
     /// Nothing can be noted any more.
@@ -155,28 +159,22 @@ impl FileJournal {
         let name = Digest::of(&serde_json::to_vec(&ends).expect("it has string keys only"));
         let directory = root.join(&name.to_hex()[..32]);
         let failed = |e| Error::io("keep a journal in", &directory, e);
-        let mut builder = std::fs::DirBuilder::new();
-        builder.recursive(true).mode(0o700).create(&directory).map_err(failed)?;
+        own::make(root).and_then(|()| own::make(&directory)).map_err(failed)?;
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let blocks = options.open(directory.join(BLOCKS)).map_err(failed)?;
-        let blocks = match Flock::lock(blocks, FlockArg::LockExclusiveNonblock) {
-            Ok(blocks) => blocks,
-            Err((_, Errno::EWOULDBLOCK)) => {
-                let why = format!(
-                    "another process is at the {} of {} to {}",
-                    ends.operation, ends.from, ends.to
-                );
-                return Err(Error::unsuitable(&directory, why));
+        let blocks = own::open(&directory.join(BLOCKS), &mut options).map_err(failed)?;
+        blocks.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => {
+                Error::unsuitable(&directory, format!("another process is at {ends}"))
             }
-            Err((_, error)) => return Err(failed(error.into())),
-        };
+            TryLockError::Error(error) => failed(error),
+        })?;
         // Whoever had it before may have removed it meanwhile.
         let here = std::fs::metadata(directory.join(BLOCKS)).map(|found| found.ino()).ok();
         if here != Some(blocks.metadata().map_err(failed)?.ino()) {
             return Err(Error::unsuitable(&directory, "another process was at it; try again"));
         }
-        let found = match std::fs::read(directory.join(DOCUMENT)) {
+        let found = match own::read(&directory.join(DOCUMENT)) {
             Ok(bytes) => match read(&directory, &ends, &bytes) {
                 Err(error) if restart => {
                     tracing::warn!("{error}: `fspfs list` shows what an earlier run may have left");
@@ -228,9 +226,8 @@ impl FileJournal {
     }
 
     fn write<T: Serialize>(&self, attempt: &T) -> io::Result<()> {
-        let attempt = serde_json::to_value(attempt).expect("it has string keys only");
-        let document =
-            Document { format: FORMAT, ends: self.ends.clone(), salt: self.salt, attempt };
+        let (ends, salt) = (self.ends.clone(), self.salt);
+        let document = Document { format: FORMAT, ends, salt, attempt };
         let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
         io::Write::write_all(&mut file, &document::encode(&document))?;
         file.as_file().sync_data()?;
@@ -278,22 +275,19 @@ impl FileJournal {
 
 /// The salt and the attempt of a document.
 fn read<T: DeserializeOwned>(directory: &Path, ends: &Ends, bytes: &[u8]) -> Result<(Uuid, T)> {
-    let cure = "--restart begins anew";
-    let bad = |why: String| Error::unsuitable(directory, format!("{why}; {cure}"));
+    let bad = |why| Error::unsuitable(directory, format!("{why}; --restart begins anew"));
     let found: serde_json::Value =
         document::decode("the journal of an earlier run", bytes).map_err(|e| bad(e.to_string()))?;
     let format = found.get("format").and_then(serde_json::Value::as_u64);
     if format != Some(FORMAT.into()) {
         return Err(bad("the journal there is of another version of fspfs".to_owned()));
     }
-    let found: Document =
+    let found: Document<T> =
         serde_json::from_value(found).map_err(|e| bad(format!("the journal is damaged: {e}")))?;
     if found.ends != *ends {
-        let Ends { operation, from, to } = found.ends;
-        return Err(bad(format!("the journal there is of the {operation} of {from} to {to}")));
+        return Err(bad(format!("the journal there is of {}", found.ends)));
     }
-    let attempt = serde_json::from_value(found.attempt);
-    Ok((found.salt, attempt.map_err(|e| bad(format!("the journal is damaged: {e}")))?))
+    Ok((found.salt, found.attempt))
 }
 
 impl Journal for FileJournal {
@@ -310,7 +304,10 @@ impl Journal for FileJournal {
     }
 
     fn finishing(&self) {
-        let made = File::create(self.directory.join(FINISHING)).and_then(|file| file.sync_all());
+        let mut options = File::options();
+        options.write(true).create(true).truncate(false).mode(0o600);
+        let made = own::open(&self.directory.join(FINISHING), &mut options);
+        let made = made.and_then(|file| file.sync_all());
         if let Err(error) = made.and_then(|()| File::open(&self.directory)?.sync_all()) {
             tracing::warn!("cannot write to {}: {error}", self.directory.display());
         }
@@ -321,6 +318,10 @@ impl Journal for FileJournal {
             self.set(*index, *digest);
         }
         Ok(())
+    }
+
+    fn was_finishing(&self) -> bool {
+        self.was_finishing
     }
 
     /// Of a completion that may have been heard the snapshot stays, whatever is answered to another one.
@@ -334,27 +335,27 @@ impl Journal for FileJournal {
     }
 
     fn forget(&self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.directory) {
-            tracing::warn!(
-                "{} is of no use any more, and stays: {error}",
-                self.directory.display()
-            );
-        }
+        remove(&self.directory);
+    }
+}
+
+fn remove(directory: &Path) {
+    if let Err(error) = std::fs::remove_dir_all(directory) {
+        tracing::warn!("{} is of no use any more, and stays: {error}", directory.display());
     }
 }
 
 /// Removes the journals of transfers that make the snapshot `id`: it is given up.
 pub(crate) fn forget_snapshot(root: &Path, id: &SnapshotId) {
-    let of_it = |directory: &Path| {
-        let bytes = std::fs::read(directory.join(DOCUMENT)).ok()?;
+    let is_of_it = |directory: &Path| {
+        own::check(directory).ok()?;
+        let bytes = own::read(&directory.join(DOCUMENT)).ok()?;
         let document: Document = document::decode(DOCUMENT, &bytes).ok()?;
-        (document.attempt.get("snapshot")?.as_str()? == id.as_str()).then_some(())
+        Some(document.attempt.get("snapshot")?.as_str()? == id.as_str())
     };
     for entry in std::fs::read_dir(root).into_iter().flatten().flatten() {
-        if of_it(&entry.path()).is_some()
-            && let Err(error) = std::fs::remove_dir_all(entry.path())
-        {
-            tracing::warn!("{} is of no use any more, and stays: {error}", entry.path().display());
+        if is_of_it(&entry.path()) == Some(true) {
+            remove(&entry.path());
         }
     }
 }

@@ -12,8 +12,9 @@ use crate::model::{Block, BlockIndex, Digest, Snapshot};
 use crate::store::ListedBlock;
 
 pub(crate) mod file;
+mod kept;
 pub(crate) mod snapshot;
-mod target;
+pub(crate) mod target;
 
 /// A block that a sink is about to get.
 #[derive(Clone, Debug)]
@@ -31,7 +32,7 @@ pub(crate) struct Step {
 
 impl Step {
     /// One of a sink that knows nothing of what is there.
-    pub(crate) fn plain(blocks: Range<BlockIndex>, in_source: bool) -> Self {
+    pub(crate) fn new(blocks: Range<BlockIndex>, in_source: bool) -> Self {
         Self { blocks, beneath: None, in_source, is_stale: false, turn: 0 }
     }
 
@@ -41,33 +42,15 @@ impl Step {
     }
 }
 
-/// What a step brings.
-#[derive(Clone, Debug)]
-pub(crate) enum Content {
-    /// A block. Zeros, where there are several.
-    Block(Block),
-    /// Nothing new: an earlier run has brought a block with this digest, which is still there.
-    Done(Digest),
-}
-
-/// What came of a transfer for one sink.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Finished {
-    /// Blocks that were written.
-    pub(crate) blocks: u64,
-    /// Those of them that an earlier run had written.
-    pub(crate) kept: u64,
-    /// The snapshot that was made.
-    pub(crate) snapshot: Option<Snapshot>,
-}
-
 /// One end of a transfer.
 ///
 /// Steps are planned in ascending order, one after the other, and written in any.
 #[async_trait]
 pub(crate) trait Sink: Debug + Send + Sync + 'static {
     /// Plans one block that the source has.
-    async fn plan(&self, index: BlockIndex) -> Result<Step>;
+    async fn plan(&self, index: BlockIndex) -> Result<Step> {
+        Ok(Step::new(index..index.next(), true))
+    }
 
     /// Plans blocks that read as zeros. Where that is so already nothing has to be done.
     fn plan_zeros(&self, blocks: Range<BlockIndex>) -> BoxStream<'_, Result<Step>> {
@@ -81,8 +64,13 @@ pub(crate) trait Sink: Debug + Send + Sync + 'static {
         Ok(true)
     }
 
-    /// Writes a block, if that is needed; answers its digest if it was.
-    async fn write(&self, step: Step, content: Content) -> Result<Option<Digest>>;
+    /// Takes note of a block that an earlier run has written, and that is still there.
+    fn keep(&self, step: &Step, digest: Digest) {
+        let _ = (step, digest);
+    }
+
+    /// Writes a block, zeros where the step has several, if that is needed; answers whether it was.
+    async fn write(&self, step: Step, block: Block) -> Result<bool>;
 
     /// Takes note of a block that the source has, but damaged.
     ///
@@ -112,8 +100,18 @@ pub(crate) trait Sink: Debug + Send + Sync + 'static {
         Ok(())
     }
 
-    /// Makes the whole of it.
-    async fn finish(&self) -> Result<Finished>;
+    /// Blocks that were read from the parent, to compare.
+    fn compared(&self) -> u64 {
+        0
+    }
+
+    /// Makes the whole of it, and answers the snapshot, if that is what was made.
+    async fn finish(&self) -> Result<Option<Snapshot>>;
+
+    /// The snapshot, if an earlier run has finished it. Waits for a store that is still at work on it, within a bound.
+    async fn finished_before(&self) -> Option<Snapshot> {
+        None
+    }
 
     /// Removes what was begun, within a bound. A failure is logged.
     async fn abort(&self);

@@ -7,12 +7,14 @@ use async_trait::async_trait;
 use futures::TryStreamExt as _;
 use futures::stream::BoxStream;
 
-use super::Result;
+use super::{Result, concurrent_runs, run_len};
 use crate::model::{Block, BlockIndex};
 use crate::store::ListedBlock;
 
+pub(crate) mod delta;
 pub(crate) mod file;
 pub(crate) mod snapshot;
+pub(crate) mod stream;
 
 /// A part of what a source has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,11 +32,31 @@ pub(crate) trait Source: Debug + Send + Sync + 'static {
     /// speaks of every block of its volume.
     fn changes(&self) -> BoxStream<'static, Result<Change>>;
 
-    /// Blocks that are read by one call.
-    fn run_len(&self) -> usize;
+    /// Blocks that are read by one call: a run.
+    fn run_len(&self) -> usize {
+        run_len()
+    }
 
-    /// Blocks that are worth being read at the same time.
-    fn parallelism(&self) -> usize;
+    /// Runs that are worth being read at the same time.
+    fn parallelism(&self) -> usize {
+        concurrent_runs()
+    }
+
+    /// Blocks from `start` on that are in no place, as far as that is known before they are read.
+    async fn holes(&self, start: BlockIndex) -> Result<u64> {
+        let (mut changes, mut holes) = (self.changes(), 0);
+        while let Some(change) = changes.try_next().await? {
+            if let Change::Zeros(range) = change {
+                holes += u64::from(range.end.0.saturating_sub(range.start.max(start).0));
+            }
+        }
+        Ok(holes)
+    }
+
+    /// Whether the next change is waited for, and takes as long as somebody else likes.
+    fn is_waiting(&self) -> bool {
+        false
+    }
 
     /// Reads blocks, in this order.
     async fn read(&self, blocks: &[(BlockIndex, Option<ListedBlock>)]) -> Result<Vec<Block>>;
@@ -50,16 +72,4 @@ pub(crate) trait Source: Debug + Send + Sync + 'static {
     async fn check(&self) -> Result<()> {
         Ok(())
     }
-}
-
-/// Blocks from `start` on that are in no place.
-pub(crate) async fn holes(source: &dyn Source, start: BlockIndex) -> Result<u64> {
-    let holes = source.changes().try_fold(0, |sum, change| {
-        let blocks = match change {
-            Change::Zeros(range) => u64::from(range.end.0.saturating_sub(range.start.max(start).0)),
-            Change::Data(..) => 0,
-        };
-        futures::future::ready(Ok(sum + blocks))
-    });
-    holes.await
 }

@@ -1,9 +1,12 @@
 //! The names of all listed snapshots, as they were at one moment.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use jiff::Timestamp;
+
 use super::escape::file_name;
+use super::node::Node;
 use crate::model::{Snapshot, SnapshotId, SnapshotState};
 
 /// The suffix of an image's name.
@@ -23,6 +26,8 @@ pub(super) struct Catalog {
     pub(super) volumes: BTreeMap<String, Links>,
     /// `by-tag/<key>/<value>/`
     pub(super) tags: BTreeMap<String, BTreeMap<String, Links>>,
+    /// The directories that have changed since the first list, by inode number, and when.
+    changed: HashMap<u64, (Node, Timestamp)>,
 }
 
 impl Catalog {
@@ -38,6 +43,51 @@ impl Catalog {
             catalog.link(&snapshot);
         }
         catalog
+    }
+
+    /// This, after the catalog `before`: what differs has changed `now`.
+    pub(super) fn following(mut self, before: &Self, now: Timestamp) -> Self {
+        let mut changed = before.changed.clone();
+        changed.retain(|_, (directory, _)| self.has(directory));
+        let mut note = |directory: Node, same: bool| {
+            if !same {
+                changed.insert(directory.ino(), (directory, now));
+            }
+        };
+        note(Node::Root, self.snapshots.keys().eq(before.snapshots.keys()));
+        note(Node::ByName, self.names == before.names);
+        note(Node::ByVolume, self.volumes.keys().eq(before.volumes.keys()));
+        for (name, links) in &self.volumes {
+            note(Node::Volume(name.clone()), before.volumes.get(name) == Some(links));
+        }
+        note(Node::ByTag, self.tags.keys().eq(before.tags.keys()));
+        for (key, values) in &self.tags {
+            let earlier = before.tags.get(key);
+            let same = earlier.is_some_and(|earlier| values.keys().eq(earlier.keys()));
+            note(Node::TagKey(key.clone()), same);
+            for (value, links) in values {
+                let same = earlier.and_then(|earlier| earlier.get(value)) == Some(links);
+                note(Node::TagValue(key.clone(), value.clone()), same);
+            }
+        }
+        self.changed = changed;
+        self
+    }
+
+    fn has(&self, directory: &Node) -> bool {
+        match directory {
+            Node::Volume(name) => self.volumes.contains_key(name),
+            Node::TagKey(key) => self.tags.contains_key(key),
+            Node::TagValue(key, value) => {
+                self.tags.get(key).is_some_and(|values| values.contains_key(value))
+            }
+            _ => true,
+        }
+    }
+
+    /// When the directory with this inode number has changed, if it has since the first list.
+    pub(super) fn changed(&self, ino: u64) -> Option<Timestamp> {
+        self.changed.get(&ino).map(|&(_, when)| when)
     }
 
     fn link(&mut self, snapshot: &Snapshot) {
@@ -95,6 +145,44 @@ mod tests {
             data_blocks: None,
             zero_blocks: None,
         }
+    }
+
+    #[test]
+    fn a_directory_has_changed_when_what_is_in_it_has() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let list = |snapshots: &[(&str, i64, &str)]| {
+            let of = |&(id, second, role): &_| {
+                snapshot(id, second, &[(NAME_TAG, "web"), ("Role", role)])
+            };
+            Catalog::new(snapshots.iter().map(of).collect())
+        };
+        let (key, value) = (|| "Role".to_owned(), |value: &str| value.to_owned());
+        let directories = [
+            Node::Root,
+            Node::ByName,
+            Node::ByVolume,
+            Node::Volume(value("vol-01")),
+            Node::ByTag,
+            Node::TagKey(key()),
+            Node::TagValue(key(), value("db")),
+            Node::TagValue(key(), value("www")),
+        ];
+        let times = |catalog: &Catalog| {
+            let of = |node: &Node| catalog.changed(node.ino()).map_or(0, Timestamp::as_second);
+            directories.each_ref().map(of)
+        };
+        let first = list(&[("snap-0a", 100, "db")]);
+        assert_eq!(times(&first), [0; 8]);
+        let same = list(&[("snap-0a", 100, "db")]).following(&first, at(1));
+        assert_eq!(times(&same), [0; 8]);
+        let more = list(&[("snap-0a", 100, "db"), ("snap-0b", 200, "www")]).following(&same, at(2));
+        assert_eq!(times(&more), [2, 2, 0, 2, 0, 2, 0, 2]);
+        // The name leads to the newer one still.
+        let less = list(&[("snap-0b", 200, "www")]).following(&more, at(3));
+        assert_eq!(times(&less), [3, 2, 0, 3, 0, 3, 0, 2]);
+        // What is not there any more is forgotten.
+        let none = list(&[]).following(&less, at(4));
+        assert_eq!(times(&none), [4, 4, 4, 0, 4, 0, 0, 0]);
     }
 
     #[test]

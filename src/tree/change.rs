@@ -30,7 +30,7 @@ impl Tree {
         let Ok(Handle::Working(opened)) = self.handle(handle) else { return None };
         opened.begin_change();
         let result = opened.image().write_now(offset, bytes)?;
-        opened.end_change(&result);
+        opened.end_write(offset..offset.saturating_add(bytes.len() as u64), &result);
         Some(result.map_err(Error::from))
     }
 
@@ -62,11 +62,10 @@ impl Tree {
     }
 
     /// Removes a directory.
-    #[allow(clippy::unused_async, reason = "as the others")]
     pub async fn rmdir(&self, parent: u64, name: &OsStr) -> Result<()> {
         let name = name.to_str().ok_or(Error::NotFound)?;
         match self.node(parent)? {
-            parent @ (Node::Jobs | Node::Job(_)) => self.control.rmdir(&parent, name),
+            parent @ (Node::Jobs | Node::Job(_)) => self.control.rmdir(&parent, name).await,
             _ => Err(Error::NotPermitted),
         }
     }

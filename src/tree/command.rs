@@ -40,17 +40,25 @@ struct Answer {
     asked_to: u64,
     /// The position in the file at which the answer begins, once its reader has begun.
     origin: Option<u64>,
+    /// The line had no line feed: what is written behind it may be the rest of it.
+    is_open: bool,
 }
 
 impl Conversation {
     fn new(operation: &'static Entry, text: String) -> Self {
-        let answer = Answer { text: text.into(), asked_to: 0, origin: None };
+        let answer = Answer { text: text.into(), asked_to: 0, origin: None, is_open: false };
         Self { operation, answer: Mutex::new(answer) }
     }
 
-    fn answer(&self, text: String, asked_to: u64) {
-        let answer = Answer { text: text.into(), asked_to, origin: None };
+    fn answer(&self, text: String, asked_to: u64, is_open: bool) {
+        let answer = Answer { text: text.into(), asked_to, origin: None, is_open };
         *self.lock() = answer;
+    }
+
+    /// Whether bytes that begin at `offset` go on with a line that came before.
+    fn goes_on(&self, offset: u64) -> bool {
+        let answer = self.lock();
+        answer.is_open && offset > 0 && offset == answer.asked_to
     }
 
     fn lock(&self) -> MutexGuard<'_, Answer> {
@@ -125,6 +133,10 @@ impl Control {
             Node::Job(number) => {
                 Attributes { mode: 0o700, links: 2, time: started(*number), ..base }
             }
+            Node::Jobs => {
+                let time = self.jobs.changed().unwrap_or(base.time);
+                Attributes { mode: 0o700, links: 2, time, ..base }
+            }
             _ => Attributes { mode: 0o700, links: 2, ..base },
         }
     }
@@ -157,9 +169,9 @@ impl Control {
     }
 
     /// Removes a directory below that of the jobs: cancels the job, and forgets it.
-    pub(super) fn rmdir(&self, parent: &Node, name: &str) -> Result<()> {
+    pub(super) async fn rmdir(&self, parent: &Node, name: &str) -> Result<()> {
         match self.find_child(parent, name).ok_or(Error::NotFound)? {
-            Node::Job(number) if self.jobs.forget(number) => Ok(()),
+            Node::Job(number) if self.jobs.forget(number).await => Ok(()),
             Node::Job(_) => Err(Error::NotFound),
             _ => Err(Error::NotADirectory),
         }
@@ -175,14 +187,20 @@ impl Tree {
         asked_to: u64,
     ) -> Result<()> {
         let name = conversation.operation;
-        match self.start_job(name, bytes) {
+        let is_open = !bytes.ends_with(b"\n");
+        let goes_on = conversation.goes_on(asked_to - bytes.len() as u64);
+        let started = match goes_on {
+            true => Err("write a line in one piece".to_owned()),
+            false => self.start_job(name, bytes),
+        };
+        match started {
             Ok(job) => {
                 self.control.refusals().remove(&name);
-                conversation.answer(format!("{}\n", job.number()), asked_to);
+                conversation.answer(format!("{}\n", job.number()), asked_to, is_open);
                 Ok(())
             }
             Err(why) => {
-                conversation.answer(explain(name, Some(&why)), asked_to);
+                conversation.answer(explain(name, Some(&why)), asked_to, is_open);
                 self.control.refusals().insert(name, why.clone());
                 Err(Error::Refused(why))
             }

@@ -5,6 +5,7 @@ use crate::arguments::DAMAGED;
 use crate::cache::Cache;
 use crate::image::working::{Damaged, Workshop};
 use crate::ops::table;
+use crate::shown;
 use crate::store::SharedStore;
 use crate::store::wrap::Counters;
 
@@ -39,15 +40,17 @@ shows why. Reading the same open file after a good line gives the job's number:
 Of each job, jobs/<n>/ has
 
   command   what was asked for
-  state     running; or done, failed or cancelled, and the exit code behind it:
-            0 done, 1 failed, 2 wrong usage, 3 done in part
+  state     running; or done, failed, cancelled or interrupted (by the end of
+            its mount), and the exit code behind it: 0 done, 1 failed, 2 wrong
+            usage, 3 done in part
   progress  blocks done/blocks in all, as far as is known
   result    what the command would have printed: the snapshot id is the last line
   log       what it would have printed on stderr; of much, the end
   cancel    writing anything to it cancels the job
 
 jobs/last is the newest one. Removing jobs/<n> cancels and forgets the job; of
-those that have ended, the last 100 are kept. `fspfs jobs` shows and awaits jobs.
+those that have ended, the last 100 are kept, also when this is unmounted. A
+commit by close() is a job, too. `fspfs jobs` shows and awaits jobs.
 
 The images are one directory up. Each has extended attributes:
 
@@ -93,6 +96,7 @@ fn readme() -> String {
 }
 
 fn damaged(images: &[Damaged]) -> String {
-    let line = |image| serde_json::to_string(image).expect("it is made of strings") + "\n";
+    let json = |image| serde_json::to_string(image).expect("it is made of strings");
+    let line = |image| shown::json(&json(image)) + "\n";
     images.iter().map(line).collect()
 }

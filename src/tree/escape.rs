@@ -1,6 +1,7 @@
 //! File names for texts that are not file names.
 
 use crate::model::Digest;
+use crate::shown::is_hidden;
 
 /// Longest file name in bytes on Linux.
 const MAX_NAME: usize = 255;
@@ -8,13 +9,13 @@ const MAX_NAME: usize = 255;
 /// A file name for `text`, ending in `suffix`: different ones for different texts, and none that
 /// leads out of its directory or looks like another file.
 ///
-/// `/`, `%` and control characters, and a dot in front, become `%` and two hexadecimal digits for
+/// `/`, `%`, what is not shown itself, and a dot in front, become `%` and two hexadecimal digits for
 /// each byte. The empty text is `%`. A name that would be too long is cut, and ends in `%` and the
 /// first 16 digits of the SHA-256 of the whole text.
 pub(super) fn file_name(text: &str, suffix: &str) -> String {
     let mut name = String::with_capacity(text.len() + suffix.len());
     for (at, c) in text.char_indices() {
-        if c == '/' || c == '%' || c.is_control() || (at == 0 && c == '.') {
+        if c == '/' || c == '%' || is_hidden(c) || (at == 0 && c == '.') {
             let mut bytes = [0; 4];
             for byte in c.encode_utf8(&mut bytes).bytes() {
                 name.push_str(&format!("%{byte:02X}"));

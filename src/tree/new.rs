@@ -3,12 +3,16 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::ffi::OsStr;
+use std::ops::Range;
+use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
 
+use super::caller::closes_at_sigint;
+use super::commits::CommitJobs;
 use super::node::Node;
 use super::{Attributes, Caching, Error, Handle, Kind, Result, Tree};
 use crate::image::working::{Closed, Maker, Opened, WorkingImage, Workshop};
@@ -21,6 +25,9 @@ const MAX_NAME: usize = 255;
 
 /// Longest time that opening a file waits for the store to tell of its base.
 const FIND_BASE: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether a program that waits for a commit got a signal.
+const LOOKS_UP: Duration = Duration::from_millis(300);
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug)]
@@ -92,11 +99,22 @@ pub enum Allocation {
 pub(super) struct New {
     pub(super) shop: Arc<Workshop>,
     images: Mutex<BTreeMap<String, Arc<WorkingImage>>>,
+    /// When a name has come or gone.
+    changed: Mutex<Timestamp>,
 }
 
 impl New {
     fn images(&self) -> MutexGuard<'_, BTreeMap<String, Arc<WorkingImage>>> {
         self.images.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When a name has come or gone.
+    pub(super) fn changed(&self) -> Timestamp {
+        *self.changed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has_changed(&self) {
+        *self.changed.lock().unwrap_or_else(PoisonError::into_inner) = Timestamp::now();
     }
 
     pub(super) fn find(&self, name: &str) -> Option<Arc<WorkingImage>> {
@@ -113,6 +131,7 @@ impl New {
             Entry::Occupied(_) => false,
         };
         if free {
+            self.has_changed();
             return Ok(());
         }
         image.remove().await;
@@ -133,6 +152,7 @@ impl Tree {
     /// comes back, and commits that were under way go on.
     #[must_use]
     pub async fn with_new(mut self, shop: Arc<Workshop>) -> Self {
+        shop.watch(Box::new(CommitJobs(self.control.jobs.clone())));
         let mut images = BTreeMap::new();
         for image in WorkingImage::load_all(&shop).await {
             let mut name = image.name();
@@ -149,7 +169,8 @@ impl Tree {
             image.resume();
             images.insert(name, image);
         }
-        self.new = Some(New { shop, images: Mutex::new(images) });
+        let changed = Mutex::new(Timestamp::now());
+        self.new = Some(New { shop, images: Mutex::new(images), changed });
         self
     }
 
@@ -233,8 +254,10 @@ impl Tree {
 
     pub(super) async fn write_working(opened: &Opened, offset: u64, data: Bytes) -> Result<()> {
         opened.begin_change();
+        let range = offset..offset.saturating_add(data.len() as u64);
+        let mut unended = Unended(Some((opened, range)));
         let result = opened.image().write(offset, data).await;
-        opened.end_change(&result);
+        unended.end(&result);
         Ok(result?)
     }
 
@@ -300,13 +323,48 @@ impl Tree {
         }
     }
 
-    /// A descriptor of an open file is closed, by the thread group `closer`, which is `dying` of
-    /// something. Waits for the commit that this may call for.
-    pub async fn flush(&self, handle: u64, closer: u32, dying: Option<String>) -> Result<()> {
+    /// A write through an open file begins, by a thread.
+    pub fn begin_write(&self, handle: u64, thread: u32) {
+        if let Ok(Handle::Working(opened)) = self.handle(handle) {
+            opened.begin_write(|| closes_at_sigint(thread));
+        }
+    }
+
+    /// A descriptor of an open file is closed, by the thread group `closer`; `dying` says why that may be cut
+    /// short, if it is told whether it would have closed the file at SIGINT. Waits for the commit that this
+    /// may call for.
+    pub async fn flush(
+        &self,
+        handle: u64,
+        closer: u32,
+        dying: impl FnOnce(bool) -> Option<String>,
+        is_called_away: impl Fn() -> bool,
+    ) -> Result<()> {
         let Handle::Working(opened) = self.handle(handle)? else { return Ok(()) };
-        let closed = opened.flush(closer, dying);
+        let closed = opened.flush(closer, dying(opened.closes_at_sigint()));
         if let Ok(Closed::Commit) = closed {
-            opened.image().commit_closed().await?;
+            let image = Arc::clone(opened.image());
+            // It goes on when nobody waits for it any more.
+            let mut committing = tokio::spawn(async move { image.commit_closed().await });
+            loop {
+                match tokio::time::timeout(LOOKS_UP, &mut committing).await {
+                    Ok(Ok(committed)) => {
+                        committed?;
+                        break;
+                    }
+                    Ok(Err(ended)) => match ended.try_into_panic() {
+                        Ok(panic) => resume_unwind(panic),
+                        // The mount has ended.
+                        Err(_) => return Err(Error::CalledAway),
+                    },
+                    Err(_) if is_called_away() => {
+                        let name = opened.image().name();
+                        tracing::info!("{name}: its close was interrupted; the commit goes on");
+                        return Err(Error::CalledAway);
+                    }
+                    Err(_) => {}
+                }
+            }
         } else {
             opened.image().record_interruption().await;
         }
@@ -324,7 +382,9 @@ impl Tree {
     }
 
     pub(super) async fn unlink_working(&self, name: &str) -> Result<()> {
-        let image = self.new_dir()?.images().remove(name).ok_or(Error::NotFound)?;
+        let new = self.new_dir()?;
+        let image = new.images().remove(name).ok_or(Error::NotFound)?;
+        new.has_changed();
         image.remove().await;
         Ok(())
     }
@@ -357,6 +417,7 @@ impl Tree {
             images.remove(name);
             images.insert(new_name.to_owned(), Arc::clone(&image))
         };
+        new.has_changed();
         if let Some(replaced) = replaced {
             replaced.remove().await;
         }
@@ -402,39 +463,21 @@ impl Tree {
     }
 
     /// Commits a file, as asked for; waits until the store has accepted the snapshot, or, if
-    /// `completed`, until it calls it completed.
+    /// `completed`, until it calls it completed. `as_is` takes one that is known not to be whole, too.
     pub(crate) async fn commit_working(
         &self,
         name: &str,
         completed: bool,
-        report: SharedProgress,
+        as_is: bool,
+        progress: SharedProgress,
     ) -> Result<SnapshotId> {
         let image = self.working(name)?;
-        let progress = {
-            let image = Arc::clone(&image);
-            async move {
-                let mut shown = 0;
-                loop {
-                    tokio::time::sleep(Duration::from_millis(200)).await;
-                    if let Some((done, total)) = image.status().progress {
-                        report.total(total);
-                        report.advance(done.saturating_sub(shown));
-                        shown = done.max(shown);
-                    }
-                }
-            }
-        };
-        let commit = async {
-            let id = image.commit().await?;
-            if completed {
-                image.until_completed().await?;
-            }
-            Ok(id)
-        };
-        tokio::select! {
-            result = commit => result,
-            () = progress => unreachable!("it goes on until it is dropped"),
+        image.show_commits(&progress);
+        let id = image.commit_as(as_is).await?;
+        if completed {
+            image.until_completed().await?;
         }
+        Ok(id)
     }
 
     /// Ends the commit of a file that is under way.
@@ -488,6 +531,25 @@ impl Tree {
             }
             image.leave();
         }
+        // The jobs of commits are kept as they ended.
+        self.control.jobs.settled().await;
+    }
+}
+
+/// A write that has not ended. One that is given up, since it took too long, has failed.
+struct Unended<'a>(Option<(&'a Opened, Range<u64>)>);
+
+impl Unended<'_> {
+    fn end(&mut self, result: &crate::image::working::Result<()>) {
+        if let Some((opened, range)) = self.0.take() {
+            opened.end_write(range, result);
+        }
+    }
+}
+
+impl Drop for Unended<'_> {
+    fn drop(&mut self) {
+        self.end(&Err(crate::image::working::Error::TimedOut));
     }
 }
 

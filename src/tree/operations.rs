@@ -1,7 +1,6 @@
 //! The operations that jobs of a mount run.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 
@@ -21,7 +20,7 @@ pub(super) async fn run(tree: Arc<Tree>, job: Arc<Job>, line: Line) -> ExitCode 
         house: Arc::clone(&tree.house),
         screen,
         dry_run,
-        console: Arc::new(Files(Arc::clone(&job))),
+        console: Arc::new(Files::of(&job)),
         run: Run { memory: tree.memory.clone(), cancel: job.cancel_token(), ..Run::default() },
         working: Some(tree),
     };
@@ -38,53 +37,70 @@ pub(super) async fn run(tree: Arc<Tree>, job: Arc<Job>, line: Line) -> ExitCode 
 }
 
 /// The files of a job.
-struct Files(Arc<Job>);
+struct Files {
+    job: Arc<Job>,
+    blocks: Arc<Blocks>,
+}
+
+impl Files {
+    fn of(job: &Arc<Job>) -> Self {
+        let blocks = Blocks { job: Arc::clone(job), sinks: Mutex::default() };
+        Self { job: Arc::clone(job), blocks: Arc::new(blocks) }
+    }
+}
 
 impl Console for Files {
     fn line(&self, text: &str) {
-        self.0.print(text);
+        self.job.print(text);
     }
 
     fn tell(&self, text: &str) {
-        self.0.log(text);
+        self.job.log(text);
     }
 
-    fn progress(&self, _: &'static str) -> SharedProgress {
-        Arc::new(Blocks::of(&self.0))
+    fn progress(&self, _: &str) -> SharedProgress {
+        let number = self.blocks.change(|sinks| {
+            sinks.push((0, 0));
+            sinks.len() - 1
+        });
+        Arc::new(OfSink { blocks: Arc::clone(&self.blocks), number })
     }
 
-    fn confirm(&self, question: &str) -> ops::Result<bool> {
-        Err(Error::Refused(format!("{question} Nobody can be asked here: give --yes")))
+    fn confirm(&self, _: &str) -> ops::Result<bool> {
+        Err(Error::unasked())
     }
 }
 
-/// The file `progress` of a job.
+/// The file `progress` of a job: of each sink the blocks that are done, and all.
 struct Blocks {
     job: Arc<Job>,
-    done: AtomicU64,
-    total: AtomicU64,
+    sinks: Mutex<Vec<(u64, u64)>>,
 }
 
 impl Blocks {
-    fn of(job: &Arc<Job>) -> Self {
-        Self { job: Arc::clone(job), done: AtomicU64::new(0), total: AtomicU64::new(0) }
-    }
-
-    fn show(&self) {
-        self.job
-            .set_progress(self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed));
+    fn change<T>(&self, change: impl FnOnce(&mut Vec<(u64, u64)>) -> T) -> T {
+        let mut sinks = self.sinks.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = change(&mut sinks);
+        // What is begun anew is done twice.
+        let done = sinks.iter().map(|(done, total)| done.min(total)).sum();
+        self.job.set_progress(done, sinks.iter().map(|(_, total)| total).sum());
+        changed
     }
 }
 
-impl Progress for Blocks {
+/// Those of one sink.
+struct OfSink {
+    blocks: Arc<Blocks>,
+    number: usize,
+}
+
+impl Progress for OfSink {
     fn total(&self, blocks: u64) {
-        self.total.store(blocks, Ordering::Relaxed);
-        self.show();
+        self.blocks.change(|sinks| sinks[self.number] = (0, blocks));
     }
 
     fn advance(&self, blocks: u64) {
-        self.done.fetch_add(blocks, Ordering::Relaxed);
-        self.show();
+        self.blocks.change(|sinks| sinks[self.number].0 += blocks);
     }
 }
 
@@ -94,9 +110,10 @@ impl WorkingImages for Tree {
         &self,
         name: &str,
         wait: bool,
+        as_is: bool,
         progress: SharedProgress,
     ) -> ops::Result<SnapshotId> {
-        self.commit_working(name, wait, progress).await.map_err(in_mount)
+        self.commit_working(name, wait, as_is, progress).await.map_err(in_mount)
     }
 
     fn cancel_commit(&self, name: &str) -> ops::Result<()> {

@@ -4,11 +4,12 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use lru::LruCache;
 use tokio::time::Instant;
 
 use super::catalog::Catalog;
-use crate::model::{Snapshot, SnapshotId};
+use crate::model::{Snapshot, SnapshotId, SnapshotState};
 use crate::store::page::list_all;
 use crate::store::wrap::{Call, Counters};
 use crate::store::{Error, ErrorKind, Result, SharedStore};
@@ -22,6 +23,9 @@ const FRESH: u32 = 5;
 
 /// How long it is remembered that there is no snapshot of an id.
 const MISS: Duration = Duration::from_secs(2);
+
+/// How old a list may be that answers others than root and the user of the mount.
+const RECENT: Duration = Duration::from_secs(10);
 
 /// Ids that are remembered not to be there, and snapshots that are but are not listed.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(1024).expect("not 0");
@@ -94,8 +98,15 @@ impl Listing {
             return Ok(());
         }
         let (began, changes) = (Instant::now(), self.changes());
-        let catalog = Arc::new(Catalog::new(list_all(&*self.store).await?));
+        let mut catalog = Catalog::new(list_all(&*self.store).await?);
+        if self.listed().is_some() {
+            catalog = catalog.following(&self.catalog(), Timestamp::now());
+        }
         let listed = ListedAt { began, took: began.elapsed(), changes };
+        let before = self.catalog();
+        // What has not changed is there once, whoever has it open.
+        let catalog =
+            if catalog.snapshots == before.snapshots { before } else { Arc::new(catalog) };
         *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = (catalog, Some(listed));
         Ok(())
     }
@@ -138,6 +149,30 @@ impl Listing {
         let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
         others.put(id.clone(), (found.clone(), Instant::now()));
         Ok(found)
+    }
+
+    /// As [`fresh_catalog`](Self::fresh_catalog), for other users of the machine: the requests that it takes are the
+    /// mount's, so a list may be as old as [`RECENT`].
+    pub(super) async fn recent_catalog(self: &Arc<Self>) -> Arc<Catalog> {
+        let is_recent = self.listed().is_some_and(|ListedAt { began, changes, .. }| {
+            changes == self.changes() && began.elapsed() < RECENT
+        });
+        if is_recent { self.catalog() } else { self.fresh_catalog().await }
+    }
+
+    /// As [`find`](Self::find), for other users of the machine, who would have us ask for any id: what is listed.
+    pub(super) async fn find_listed(
+        self: &Arc<Self>,
+        id: &SnapshotId,
+    ) -> Result<Option<Arc<Snapshot>>> {
+        let catalog = self.recent_catalog().await;
+        match catalog.snapshots.get(id) {
+            Some(found) if found.state == SnapshotState::Error => {
+                let why = found.state_message.as_deref().unwrap_or("it is damaged");
+                Err(Error::new(ErrorKind::Corrupt, format!("{id}: {why}")))
+            }
+            found => Ok(found.cloned()),
+        }
     }
 
     fn remembered(&self, id: &SnapshotId) -> Option<Option<Arc<Snapshot>>> {

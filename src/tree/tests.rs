@@ -61,20 +61,49 @@ impl Place {
     async fn walk(&self, path: &str) -> super::Result<u64> {
         let mut ino = ROOT;
         for name in path.split('/').filter(|name| !name.is_empty()) {
-            ino = self.tree.lookup(ino, name.as_ref()).await?.ino;
+            ino = self.tree.lookup(ino, name.as_ref(), 0).await?.ino;
         }
         Ok(ino)
     }
 
     async fn names(&self, path: &str) -> Vec<String> {
         let ino = self.walk(path).await.unwrap();
-        let handle = self.tree.opendir(ino).await.unwrap();
+        let handle = self.tree.opendir(ino, 0).await.unwrap();
         let entries = self.tree.entries(handle).unwrap();
         let mut names: Vec<_> = entries.iter().skip(2).map(|entry| entry.name.clone()).collect();
         self.tree.release(handle);
         names.sort();
         names
     }
+}
+
+#[tokio::test]
+async fn other_users_cannot_have_the_store_asked_for_any_id() {
+    let place = place().await;
+    let find = |id: SnapshotId, uid| {
+        let (tree, name) = (Arc::clone(&place.tree), format!("{id}.img"));
+        async move { tree.lookup(ROOT, name.as_ref(), uid).await.is_ok() }
+    };
+    let later = snapshot(&place.store, 1, &[]).await;
+    let asked = || place.counters.calls(Call::Describe) + place.counters.calls(Call::List);
+    let before = asked();
+    for n in 0..100 {
+        assert!(!find(format!("snap-{n:08x}").parse().unwrap(), 1234).await);
+    }
+    assert!(!find(later.clone(), 1234).await);
+    // Nor listed for other names, and for directories.
+    let by_name = place.tree.lookup(ROOT, "by-name".as_ref(), 1234).await.unwrap().ino;
+    for n in 0..100 {
+        let name = n.to_string();
+        assert!(place.tree.lookup(by_name, name.as_ref(), 1234).await.is_err());
+        place.tree.release(place.tree.opendir(ROOT, 1234).await.unwrap());
+    }
+    assert_eq!(asked(), before);
+    // The user of the mount may.
+    assert!(find(later.clone(), 0).await);
+    assert_eq!(asked(), before + 1);
+    place.tree.refresh().await.unwrap();
+    assert!(find(later, 1234).await);
 }
 
 #[tokio::test]
@@ -100,13 +129,18 @@ async fn every_directory_shows_what_it_should() {
             "copy",
             "damaged",
             "delete",
+            "deltadownload",
             "diff",
             "download",
+            "fanout",
             "gc",
+            "getfroms3",
             "jobs",
             "metrics",
+            "movetos3",
             "multiclone",
             "pid",
+            "sync",
             "upload",
             "verify",
         ]

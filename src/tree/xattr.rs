@@ -2,6 +2,7 @@
 
 use crate::image::working::WorkingImage;
 use crate::model::{Digest, Snapshot};
+use crate::shown;
 
 /// What all our attributes begin with.
 pub(super) const PREFIX: &str = "user.fspfs.";
@@ -38,6 +39,7 @@ pub(super) fn attributes(snapshot: &Snapshot) -> Vec<(String, String)> {
         add(&format!("tag.{key}"), Some(value.clone()));
     }
     let tags = serde_json::to_string(&snapshot.tags).expect("keys and values are strings");
+    let tags = shown::json(&tags);
     add("tags", Some(tags));
     attributes
 }

@@ -317,14 +317,15 @@ def what_proxies_read_otherwise_is_refused():
     assert raw("HEAD", path, service="ec2").status >= 400
     assert ec2.describe_snapshots(SnapshotIds=[snapshot])["Snapshots"]
     headers = signed("GET", f"/snapshots/{snapshot}/blocks")
-    connection = http.client.HTTPConnection(urllib.parse.urlsplit(URL).netloc, timeout=30)
-    with contextlib.closing(connection):
-        connection.putrequest("GET", f"/snapshots/{snapshot}/blocks", skip_host=True)
-        for name, value in [*headers.items(), ("Authorization", headers["Authorization"])]:
-            connection.putheader(name, value)
-        connection.putheader("Host", urllib.parse.urlsplit(URL).netloc)
-        connection.endheaders()
-        Answer(connection.getresponse()).must_be(400, "BadRequest")
+    host = ("Host", urllib.parse.urlsplit(URL).netloc)
+    for twice in [("Authorization", headers["Authorization"]), host, ("Host", "other")]:
+        connection = http.client.HTTPConnection(host[1], timeout=30)
+        with contextlib.closing(connection):
+            connection.putrequest("GET", f"/snapshots/{snapshot}/blocks", skip_host=True)
+            for name, value in [*headers.items(), host, twice]:
+                connection.putheader(name, value)
+            connection.endheaders()
+            Answer(connection.getresponse()).must_be(400, "BadRequest")
     for body in [b"[1]", b"", b"null", b"7", b'{"VolumeSize":1']:
         raw("POST", "/snapshots", body=body).must_be(400, "SerializationException")
 

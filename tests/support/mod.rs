@@ -11,9 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+pub mod between;
 pub mod exchange;
 pub mod serve;
 pub mod service;
+pub mod stores;
 pub mod writing;
 
 /// Longest time that any one program may take.
@@ -97,6 +99,18 @@ impl Sandbox {
     pub fn with_moto() -> Self {
         let mut sandbox = Self::new();
         sandbox.service = Some(service::Service::moto(&sandbox));
+        sandbox
+    }
+
+    /// A sandbox with an empty repository in a bucket, of moto or of `SeaweedFS`.
+    pub fn with_bucket(is_seaweed: bool) -> Self {
+        let mut sandbox = Self::new();
+        let service = match is_seaweed {
+            true => service::Service::seaweed(&sandbox),
+            false => service::Service::bucket(&sandbox),
+        };
+        sandbox.service = Some(service);
+        sandbox.ok(&["init"]);
         sandbox
     }
 
@@ -280,7 +294,11 @@ fn servers_below(path: &Path) -> Vec<nix::unistd::Pid> {
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let serves = |process: &std::fs::DirEntry| {
         let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
-        let serves = |argument: &[u8]| argument == b"serve" || argument.ends_with(b"moto_server");
+        let serves = |argument: &[u8]| {
+            argument == b"serve"
+                || argument.ends_with(b"moto_server")
+                || argument.ends_with(b"/weed")
+        };
         line.split(|&b| b == 0).any(serves)
             && std::fs::read_link(process.path().join("cwd")).is_ok_and(|d| d.starts_with(path))
     };
@@ -310,6 +328,28 @@ pub fn write_pattern(file: &std::fs::File, start: u64, len: u64) {
 /// Writes zeros, which are no hole, to `start..start + len` of a file.
 pub fn write_zeros(file: &std::fs::File, start: u64, len: u64) {
     file.write_all_at(&vec![0; usize::try_from(len).unwrap()], start).unwrap();
+}
+
+/// A sector that names its own number and its version.
+pub fn sector(number: u64, version: u32) -> Vec<u8> {
+    format!("{number:016x} {version:08x} ").bytes().cycle().take(512).collect()
+}
+
+/// Writes a record of a collection, a month old, that names these objects of a repository.
+pub fn old_record(repository: &Path, names: &[String]) {
+    let time = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(24 * 30);
+    let found = serde_json::json!({ "time": time, "unreachable": names }).to_string();
+    let digest = fspfs::model::Digest::of(found.as_bytes());
+    std::fs::create_dir_all(repository.join("gc")).unwrap();
+    std::fs::write(repository.join("gc/1.json"), format!("{found}\n\"sha256:{digest}\"\n"))
+        .unwrap();
+}
+
+/// The most memory that a process ever had, in bytes.
+pub fn peak_memory(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 
 /// Runs a program to its end, or kills it when it takes too long.
@@ -423,6 +463,19 @@ impl Mount {
     pub fn signal(&self, signal: nix::sys::signal::Signal) {
         let pid = nix::unistd::Pid::from_raw(self.daemon.id().try_into().unwrap());
         nix::sys::signal::kill(pid, signal).unwrap();
+    }
+
+    /// Stops the daemon, and waits until none of its threads runs.
+    pub fn stop(&self) {
+        self.signal(nix::sys::signal::SIGSTOP);
+        let threads = format!("/proc/{}/task", self.daemon.id());
+        until("the daemon stands still", || {
+            let mut threads = std::fs::read_dir(&threads).unwrap().flatten();
+            threads.all(|thread| {
+                let status = std::fs::read_to_string(thread.path().join("status"));
+                status.is_ok_and(|status| status.contains("State:\tT"))
+            })
+        });
     }
 }
 

@@ -174,10 +174,7 @@ impl Server {
 
     /// The most memory that it ever had, in bytes.
     pub fn most_memory(&self) -> u64 {
-        let path = format!("/proc/{}/status", self.daemon.id());
-        let status = std::fs::read_to_string(path).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+        super::peak_memory(self.daemon.id())
     }
 
     /// Tells it to end.

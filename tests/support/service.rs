@@ -1,10 +1,11 @@
 //! A service that `ebs:` stores are behind: `fspfs serve`, or moto, which others wrote.
 
 use std::io::{BufRead as _, BufReader, Read};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -23,6 +24,9 @@ const KEYS: [(&str, &str); 2] =
 
 const REGION: &str = "us-east-1";
 
+/// The bucket of those that have one.
+const BUCKET: &str = "bucket";
+
 /// The server of moto, beside the Python that has the clients.
 fn moto_program() -> PathBuf {
     python().with_file_name("moto_server")
@@ -35,12 +39,27 @@ pub fn has_moto() -> bool {
     skip(&missing.into_iter().collect::<Vec<_>>())
 }
 
+/// The server of `SeaweedFS`, beside it.
+fn weed_program() -> PathBuf {
+    python().with_file_name("weed")
+}
+
+/// Whether the servers of buckets are there.
+pub fn has_buckets() -> bool {
+    let programs = [moto_program(), weed_program()].into_iter();
+    let missing = programs.filter(|program| !program.exists());
+    skip(
+        &missing.map(|program| format!("{} (FSPFS_PYTHON)", program.display())).collect::<Vec<_>>(),
+    )
+}
+
 /// A service over the store of a sandbox, which ends with it.
 pub struct Service {
     /// `http://127.0.0.1:PORT`
     pub url: String,
     child: Child,
     home: PathBuf,
+    bucket: Option<&'static str>,
 }
 
 impl Service {
@@ -80,6 +99,83 @@ impl Service {
         Self::ready(sandbox, child, stderr, " * Running on ", PATIENCE_WITH_MOTO)
     }
 
+    /// A bucket of S3 in a moto.
+    pub fn bucket(sandbox: &Sandbox) -> Self {
+        let mut service = Self::moto(sandbox);
+        service.make_bucket();
+        service
+    }
+
+    /// A bucket in a `SeaweedFS`, which looks at signatures and digests.
+    pub fn seaweed(sandbox: &Sandbox) -> Self {
+        std::fs::create_dir(sandbox.join("weed")).unwrap();
+        let keys = serde_json::json!({ "identities": [{
+            "name": "test",
+            "credentials": [{ "accessKey": KEYS[0].1, "secretKey": KEYS[1].1 }],
+            "actions": ["Admin", "Read", "Write", "List"],
+        }]});
+        std::fs::write(sandbox.join("keys.json"), keys.to_string()).unwrap();
+        // Its own connections would take a port of those that anybody gets.
+        let below = |_| loop {
+            let port = fastrand::u16(10_000..32_000);
+            if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+                break port;
+            }
+        };
+        let ports: Vec<_> = (0..8).map(below).collect();
+        let names = ["master.port", "master.port.grpc", "volume.port", "volume.port.grpc"];
+        let names =
+            names.iter().chain(&["filer.port", "filer.port.grpc", "s3.port", "s3.port.grpc"]);
+        let mut command = Command::new(weed_program());
+        command
+            .current_dir(&sandbox.path)
+            .args(["server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-dir=weed", "-filer", "-s3"])
+            .args(["-s3.config=keys.json", "-master.volumeSizeLimitMB=64", "-volume.max=64"])
+            .args(["-s3.port.iceberg=0", "-s3.port.lance=0"])
+            .args(names.zip(&ports).map(|(name, port)| format!("-{name}={port}")))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(sandbox.join("weed.log")).unwrap());
+        let child = command.spawn().unwrap();
+        let url = format!("http://127.0.0.1:{}", ports[6]);
+        let mut service = Self { url, child, home: sandbox.path.clone(), bucket: None };
+        service.make_bucket();
+        service
+    }
+
+    fn make_bucket(&mut self) {
+        let end = Instant::now() + PATIENCE_WITH_MOTO;
+        // SeaweedFS does not say when it is ready.
+        while !self.aws(&["s3api", "create-bucket", "--bucket", BUCKET]).status.success() {
+            assert!(Instant::now() < end, "no bucket can be made");
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        self.bucket = Some(BUCKET);
+    }
+
+    /// Runs the AWS CLI.
+    pub fn aws(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(python().with_file_name("aws"));
+        self.show_to(&mut command);
+        command
+            .current_dir(&self.home)
+            .env("HOME", &self.home)
+            .env("AWS_DEFAULT_REGION", REGION)
+            .args(["--endpoint-url", &self.url, "--cli-read-timeout", "20"])
+            .args(arguments)
+            .stdin(Stdio::null());
+        run(&mut command)
+    }
+
+    /// The names of the objects that begin so.
+    pub fn keys(&self, prefix: &str) -> Vec<String> {
+        let list = ["s3api", "list-objects-v2", "--bucket", BUCKET, "--prefix", prefix];
+        let output =
+            self.aws(&[&list[..], &["--query", "Contents[].Key", "--output", "json"]].concat());
+        assert!(output.status.success(), "{}", text(&output));
+        serde_json::from_slice::<Option<Vec<String>>>(&output.stdout).unwrap().unwrap_or_default()
+    }
+
     /// Waits until it says where it is, and lets it say what it likes from then on.
     fn ready(
         sandbox: &Sandbox,
@@ -95,7 +191,8 @@ impl Service {
                 let _ = url.map(|url| sender.send(url));
             }
         });
-        let mut service = Self { url: String::new(), child, home: sandbox.path.clone() };
+        let home = sandbox.path.clone();
+        let mut service = Self { url: String::new(), child, home, bucket: None };
         service.url = ready.recv_timeout(patience).expect("it says where it is");
         service
     }
@@ -112,10 +209,11 @@ impl Service {
                 command.env_remove(name);
             }
         }
-        command
-            .env("FSPFS_STORE", format!("ebs://{REGION}?endpoint={}", self.url))
-            .env("AWS_EC2_METADATA_DISABLED", "true")
-            .envs(KEYS);
+        let store = match self.bucket {
+            Some(bucket) => format!("s3://{bucket}/snaps?region={REGION}&endpoint={}", self.url),
+            None => format!("ebs://{REGION}?endpoint={}", self.url),
+        };
+        command.env("FSPFS_STORE", store).env("AWS_EC2_METADATA_DISABLED", "true").envs(KEYS);
     }
 
     /// Runs a function of one of the scripts in `tests/serve` with boto3, in the directory of the

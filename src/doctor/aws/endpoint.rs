@@ -2,9 +2,10 @@
 
 use super::probe::{Probe, Service, origin};
 use crate::doctor::report::Findings;
+use crate::store::aws::failure::NoAnswer;
+use crate::store::aws::http;
+use crate::store::ebs::EbsUrl;
 use crate::store::ebs::ec2::partition::is_of_aws;
-use crate::store::ebs::failure::NoAnswer;
-use crate::store::ebs::{EbsUrl, http};
 
 /// Reports an endpoint; whether it answers.
 pub(super) fn examine(url: &EbsUrl, probe: &Probe, report: &mut impl Findings) -> bool {

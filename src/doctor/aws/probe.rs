@@ -17,9 +17,9 @@ use aws_smithy_types::config_bag::ConfigBag;
 
 use super::clock;
 use crate::doctor::report::Findings;
+use crate::store::aws::failure::Failure;
 use crate::store::ebs::clients::Clients;
 use crate::store::ebs::ec2;
-use crate::store::ebs::failure::Failure;
 
 /// How long one request may take. A connection that is not made in 5 s is told before.
 const REQUEST: Duration = Duration::from_secs(7);

@@ -8,9 +8,9 @@ use super::probe::{ask, ask_sdk};
 use crate::doctor::report::Findings;
 use crate::model::{BLOCK_SIZE, Digest};
 use crate::store::Filter;
+use crate::store::aws::failure::Failure;
 use crate::store::ebs::clients::Clients;
 use crate::store::ebs::ec2::{self, Snapshot};
-use crate::store::ebs::failure::Failure;
 
 /// The least that EC2 takes for a page.
 const FEW: u32 = 5;

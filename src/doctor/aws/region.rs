@@ -7,8 +7,8 @@ use aws_config::profile::ProfileFileRegionProvider;
 use aws_config::{Region, SdkConfig};
 
 use crate::doctor::report::Findings;
+use crate::store::aws::config::{DEFAULT_REGION, provider_config};
 use crate::store::ebs::EbsUrl;
-use crate::store::ebs::clients::{DEFAULT_REGION, provider_config};
 
 /// How long the metadata of the instance may take. Most answer at once.
 const METADATA: Duration = Duration::from_secs(3);

@@ -45,7 +45,7 @@ impl Caller {
         }
         let Self { name, home, .. } = self;
         let keep = format!(
-            "this is root by sudo, which does not see the configuration of {name}: `sudo -E fspfs …` keeps the environment"
+            "this is root by sudo, which does not see the configuration of {name}: `sudo --preserve-env=AWS_PROFILE,AWS_REGION,AWS_ACCESS_KEY_ID,AWS_SECRET_ACCESS_KEY,AWS_SESSION_TOKEN fspfs …` keeps what the environment has of it"
         );
         let Some(home) = home.as_ref().filter(|_| self.has_files) else { return Some(keep) };
         let home = home.display();
@@ -68,14 +68,19 @@ mod tests {
             root_has_files: false,
         };
         let advice = caller.advice().unwrap();
-        for part in
-            ["sudo -E", "HOME=/home/ann AWS_PROFILE=", "AWS_CONFIG_FILE=/home/ann/.aws/config"]
-        {
+        for part in [
+            "sudo --preserve-env=AWS_PROFILE,",
+            "HOME=/home/ann AWS_PROFILE=",
+            "AWS_CONFIG_FILE=/home/ann/.aws/config",
+        ] {
             assert!(advice.contains(part), "{part}: {advice}");
         }
         caller.has_files = false;
         let advice = caller.advice().unwrap();
-        assert!(advice.contains("sudo -E") && !advice.contains("AWS_CONFIG_FILE"), "{advice}");
+        assert!(
+            advice.contains("sudo --preserve-env") && !advice.contains("AWS_CONFIG_FILE"),
+            "{advice}"
+        );
         caller.root_has_files = true;
         assert_eq!(caller.advice(), None);
     }

@@ -2,9 +2,9 @@
 
 use super::probe::{NO_SNAPSHOT, ask};
 use crate::doctor::report::Findings;
+use crate::store::aws::failure::Failure;
 use crate::store::ebs::clients::Clients;
 use crate::store::ebs::ec2;
-use crate::store::ebs::failure::Failure;
 
 /// What an answer to a dry run says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use super::space;
 use crate::doctor::report::Findings;
 use crate::doctor::wait;
+use crate::image::staging::Staging;
 use crate::image::staging::files::has_sparse_files;
-use crate::mount;
+use crate::{mount, own};
 
 const SUBJECT: &str = "staging directory";
 
@@ -15,12 +16,15 @@ const SUBJECT: &str = "staging directory";
 const LITTLE: u64 = 1 << 30;
 
 pub(super) async fn examine(given: Option<&Path>, report: &mut impl Findings) {
-    let wanted = given.map_or_else(|| mount::state_directory().join("staging"), Path::to_owned);
+    let wanted = given.map_or_else(mount::staging_root, Path::to_owned);
     let at = wanted.clone();
     let tried = wait::asked(move || {
         let there = existing(&at);
-        // A file without a name: nothing is left of it.
-        let sparse = has_sparse_files(&there);
+        let sparse = match own::check(&at) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            // A file without a name: nothing is left of it.
+            _ => has_sparse_files(&there),
+        };
         (there, sparse)
     });
     let cure = "another directory with --staging or FSPFS_STAGING, on ext4, xfs, btrfs or tmpfs; or --read-only, which needs none";
@@ -47,6 +51,18 @@ pub(super) async fn examine(given: Option<&Path>, report: &mut impl Findings) {
         ),
         Some(space) => report.ok(SUBJECT, format!("{shown}{new} can be used: {space}")),
         None => report.warn(SUBJECT, format!("{shown}: its room cannot be told"), cure),
+    }
+}
+
+/// What waits for a store that is not mounted.
+pub(super) async fn examine_kept(report: &mut impl Findings) {
+    let kept = wait::asked(|| Staging::kept(&mount::staging_root()));
+    for kept in kept.await.unwrap_or_default() {
+        report.warn(
+            "staged images",
+            kept.to_string(),
+            "mount that store: what was being committed goes on then, the rest is in new/",
+        );
     }
 }
 

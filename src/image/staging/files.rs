@@ -1,9 +1,9 @@
 //! Small things done to files.
 
-use std::fs::{DirBuilder, File};
+use std::fs::File;
 use std::io::{self, Write as _};
 use std::ops::Range;
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -11,11 +11,7 @@ use nix::unistd::{Whence, lseek};
 
 use super::map::{Mark, Marks};
 use crate::model::{BlockIndex, MAX_VOLUME_BYTES};
-
-/// Makes a private directory, with those above it.
-pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path)
-}
+use crate::own;
 
 /// Makes the names in a directory durable.
 pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
@@ -26,7 +22,10 @@ pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
 pub(crate) fn replace(path: &Path, content: &[u8], sync: bool) -> io::Result<()> {
     let next = path.with_extension("next");
     let mut options = File::options();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&next)?;
+    options.write(true).create(true).truncate(false).mode(0o600);
+    // One that was not finished may be there.
+    let mut file = own::open(&next, &mut options)?;
+    file.set_len(0)?;
     file.write_all(content)?;
     if sync {
         file.sync_all()?;

@@ -12,6 +12,7 @@ use roaring::RoaringBitmap;
 use uuid::Uuid;
 
 use crate::model::Digest;
+use crate::own;
 
 /// Where the records begin; before them are two headers, of which the later valid one counts.
 const RECORDS: u64 = 4096;
@@ -156,7 +157,7 @@ impl MapFile {
         same_run: bool,
         over_data: bool,
     ) -> Result<(Self, Marks, u64), Unusable> {
-        let file = File::options().read(true).write(true).open(path)?;
+        let file = own::open(path, File::options().read(true).write(true))?;
         if file.metadata()?.len() < RECORDS {
             return Err(Unusable::Damaged("its map was cut off"));
         }
@@ -203,6 +204,17 @@ impl MapFile {
         }
         self.file.write_all_at(&bytes, RECORDS + self.len)?;
         self.len += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Appends records of arbitrary bytes.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn append_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        for said in bytes.chunks_exact(RECORD_LEN / 2) {
+            let record = [said, &checksum(said, self.id, self.len)].concat();
+            self.file.write_all_at(&record, RECORDS + self.len)?;
+            self.len += RECORD_LEN as u64;
+        }
         Ok(())
     }
 

@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::files;
+use super::lost::Lost;
 use crate::model::{SnapshotId, Tags};
+use crate::own;
 use crate::store::document;
 
 /// Name of the document in the directory of its image.
@@ -32,6 +34,9 @@ pub(crate) struct ImageRecord {
     pub(crate) snapshot: Option<SnapshotId>,
     /// Why it waits for somebody, or why the last commit failed.
     pub(crate) trouble: Option<Trouble>,
+    /// What programs wrote in vain.
+    #[serde(default, skip_serializing_if = "Lost::is_empty")]
+    pub(crate) lost: Lost,
     pub(crate) wishes: Wishes,
     /// The run of the machine in which this was written (`boot_id` of the kernel): what was not
     /// synced survives only as long as that.
@@ -70,6 +75,9 @@ pub(crate) struct GenerationRecord {
     pub(crate) frozen: bool,
     /// It was synced since it was frozen.
     pub(crate) durable: bool,
+    /// It waits for the commit of the one before, and was not changed since: it is to be committed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) queued: bool,
     pub(crate) attempt: Option<Attempt>,
 }
 
@@ -111,7 +119,7 @@ impl ImageRecord {
     ///
     /// As text for people.
     pub(crate) fn read(directory: &Path) -> Result<Self, String> {
-        let bytes = std::fs::read(directory.join(RECORD)).map_err(|e| e.to_string())?;
+        let bytes = own::read(&directory.join(RECORD)).map_err(|e| e.to_string())?;
         document::decode(RECORD, &bytes).map_err(|e| e.to_string())
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::RwLockReadGuard;
 
-use super::layer::Layer;
+use super::layer::{Layer, Turn};
 use super::phase::Phase;
 use super::{Error, Inner, Result, WorkingImage};
 use crate::blocking::blocking;
@@ -17,8 +17,8 @@ impl WorkingImage {
             let writing = self.gate.read().await;
             let files = {
                 let mut state = self.state();
-                let as_attempted = state.is_as_attempted();
-                state.active().filter(|_| !as_attempted).map(|layer| Arc::clone(&layer.files))
+                let must_note = state.must_note_change();
+                state.active().filter(|_| !must_note).map(|layer| Arc::clone(&layer.files))
             };
             if let Some(files) = files {
                 return Ok((writing, files));
@@ -43,10 +43,6 @@ impl WorkingImage {
                     // Nobody knows how long it is.
                     return Err(missing.error());
                 }
-                if state.layers.len() > 1 {
-                    drop(state);
-                    return image.thaw();
-                }
                 state.len
             };
             let files = Files::create(&image.directory, len)
@@ -62,48 +58,43 @@ impl WorkingImage {
         .await
     }
 
-    /// Lets the uppermost generation take writes again, which waits for a commit that went wrong.
-    /// Notes durably, before anything changes, that it is no longer to be committed.
-    fn thaw(&self) -> Result<Arc<Files>> {
-        let (files, durable) = {
-            let mut state = self.state();
-            if state.phase.is_committing() {
-                return Err(Error::Busy);
-            }
-            let layer = state.layers.last_mut().expect("there are two");
-            layer.frozen = false;
-            (Arc::clone(&layer.files), std::mem::replace(&mut layer.durable, false))
-        };
-        let recorded = self.record(true);
-        if recorded.is_err() {
-            let mut state = self.state();
-            let layer = state.layers.last_mut().expect("there are two");
-            (layer.frozen, layer.durable) = (true, durable);
-        }
-        recorded.map(|()| files)
-    }
-
     /// Notes, durably and before anything changes, that this is no longer what a commit has failed
-    /// to make a snapshot of.
+    /// to make a snapshot of, or what waits to become one.
     fn note_change(&self) -> Result<()> {
-        let (failed, changed) = {
+        let (failed, changed, queued) = {
             let mut state = self.state();
-            if !state.is_as_attempted() {
+            if !state.must_note_change() {
                 return Ok(());
             }
-            let failed = state.phase.failure_to_notice();
-            let attempt = state.lowest_mut().attempt.as_mut();
-            (failed, attempt.map(|attempt| std::mem::replace(&mut attempt.changed, true)))
+            let as_attempted = state.is_as_attempted();
+            let failed = if as_attempted { state.phase.failure_to_notice() } else { None };
+            let attempt = state.lowest_mut().attempt.as_mut().filter(|_| as_attempted);
+            let changed = attempt.map(|attempt| std::mem::replace(&mut attempt.changed, true));
+            let queued = state.active().and_then(|layer| {
+                let after = match layer.queued? {
+                    Turn::Closed => None,
+                    Turn::Whatever { .. } => Some(Turn::Whatever { changed: true }),
+                };
+                std::mem::replace(&mut layer.queued, after)
+            });
+            (failed, changed, queued)
         };
         let recorded = self.record(true);
+        let mut state = self.state();
         if recorded.is_err() {
-            let mut state = self.state();
             if let Some(why) = failed {
                 state.phase = Phase::Failed(why);
             }
             if let Some((attempt, changed)) = state.lowest_mut().attempt.as_mut().zip(changed) {
                 attempt.changed = changed;
             }
+            if let Some(layer) = state.active() {
+                layer.queued = queued.or(layer.queued);
+            }
+        } else if queued == Some(Turn::Closed)
+            && let Some(layer) = state.active()
+        {
+            std::mem::take(&mut layer.commit).end_if_open(&Error::Changed);
         }
         recorded
     }
@@ -115,9 +106,14 @@ impl Inner {
         self.layers.last_mut().filter(|layer| !layer.frozen)
     }
 
+    /// Whether a change must be noted before it is made.
+    pub(super) fn must_note_change(&self) -> bool {
+        self.is_as_attempted() || self.layers.last().is_some_and(Layer::is_queued_as_it_is)
+    }
+
     /// Whether what is staged is known to be what a commit failed to make a snapshot of, or may
-    /// have made one of: a change must be noted first.
-    pub(super) fn is_as_attempted(&self) -> bool {
+    /// have made one of.
+    fn is_as_attempted(&self) -> bool {
         let [layer] = &self.layers[..] else { return false };
         let attempt = layer.attempt.as_ref();
         let begun = attempt.is_some_and(|attempt| attempt.snapshot.is_some() && !attempt.changed);

@@ -49,7 +49,7 @@ pub enum State {
     Queued,
     /// The last commit failed; it is tried again at the next mount.
     Failed,
-    /// A program that wrote to it was killed, or met an error: it waits.
+    /// A program that wrote to it was killed, or met an error, or it may belong to another store: it waits.
     Interrupted,
 }
 
@@ -104,18 +104,21 @@ const TOLD: [&str; 6] = ["state", "error", "snapshot", "base", "staged-bytes", "
 impl Inner {
     pub(super) fn status(&self) -> State {
         match &self.phase {
+            Phase::Committing { .. } if self.layers.iter().any(|layer| layer.queued.is_some()) => {
+                return State::Queued;
+            }
             Phase::Committing { .. } => {}
             _ if self.base.missing().is_some() => return State::Failed,
             Phase::Failed(_) => return State::Failed,
-            Phase::Idle(Some(Remark::Interrupted(_))) => return State::Interrupted,
+            Phase::Idle(Some(Remark::Interrupted(_) | Remark::Elsewhere(..))) => {
+                return State::Interrupted;
+            }
             Phase::Idle(_) => {}
         }
-        let frozen = self.layers.iter().filter(|layer| layer.frozen).count();
-        match (frozen, self.is_dirty()) {
-            (0, false) => State::Clean,
-            (0, true) => State::Dirty,
-            (1, _) => State::Committing,
-            _ => State::Queued,
+        match (self.layers.iter().any(|layer| layer.frozen), self.is_dirty()) {
+            (false, false) => State::Clean,
+            (false, true) => State::Dirty,
+            (true, _) => State::Committing,
         }
     }
 }

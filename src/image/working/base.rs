@@ -39,6 +39,15 @@ pub(super) async fn look_up(shop: &Workshop, id: &SnapshotId) -> Base {
     Base::Missing(Missing::new(id.clone(), &error.into()))
 }
 
+/// Whether the store knows nothing of a snapshot, which it would if it was there.
+pub(super) async fn is_gone(shop: &Workshop, id: &SnapshotId) -> bool {
+    if !shop.store.settling().is_zero() {
+        return false;
+    }
+    let described = tokio::time::timeout(AT_FIRST, shop.store.describe(id)).await;
+    matches!(described, Ok(Err(error)) if error.kind() == ErrorKind::NotFound)
+}
+
 impl Missing {
     pub(super) fn new(id: SnapshotId, error: &Error) -> Self {
         let why = format!("its base {id} cannot be looked up: {error}");

@@ -61,7 +61,7 @@ impl WorkingImage {
         let _writing = self.gate.try_read().ok()?;
         let files = {
             let mut state = self.state();
-            if state.is_as_attempted() {
+            if state.must_note_change() {
                 return None;
             }
             let files = Arc::clone(&state.active()?.files);
@@ -151,16 +151,18 @@ impl WorkingImage {
             self.shop.staging.give_back(new);
             return Err(failed(error));
         }
-        let really_new = self.mark_staged(blocks, end).map_err(failed)?;
+        let really_new = self.mark_staged(offset..end).map_err(failed)?;
         // Two writers of one new block both took room for it.
         self.shop.staging.give_back(new - really_new.min(new));
         Ok(())
     }
 
-    /// Notes blocks that were written; answers how many are new.
-    fn mark_staged(&self, blocks: Range<u32>, end: u64) -> std::io::Result<u64> {
+    /// Notes bytes that were written, and their blocks; answers how many are new.
+    fn mark_staged(&self, bytes: Range<u64>) -> std::io::Result<u64> {
+        let blocks = BlockIndex::containing(bytes.start).0..end_block(bytes.end);
         let mut state = self.state();
-        state.len = state.len.max(end);
+        state.len = state.len.max(bytes.end);
+        state.lost.remove(&bytes);
         state.attributes.modified = Timestamp::now();
         let layer = state.layers.last_mut().expect("the caller holds the gate");
         let count = u64::from(blocks.end - blocks.start);
@@ -185,7 +187,10 @@ impl WorkingImage {
         }
         let _alone = self.gate.write().await;
         let old = {
-            let state = self.state();
+            let mut state = self.state();
+            if len == 0 {
+                state.lost.clear();
+            }
             // Nothing changes, and that is no reason to commit.
             if len == state.len && (len > 0 || (state.layers.is_empty() && !state.base.is_some())) {
                 return Ok(());
@@ -220,6 +225,9 @@ impl WorkingImage {
                 let mut state = image.state();
                 let blocks = end_block(len)..end_block(old).max(end_block(len));
                 let over = state.layers.len() > 1 || state.base.is_some();
+                if len < old {
+                    state.lost.remove(&(len..u64::MAX));
+                }
                 let layer = state.layers.last_mut().expect("it was made");
                 let before = layer.marks.staged.len();
                 if len < old && inside > 0 && layer.marks.staged.contains(cut.0) {
@@ -290,6 +298,7 @@ impl WorkingImage {
                     .mark(if over { Mark::Hole } else { Mark::Plain }, first..last)
                     .map_err(failed)?;
                 state.attributes.modified = Timestamp::now();
+                state.lost.remove(&(BlockIndex(first).offset()..end));
                 let layer = state.layers.last().expect("it was made");
                 (before - layer.marks.staged.len(), vouched)
             };

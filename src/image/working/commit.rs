@@ -1,9 +1,10 @@
 //! Asking for a commit: what is dirty is frozen, unless nobody would want a snapshot of it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::layer::{Commit, Layer};
+use super::layer::{By, Commit, Layer};
 use super::phase::Remark;
 use super::run::ASK_FIRST;
 use super::{Error, Inner, Result, Trouble, WorkingImage, name};
@@ -36,10 +37,10 @@ impl WorkingImage {
     ///
     /// If the snapshot could not be made: what is staged stays.
     pub async fn commit_closed(self: &Arc<Self>) -> Result<Option<SnapshotId>> {
-        self.commit_if_wanted(!self.shop.settings.in_background).await
+        self.commit_if_wanted(!self.shop.settings.in_background, By::Closing).await
     }
 
-    async fn commit_if_wanted(self: &Arc<Self>, waits: bool) -> Result<Option<SnapshotId>> {
+    async fn commit_if_wanted(self: &Arc<Self>, waits: bool, by: By) -> Result<Option<SnapshotId>> {
         if self.is_temporary() || !self.shop.settings.commit_at_close {
             return Ok(None);
         }
@@ -56,8 +57,13 @@ impl WorkingImage {
             }
             return Ok(None);
         }
-        match self.begin_commit(!waits).await? {
-            Begun::Running(commit) if waits => commit.wait().await.map(Some),
+        self.check_whole(false).await?;
+        match self.begin_commit(!waits, by).await? {
+            Begun::Running(commit) if waits => match commit.wait().await {
+                // It only waited for another one, and whoever has changed it closes it anew.
+                Err(Error::Changed) => Ok(None),
+                result => result.map(Some),
+            },
             _ => Ok(None),
         }
     }
@@ -69,14 +75,24 @@ impl WorkingImage {
     ///
     /// As [`commit_closed`](Self::commit_closed); [`Error::Empty`] for an image without a byte.
     pub async fn commit(self: &Arc<Self>) -> Result<SnapshotId> {
+        self.commit_as(false).await
+    }
+
+    /// The same; `as_is` takes an image that is known not to be whole, too.
+    ///
+    /// # Errors
+    ///
+    /// As [`commit`](Self::commit).
+    pub async fn commit_as(self: &Arc<Self>, as_is: bool) -> Result<SnapshotId> {
         if self.is_empty() {
             return Err(Error::Empty);
         }
-        let begun = match self.begin_commit(false).await? {
+        self.check_whole(as_is).await?;
+        let begun = match self.begin_commit(false, By::Name { as_is }).await? {
             // A file of zeros, or none at all, is an image too, when somebody asks.
             Begun::Nothing if self.state().snapshot.is_none() => {
                 self.touch().await?;
-                self.begin_commit(false).await?
+                self.begin_commit(false, By::Name { as_is }).await?
             }
             begun => begun,
         };
@@ -90,12 +106,17 @@ impl WorkingImage {
     }
 
     /// Begins to commit in the background, as [`commit_closed`](Self::commit_closed) does; what is
-    /// staged is made durable first.
+    /// staged is made durable first. If it has to wait for another commit, it takes whatever is there then.
     pub fn commit_in_background(self: &Arc<Self>) {
+        self.commit_unseen(By::Ending);
+    }
+
+    /// The same, for whoever asks for it.
+    pub(super) fn commit_unseen(self: &Arc<Self>, by: By) {
         let starting = Starting::new(self);
         tokio::spawn(async move {
             let Starting(image) = &starting;
-            if let Err(error) = image.commit_if_wanted(false).await {
+            if let Err(error) = image.commit_if_wanted(false, by).await {
                 tracing::error!("{} cannot be committed: {error}", image.name());
             }
         });
@@ -110,11 +131,9 @@ impl WorkingImage {
         let state = self.state();
         // One that is being made durable before it begins finds out when it does.
         let under_way = state.phase.is_committing() || state.starting > 0;
-        match state
-            .layers
-            .first()
-            .filter(|layer| under_way && layer.frozen && layer.commit.outcome.borrow().is_none())
-        {
+        match state.layers.first().filter(|layer| {
+            under_way && layer.is_wanted() && layer.commit.outcome.borrow().is_none()
+        }) {
             Some(layer) => {
                 layer.commit.cancel.notify_one();
                 Ok(())
@@ -178,8 +197,9 @@ impl WorkingImage {
             if state.len == 0 && state.is_dirty() {
                 return Ok(Some(EMPTY.to_owned()));
             }
-            let [layer] = &state.layers[..] else { return Ok(None) };
-            if state.base.is_some() || layer.frozen {
+            let Some(layer) = state.layers.last() else { return Ok(None) };
+            let is_over = state.layers.len() > 1 || state.base.is_some();
+            if layer.frozen || (is_over && !layer.marks.cut_off) {
                 return Ok(None);
             }
             (Arc::clone(&layer.files), layer.marks.staged.clone(), state.len)
@@ -211,10 +231,11 @@ impl WorkingImage {
         self.ensure_active().await.map(drop)
     }
 
-    /// Freezes what was written, and starts to commit it.
+    /// Freezes what was written, and starts to commit it; while another commit is before it, it only waits for
+    /// its turn.
     ///
     /// `durable` makes what is staged durable first: where nobody waits for the snapshot.
-    pub(super) async fn begin_commit(self: &Arc<Self>, durable: bool) -> Result<Begun> {
+    pub(super) async fn begin_commit(self: &Arc<Self>, durable: bool, by: By) -> Result<Begun> {
         let _alone = self.gate.write().await;
         let _starting = Starting::new(self);
         let in_vain = {
@@ -225,68 +246,146 @@ impl WorkingImage {
             // What went wrong had changed nothing.
             self.recorded(false).await?;
         }
-        let (commit, queued, changed) = {
+        let (commit, running, behind, before, ready) = {
             let mut state = self.state();
             if state.removed {
                 return Ok(Begun::Nothing);
             }
             let (len, name, wishes) = (state.len, state.name.clone(), state.wishes.clone());
-            let running = state.phase.is_committing();
-            let behind = state.layers.len() > 1 && running;
+            let (running, behind) = (state.phase.is_committing(), state.layers.len() > 1);
             let Some(layer) = state.layers.last_mut() else {
                 state.phase.forget_trouble();
                 return Ok(Begun::Nothing);
             };
-            let changed = !layer.frozen;
-            if changed {
+            let (before, was_frozen) = (layer.queued, layer.frozen);
+            let ready = if behind { layer.is_queued_as_it_is() } else { was_frozen };
+            if behind {
+                layer.queue(by);
+            } else if !was_frozen {
                 layer.freeze(len, name, wishes);
             } else if !running {
                 layer.commit = Arc::default();
             }
-            (Arc::clone(&layer.commit), behind, changed)
-        };
-        if changed {
-            let (image, of) = (Arc::clone(self), Arc::clone(&commit));
-            let prepared = blocking(move || {
-                // Its turn may come, and be over, while this waits for the disk.
-                if queued || durable {
-                    // Nothing of it is anywhere else for a while.
-                    let staged = image.state().layer_of(&of).map(|layer| {
-                        (Arc::clone(&layer.files), &layer.marks.staged - &layer.marks.hashed)
-                    });
-                    if let Some((files, hash)) = staged {
-                        for index in hash {
-                            image.vouch(&files, index)?;
-                        }
-                        files.sync().map_err(|e| Error::io("stage in", &image.directory, e))?;
-                        if let Some(layer) = image.state().layer_of(&of) {
-                            layer.durable = true;
-                        }
-                    }
-                }
-                image.record(true)
-            })
-            .await;
-            if let Err(error) = prepared {
-                let mut state = self.state();
-                let is_first = state.layers.first().is_some_and(|layer| is_of(layer, &commit));
-                let running = state.phase.is_committing();
-                match state.layer_of(&commit) {
-                    Some(layer) if !(running && is_first) => layer.frozen = false,
-                    // It is being put, or was: how that ends is what counts.
-                    _ => return Ok(Begun::Running(commit)),
-                }
-                // Who cancelled what did not begin has not cancelled what comes next.
-                if !state.phase.is_committing()
-                    && let Some(layer) = state.layers.first_mut()
-                {
-                    layer.commit = Arc::default();
-                }
-                return Err(error);
+            if let By::Name { as_is } = by
+                && !(was_frozen && running)
+            {
+                layer.commit.is_known.store(true, Ordering::Relaxed);
+                layer.commit.as_is.fetch_or(as_is, Ordering::Relaxed);
             }
+            (Arc::clone(&layer.commit), running, behind, before, ready)
+        };
+        if !behind {
+            self.make_known(&commit);
+        }
+        if !ready
+            && let Err(error) = self.prepare(&commit, durable || behind || before.is_some()).await
+        {
+            let mut state = self.state();
+            if let Some(layer) = state.layer_of(&commit) {
+                (layer.frozen, layer.queued) = (false, before);
+            }
+            if before.is_none() {
+                commit.end_if_open(&error);
+            }
+            // Who cancelled what did not begin has not cancelled what comes next.
+            if !state.phase.is_committing()
+                && let Some(layer) = state.layers.first_mut()
+            {
+                layer.commit = Arc::default();
+            }
+            return Err(error);
         }
         self.go_on();
-        Ok(if queued { Begun::Queued(commit) } else { Begun::Running(commit) })
+        Ok(if running && behind { Begun::Queued(commit) } else { Begun::Running(commit) })
+    }
+
+    /// Makes durable what the snapshot will be, or that one is to be made; `data` says that of what is staged, too.
+    /// The caller holds the gate alone.
+    async fn prepare(self: &Arc<Self>, commit: &Arc<Commit>, data: bool) -> Result<()> {
+        let (image, of) = (Arc::clone(self), Arc::clone(commit));
+        blocking(move || {
+            // The image may be removed meanwhile.
+            let staged =
+                image.state().layer_of(&of).filter(|_| data).map(|layer| {
+                    (Arc::clone(&layer.files), &layer.marks.staged - &layer.marks.hashed)
+                });
+            if let Some((files, hash)) = staged {
+                // Nothing of it is anywhere else for a while.
+                for index in hash {
+                    image.vouch(&files, index)?;
+                }
+                files.sync().map_err(|e| Error::io("stage in", &image.directory, e))?;
+                if let Some(layer) = image.state().layer_of(&of) {
+                    layer.durable = true;
+                }
+            }
+            image.record(true)
+        })
+        .await
+    }
+
+    /// The commit whose turn it is: of what is frozen, or of what waited for that. Ends the run if there is none.
+    pub(super) async fn next_turn(self: &Arc<Self>) -> Result<Option<Arc<Commit>>> {
+        let _alone = self.gate.write().await;
+        let commit = {
+            let mut state = self.state();
+            match state.layers.first() {
+                Some(layer) if layer.frozen => return Ok(Some(Arc::clone(&layer.commit))),
+                Some(layer) if layer.queued.is_some() => Arc::clone(&layer.commit),
+                _ => {
+                    state.phase.end();
+                    return Ok(None);
+                }
+            }
+        };
+        if !commit.as_is.load(Ordering::Relaxed)
+            && let Err(error) = self.check_uncut().await
+        {
+            let commit = {
+                let mut state = self.state();
+                state.phase.end();
+                state.layer_of(&commit).map(|layer| {
+                    layer.queued = None;
+                    std::mem::take(&mut layer.commit)
+                })
+            };
+            if let Err(error) = self.recorded(true).await {
+                tracing::error!("{error}");
+            }
+            if let Some(commit) = commit {
+                commit.end_if_open(&error);
+            }
+            return Ok(None);
+        }
+        {
+            let mut state = self.state();
+            let (len, name, wishes) = (state.len, state.name.clone(), state.wishes.clone());
+            if let Some(layer) = state.layer_of(&commit) {
+                layer.freeze(len, name, wishes);
+            }
+        }
+        self.prepare(&commit, true).await?;
+        Ok(Some(commit))
+    }
+
+    /// Checks that nothing was cut short since a commit was asked for.
+    async fn check_uncut(self: &Arc<Self>) -> Result<()> {
+        self.check_whole(false).await?;
+        match self.state().phase.trouble() {
+            Some(Trouble::Interrupted(why)) => Err(Error::Interrupted(why)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl WorkingImage {
+    /// Tells of a commit, once, unless somebody sees to it.
+    pub(super) fn make_known(&self, commit: &Arc<Commit>) {
+        if !commit.is_known.swap(true, Ordering::Relaxed)
+            && let Some(watch) = self.shop.watch.get()
+        {
+            watch.commit_begins(&self.name(), commit);
+        }
     }
 }
 

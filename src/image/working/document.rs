@@ -86,6 +86,7 @@ impl Inner {
             id: layer.files.id,
             frozen: layer.frozen,
             durable: layer.durable,
+            queued: layer.is_queued_as_it_is(),
             attempt: layer.attempt.clone(),
         };
         let Attributes { mode, uid, gid, modified } = self.attributes;
@@ -99,6 +100,7 @@ impl Inner {
             base: self.base.id(),
             snapshot: self.snapshot.clone(),
             trouble: self.phase.trouble(),
+            lost: self.lost.clone(),
             wishes: self.wishes.clone(),
             boot: boot(),
             generations: self.layers.iter().map(generation).collect(),

@@ -44,17 +44,18 @@ pub enum Error {
     /// There is no byte to make a snapshot of.
     #[error("it is empty, and a snapshot has at least one byte")]
     Empty,
-    /// Two commits are under way, and there is no third generation.
-    #[error(
-        "a commit is under way and another one is waiting: it can be written to when the first one is done"
-    )]
-    Busy,
+    /// It was changed before it was the turn of its commit.
+    #[error("it was changed before its commit began: the next close commits it")]
+    Changed,
     /// Somebody cancelled the commit.
     #[error("the commit was cancelled")]
     Cancelled,
     /// The store does not acknowledge blocks any more.
     #[error("the store has not acknowledged a block for {} seconds", .0.as_secs())]
     Stalled(Duration),
+    /// It took longer than a request may.
+    #[error("it took too long")]
+    TimedOut,
     /// The snapshot beneath it is not known.
     #[error("{0}")]
     NoBase(String),
@@ -74,6 +75,9 @@ pub enum Error {
     /// An attribute that cannot be set, or no longer.
     #[error("{0}")]
     Refused(String),
+    /// It is known not to be whole, or is no raw image.
+    #[error("{0}")]
+    NotWhole(String),
     /// It was not committed when a program that wrote to it had met an error, or had been killed.
     #[error("{0}")]
     Interrupted(String),

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tokio::sync::{Notify, watch};
 
@@ -24,28 +24,55 @@ pub(super) struct Layer {
     pub(super) marks: Marks,
     /// It takes no more writes.
     pub(super) frozen: bool,
-    /// It was synced since it was frozen.
+    /// It was synced since it was frozen, or came to wait for that.
     pub(super) durable: bool,
+    /// Its commit waits for the one before, and what it will take. It takes writes meanwhile.
+    pub(super) queued: Option<Turn>,
     pub(super) attempt: Option<Attempt>,
     pub(super) commit: Arc<Commit>,
 }
 
+/// What a commit takes when its turn comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// What was closed; a change takes that back.
+    Closed,
+    /// Whatever is there then; whether that was changed since it was asked for.
+    Whatever { changed: bool },
+}
+
+/// Who asks for a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum By {
+    /// Whoever closed it, and would do so again after another change.
+    Closing,
+    /// The end of a loop device, of a mapping or of an inherited descriptor.
+    Ending,
+    /// Somebody, by name, who sees to it; what is known not to be whole is taken, too, if it is `as_is`.
+    Name { as_is: bool },
+}
+
 /// One commit, for those who wait for it.
 #[derive(Debug)]
-pub(super) struct Commit {
+pub(crate) struct Commit {
     pub(super) outcome: watch::Sender<Outcome>,
     /// Told once it shall end.
     pub(super) cancel: Notify,
     /// Blocks that were put or need not be, and all.
     pub(super) done: AtomicU64,
     pub(super) total: AtomicU64,
+    /// Somebody sees to it, or was told of it.
+    pub(super) is_known: AtomicBool,
+    /// It takes what is known not to be whole, too.
+    pub(super) as_is: AtomicBool,
 }
 
 impl Default for Commit {
     fn default() -> Self {
         let (outcome, _) = watch::channel(None);
         let (done, total) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { outcome, cancel: Notify::new(), done, total }
+        let (is_known, as_is) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { outcome, cancel: Notify::new(), done, total, is_known, as_is }
     }
 }
 
@@ -61,8 +88,13 @@ impl Commit {
         }
     }
 
-    /// Waits for the end.
-    pub(super) async fn wait(&self) -> Result<SnapshotId> {
+    /// Asks it to end. One that has to wait for another ends when its turn comes.
+    pub(crate) fn cancel(&self) {
+        self.cancel.notify_one();
+    }
+
+    /// Waits for the end: the store has accepted the snapshot, or there is none.
+    pub(crate) async fn wait(&self) -> Result<SnapshotId> {
         let mut outcome = self.outcome.subscribe();
         match outcome.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(result)) => result.clone(),
@@ -70,7 +102,8 @@ impl Commit {
         }
     }
 
-    pub(super) fn progress(&self) -> (u64, u64) {
+    /// Blocks that were put or need not be, and all.
+    pub(crate) fn progress(&self) -> (u64, u64) {
         (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
     }
 }
@@ -82,9 +115,29 @@ impl Layer {
             marks: Marks::default(),
             frozen: false,
             durable: false,
+            queued: None,
             attempt: None,
             commit: Arc::default(),
         }
+    }
+
+    /// Whether there is to be a snapshot of it.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.frozen || self.queued.is_some()
+    }
+
+    /// Lets its commit wait for the one before.
+    pub(super) fn queue(&mut self, by: By) {
+        self.queued = Some(match (self.queued, by) {
+            // Nothing has changed since it was closed, so its end has nothing to add.
+            (None, By::Closing) | (Some(Turn::Closed), By::Closing | By::Ending) => Turn::Closed,
+            _ => Turn::Whatever { changed: false },
+        });
+    }
+
+    /// Whether it is durable, and known to the next mount, that it is to be committed as it is.
+    pub(super) fn is_queued_as_it_is(&self) -> bool {
+        matches!(self.queued, Some(Turn::Closed | Turn::Whatever { changed: false }))
     }
 
     /// Where a block is that is staged in it.
@@ -109,7 +162,9 @@ impl Layer {
     pub(super) fn freeze(&mut self, len: u64, name: String, wishes: Wishes) {
         self.frozen = true;
         self.durable = false;
-        self.commit = Arc::default();
+        if self.queued.take().is_none() {
+            self.commit = Arc::default();
+        }
         let cut_off = self.marks.cut_off;
         let same = self.attempt.as_ref().is_some_and(|attempt| {
             attempt.len == len

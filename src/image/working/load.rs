@@ -5,8 +5,8 @@ use std::sync::{Arc, PoisonError};
 
 use super::attributes::Attributes;
 use super::base::{self, Base, Missing};
-use super::layer::Layer;
-use super::phase::Phase;
+use super::layer::{By, Layer, Turn};
+use super::phase::{Phase, Remark};
 use super::{Damaged, Error, Inner, REMOVED, Result, Trouble, WorkingImage, Workshop};
 use crate::blocking::blocking;
 use crate::image::staging::record::{self, ImageRecord, RECORD, boot};
@@ -49,6 +49,7 @@ impl WorkingImage {
 
     async fn load(shop: &Arc<Workshop>, directory: &Path) -> Result<Option<Arc<Self>>> {
         let damaged = |why: String| Error::Damaged { path: directory.display().to_string(), why };
+        crate::own::check(directory).map_err(|e| Error::io("use", directory, e))?;
         let unborn = is_unborn(directory).map_err(|e| Error::io("read", directory, e))?;
         if unborn || directory.join(REMOVED).exists() {
             let left = std::fs::remove_dir_all(directory);
@@ -83,11 +84,31 @@ impl WorkingImage {
             layer.marks = marks;
             layer.frozen = generation.frozen;
             layer.durable = generation.durable;
+            layer.queued = generation.queued.then_some(Turn::Closed);
             layer.attempt.clone_from(&generation.attempt);
             layers.push(layer);
         }
+        // An earlier version froze what waits.
+        if let [_, upper] = &mut layers[..]
+            && std::mem::take(&mut upper.frozen)
+        {
+            upper.queued = Some(Turn::Closed);
+        }
+        // A copy of a store has its id, and not what was made in the store since.
+        let made = [record.base.clone(), layers.first().and_then(Layer::pending)];
+        let mut elsewhere = None;
+        for id in made.into_iter().flatten() {
+            if elsewhere.is_none() && base::is_gone(shop, &id).await {
+                elsewhere = Some(format!(
+                    "{id} is not in this store, and should be: it was deleted, or this is a copy of the store; `fspfs commit` takes the file here"
+                ));
+            }
+        }
         // What was truncated to nothing has nothing of it.
-        if base.missing().is_some() && layers.first().is_some_and(|layer| layer.marks.cut_off) {
+        if elsewhere.is_none()
+            && base.missing().is_some()
+            && layers.first().is_some_and(|layer| layer.marks.cut_off)
+        {
             base = Base::None;
         }
         if let Some(Missing { why, .. }) = base.missing() {
@@ -101,27 +122,33 @@ impl WorkingImage {
             trouble = Some(Trouble::Interrupted(why.to_owned()));
             layers.last_mut().expect("there is one").frozen = false;
         }
-        let phase = trouble.map_or(Phase::Idle(None), Phase::from);
-        let ImageRecord { name, mode, uid, gid, modified, wishes, snapshot, .. } = record;
+        let phase = match elsewhere {
+            Some(why) => Phase::Idle(Some(Remark::Elsewhere(why, trouble))),
+            None => trouble.map_or(Phase::Idle(None), Phase::from),
+        };
+        let ImageRecord { name, mode, uid, gid, modified, wishes, snapshot, lost, .. } = record;
         let attributes = Attributes { mode, uid, gid, modified };
-        let inner =
-            Inner { len, layers, phase, wishes, snapshot, ..Inner::new(name, attributes, base) };
+        let new = Inner::new(name, attributes, base);
+        let inner = Inner { len, layers, phase, lost, wishes, snapshot, ..new };
         Ok(Some(Self::with(Arc::clone(shop), directory.to_owned(), inner)))
     }
 
     /// Goes on with a commit that was under way when its mount ended, or that failed.
     pub fn resume(self: &Arc<Self>) {
-        let (frozen, trouble) = {
+        let (wanted, trouble) = {
             let state = self.state();
-            (state.layers.iter().any(|layer| layer.frozen), state.phase.trouble())
+            if state.phase.is_elsewhere() {
+                return;
+            }
+            (state.layers.iter().any(Layer::is_wanted), state.phase.trouble())
         };
-        if frozen && !matches!(trouble, Some(Trouble::Interrupted(_))) {
+        if wanted && !matches!(trouble, Some(Trouble::Interrupted(_))) {
             // What was written over it has not been closed, and is not committed with it.
             self.go_on();
         } else if matches!(trouble, Some(Trouble::Failed(_))) {
             let image = Arc::clone(self);
             tokio::spawn(async move {
-                if let Err(error) = image.begin_commit(true).await {
+                if let Err(error) = image.begin_commit(true, By::Closing).await {
                     tracing::error!("{} cannot be committed: {error}", image.name());
                 }
             });

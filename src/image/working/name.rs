@@ -70,12 +70,14 @@ pub(super) fn is_temporary(name: &str) -> bool {
     name.starts_with('.') || suffixes.iter().any(|suffix| name.ends_with(suffix))
 }
 
-/// The name of a snapshot: that of its file, without what says which kind of file it is.
+/// What a name ends in that says which kind of file it is. Nothing else does: `ubuntu-22.04` is a name.
+const KINDS: [&str; 5] = [".img", ".raw", ".bin", ".dd", ".iso"];
+
+/// The name of a snapshot: that of its file, without what says which kind of file it is, and that it is not whole.
 pub(super) fn stem(name: &str) -> &str {
-    match name.rsplit_once('.') {
-        Some((stem, _)) if !stem.is_empty() => stem,
-        _ => name,
-    }
+    let without = |name, suffix| str::strip_suffix(name, suffix).filter(|stem| !stem.is_empty());
+    let name = without(name, ".part").unwrap_or(name);
+    KINDS.into_iter().find_map(|kind| without(name, kind)).unwrap_or(name)
 }
 
 #[cfg(test)]
@@ -94,7 +96,22 @@ mod tests {
 
     #[test]
     fn the_kind_of_file_is_no_part_of_the_name() {
-        let stems = [("web.img", "web"), ("web", "web"), ("a.b.raw", "a.b"), (".x", ".x")];
+        let stems = [
+            ("web.img", "web"),
+            ("web", "web"),
+            ("a.b.raw", "a.b"),
+            ("a.bin", "a"),
+            ("a.dd", "a"),
+            ("a.iso", "a"),
+            ("a.part", "a"),
+            ("a.img.part", "a"),
+            ("a.img.raw", "a.img"),
+            (".img", ".img"),
+            (".x", ".x"),
+            ("ubuntu-22.04", "ubuntu-22.04"),
+            ("backup-2026.01.02", "backup-2026.01.02"),
+            ("db.example.org", "db.example.org"),
+        ];
         for (name, expected) in stems {
             assert_eq!(stem(name), expected);
         }

@@ -4,10 +4,12 @@
 //! else from its release. `docs/semantics.md` says why.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
+use super::layer::{By, Layer};
 use super::phase::Remark;
-use super::{Error, Result, WorkingImage, commit};
+use super::{Error, Result, Trouble, WorkingImage, commit};
 
 /// Who has an image open.
 #[derive(Debug, Default)]
@@ -25,6 +27,8 @@ struct Writer {
     /// The thread group that opened it; 0 is nobody's.
     opener: u32,
     written: bool,
+    /// Whether its program is one that closes what it has at SIGINT; known from its first write on.
+    closes_at_sigint: Option<bool>,
     closed: bool,
     /// A write through it was answered with this error.
     failed: Option<Error>,
@@ -62,8 +66,14 @@ impl Opened {
             handles.direct += usize::from(direct);
             let writer = writable.then(|| {
                 let number = handles.writers.keys().max().map_or(1, |last| last + 1);
-                let writer =
-                    Writer { opener, written: false, closed: false, failed: None, spoiled: false };
+                let writer = Writer {
+                    opener,
+                    written: false,
+                    closes_at_sigint: None,
+                    closed: false,
+                    failed: None,
+                    spoiled: false,
+                };
                 handles.writers.insert(number, writer);
                 number
             });
@@ -87,6 +97,24 @@ impl Opened {
         self.writer.is_some()
     }
 
+    /// Notes that a write through this handle begins. The first one asks whether its program is one that closes
+    /// what it has at SIGINT.
+    pub fn begin_write(&self, closes_at_sigint: impl FnOnce() -> bool) {
+        let mut is_first = false;
+        self.with_writer(|writer| is_first = writer.closes_at_sigint.is_none());
+        if is_first {
+            let closes = closes_at_sigint();
+            self.with_writer(|writer| writer.closes_at_sigint = Some(closes));
+        }
+    }
+
+    /// Whether the program that wrote first through this handle was one that closes what it has at SIGINT.
+    pub fn closes_at_sigint(&self) -> bool {
+        let mut closes = false;
+        self.with_writer(|writer| closes = writer.closes_at_sigint == Some(true));
+        closes
+    }
+
     /// Notes that a change through this handle begins.
     pub fn begin_change(&self) {
         self.with_writer(|writer| {
@@ -95,12 +123,18 @@ impl Opened {
         });
     }
 
+    /// Notes how a write to a range through this handle ended.
+    pub fn end_write(&self, range: Range<u64>, result: &Result<()>) {
+        if result.is_err() {
+            self.image.state().lost.add(range);
+        }
+        self.end_change(result);
+    }
+
     /// Notes how a change through this handle ended.
     pub fn end_change<T>(&self, result: &Result<T>) {
-        match result {
-            // What is refused as a whole has changed nothing.
-            Ok(_) | Err(Error::Busy) => {}
-            Err(error) => self.with_writer(|writer| writer.failed = Some(error.clone())),
+        if let Err(error) = result {
+            self.with_writer(|writer| writer.failed = Some(error.clone()));
         }
     }
 
@@ -154,8 +188,10 @@ impl Opened {
             state.interrupt(format!("a write failed: {error}"));
             return Closed::Nothing;
         }
-        // What its opener closed was committed then, or waits for others, who are still open.
-        if writer.closed {
+        // What its opener closed was committed then, or waits for others, who are still open. Who wrote
+        // nothing has not made whole what was cut short (`touch` opens a file for writing, too).
+        let cut_short = matches!(state.phase.trouble(), Some(Trouble::Interrupted(_)));
+        if writer.closed || (cut_short && !writer.written) {
             return Closed::Nothing;
         }
         state.closed(writer.spoiled)
@@ -167,7 +203,7 @@ impl WorkingImage {
     pub fn commit_if_closed(self: &Arc<Self>) {
         let closed = self.state().closed(false);
         if let Closed::Commit = closed {
-            self.commit_in_background();
+            self.commit_unseen(By::Closing);
         }
     }
 }
@@ -185,12 +221,12 @@ impl super::Inner {
     }
 
     /// Remembers that the image may not be whole, unless nothing was changed since the last commit
-    /// began.
+    /// began, or was asked for.
     pub(super) fn interrupt(&mut self, why: String) {
         for writer in self.handles.writers.values_mut() {
             writer.spoiled = true;
         }
-        if !self.is_dirty() {
+        if !self.is_dirty() || self.layers.last().is_some_and(Layer::is_queued_as_it_is) {
             return;
         }
         self.phase.say(Some(Remark::Interrupted(why)));

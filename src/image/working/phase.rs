@@ -26,6 +26,8 @@ pub(super) enum Remark {
     Notice(String),
     /// Why it is not known to be whole.
     Interrupted(String),
+    /// Why it is not known to belong to this store, and what was wrong with it. Another mount may find that it does.
+    Elsewhere(String, Option<Trouble>),
 }
 
 impl From<Trouble> for Phase {
@@ -55,6 +57,10 @@ impl Phase {
             | Self::Committing { remark: Some(Remark::Interrupted(why)), .. } => {
                 Some(Trouble::Interrupted(why.clone()))
             }
+            Self::Idle(Some(Remark::Elsewhere(_, trouble)))
+            | Self::Committing { remark: Some(Remark::Elsewhere(_, trouble)), .. } => {
+                trouble.clone()
+            }
             _ => None,
         }
     }
@@ -63,7 +69,9 @@ impl Phase {
     pub(super) fn why(&self) -> Option<&str> {
         match self {
             Self::Idle(remark) | Self::Committing { remark, .. } => match remark.as_ref()? {
-                Remark::Notice(why) | Remark::Interrupted(why) => Some(why),
+                Remark::Notice(why) | Remark::Interrupted(why) | Remark::Elsewhere(why, _) => {
+                    Some(why)
+                }
             },
             Self::Failed(why) => Some(why),
         }
@@ -88,9 +96,18 @@ impl Phase {
 
     /// Forgets why there is no snapshot, but not what is wrong.
     pub(super) fn forget_notice(&mut self) {
-        if self.trouble().is_none() {
+        if matches!(
+            self,
+            Self::Idle(Some(Remark::Notice(_)))
+                | Self::Committing { remark: Some(Remark::Notice(_)), .. }
+        ) {
             self.say(None);
         }
+    }
+
+    /// Whether it is not known to belong to this store.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        matches!(self, Self::Idle(Some(Remark::Elsewhere(..))))
     }
 
     /// What failed is over, and no more than a notice; answers why it failed.

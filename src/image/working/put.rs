@@ -1,8 +1,9 @@
 //! Making the snapshot of one frozen generation.
 
+use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -20,15 +21,16 @@ use crate::image::staging::files::read_padded;
 use crate::image::staging::map::{Mark, Marks};
 use crate::image::staging::record::{Attempt, Wishes};
 use crate::model::{
-    Block, BlockBuffer, BlockIndex, Digest, LENGTH_TAG, MAX_DESCRIPTION_CHARS, Snapshot,
+    Block, BlockBuffer, BlockIndex, Digest, LENGTH_TAG, MAX_DESCRIPTION_CHARS, NAME_TAG, Snapshot,
     SnapshotState, VolumeSize,
 };
-use crate::store::{ErrorKind, ListedBlock, StartRequest};
+use crate::store::page::newest_named;
+use crate::store::{self, ErrorKind, ListedBlock, StartRequest};
 use crate::transfer::engine::{Run, transfer_to};
 use crate::transfer::journal::Journal;
 use crate::transfer::sink::snapshot::{SnapshotSink, Zeros};
 use crate::transfer::source::{Change, Source};
-use crate::transfer::{self, Progress, concurrent_runs, run_len};
+use crate::transfer::{self, Progress, SharedProgress};
 
 /// How long a call to the store may take that a commit waits for.
 const STALL: Duration = Duration::from_mins(1);
@@ -39,17 +41,13 @@ pub(super) const COMMIT_MEMORY: usize = 160 << 20;
 
 /// One attempt after the other to commit the lowest generation.
 pub(super) struct Put {
-    image: Arc<WorkingImage>,
-    commit: Arc<Commit>,
+    pub(super) image: Arc<WorkingImage>,
+    pub(super) commit: Arc<Commit>,
 }
 
 impl Put {
-    pub(super) fn new(image: Arc<WorkingImage>, commit: Arc<Commit>) -> Self {
-        Self { image, commit }
-    }
-
     /// Makes the snapshot; when this returns the store has accepted it whole.
-    pub(super) async fn run(&mut self) -> Result<Snapshot> {
+    pub(super) async fn run(&self) -> Result<Snapshot> {
         let shop = Arc::clone(&self.image.shop);
         let _turn = shop.commits.acquire().await.expect("it is never closed");
         let _memory = shop.cache.lend(COMMIT_MEMORY);
@@ -61,7 +59,8 @@ impl Put {
                     || (resumed && error.kind() == ErrorKind::NotFound) =>
             {
                 tracing::info!("beginning anew: {error}");
-                self.begin_anew().await?;
+                self.image.state().lowest_mut().renew();
+                self.image.recorded(true).await?;
                 self.once().await
             }
             result => result,
@@ -73,33 +72,39 @@ impl Put {
         state.lowest().attempt.clone().expect("a frozen generation has one")
     }
 
-    async fn begin_anew(&self) -> Result<()> {
-        self.image.state().lowest_mut().renew();
-        self.image.recorded(true).await
-    }
-
     async fn once(&self) -> Result<Snapshot> {
         let shop = &self.image.shop;
         let attempt = self.attempt();
         if let Some(forsaken) = &attempt.forsaken {
             self.image.abort(forsaken).await;
         }
-        let parent = self.parent(&attempt).await?;
-        let request = request(&attempt, parent.as_deref(), &shop.settings)?;
+        let mut parent = self.parent(&attempt).await?;
+        let chosen = if parent.is_none() { self.chosen_parent(&attempt).await? } else { None };
+        let is_chosen = chosen.is_some();
+        parent = parent.or(chosen);
+        let mut request = request(&attempt, parent.as_deref(), &shop.settings)?;
+        let mut started = self.start(request.clone(), &attempt).await;
+        if let Err(error) = &started
+            && is_chosen
+            && matches!(error, Error::Store(error) if error.kind().refuses_as_asked())
+        {
+            tracing::warn!("{} has no parent after all: {error}", attempt.name);
+            parent = None;
+            request = self::request(&attempt, None, &shop.settings)?;
+            started = self.start(request.clone(), &attempt).await;
+        }
+        let snapshot = started?;
         let asked_to_encrypt = request.encrypted;
-        let snapshot = self.start(request, &attempt).await?;
+        let conflict =
+            |why: &str| store::Error::new(ErrorKind::Conflict, format!("{} {why}", snapshot.id));
         match snapshot.state {
+            SnapshotState::Pending => {}
             // The completion was accepted before, and the answer was lost.
             SnapshotState::Completed if !attempt.changed => return Ok(snapshot),
-            SnapshotState::Completed => {
-                let message = format!("{} is what was there before", snapshot.id);
-                return Err(crate::store::Error::new(ErrorKind::Conflict, message).into());
-            }
+            SnapshotState::Completed => return Err(conflict("is what was there before").into()),
             SnapshotState::Error | SnapshotState::Archived => {
-                let message = format!("{} failed before it was complete", snapshot.id);
-                return Err(crate::store::Error::new(ErrorKind::Conflict, message).into());
+                return Err(conflict("failed before it was complete").into());
             }
-            SnapshotState::Pending => {}
         }
         if let Some(attempt) = self.image.state().lowest_mut().attempt.as_mut() {
             attempt.forsaken = None;
@@ -133,8 +138,10 @@ impl Put {
                 was_changed: attempt.changed,
             })
         };
-        self.commit.total.store(staged.marks.staged.len(), Ordering::Relaxed);
-        self.commit.done.store(0, Ordering::Relaxed);
+        let (data, zeros) = staged.spoken_of();
+        let (image, commit) = (Arc::clone(&self.image), Arc::clone(&self.commit));
+        let watched: SharedProgress = Arc::new(Watched { image, commit });
+        watched.total(data.len() + zeros.len());
         let zeros = Zeros {
             full_copy: shop.settings.full_copy,
             encrypted_holes: is_encrypted && shop.settings.encrypted_holes,
@@ -144,11 +151,8 @@ impl Put {
         let store = Arc::clone(&shop.store);
         let sink = SnapshotSink::new(store, snapshot, parent, zeros, &*staged).await;
         let sink = Arc::new(sink.map_err(Error::from)?);
-        let run = Run {
-            progress: Arc::clone(&self.commit) as Arc<dyn Progress>,
-            memory: shop.memory.clone(),
-            ..Run::default()
-        };
+        let run =
+            Run { progress: Arc::clone(&watched), memory: shop.memory.clone(), ..Run::default() };
         let journal = Arc::clone(&staged) as Arc<dyn Journal>;
         let finished = transfer_to(staged, sink, journal, &run).await?;
         Ok(finished.snapshot.expect("a snapshot was made"))
@@ -194,15 +198,75 @@ impl Put {
             _ => Ok(None),
         }
     }
+
+    /// The parent of an image that begins anew, if the mount wants one: what it was before, else the newest snapshot
+    /// of its name.
+    async fn chosen_parent(&self, attempt: &Attempt) -> Result<Option<Arc<Image>>> {
+        let shop = &self.image.shop;
+        if !shop.settings.parent_auto {
+            return Ok(None);
+        }
+        let volume_size = VolumeSize::holding(attempt.len).map_err(|_| Error::Empty)?;
+        let encrypts = attempt.wishes.encrypted || shop.settings.encrypted;
+        let suits = |parent: &Snapshot| {
+            parent.volume_size <= volume_size && (parent.encrypted || !encrypts)
+        };
+        let base = self.image.state().base.known().map(|base| Arc::clone(base.image()));
+        if let Some(base) = base {
+            return Ok(Some(base).filter(|base| suits(base.snapshot())));
+        }
+        let tags = shop.settings.tags_of(&attempt.name, &attempt.wishes.tags);
+        let Some(name) = tags.get(NAME_TAG).filter(|name| !name.is_empty()) else {
+            return Ok(None);
+        };
+        let newest = in_time(newest_named(&*shop.store, name)).await?;
+        Ok(newest.filter(suits).map(|snapshot| shop.image(snapshot)))
+    }
 }
 
-impl Progress for Commit {
+/// How far a commit is, for all who want to see that.
+struct Watched {
+    image: Arc<WorkingImage>,
+    commit: Arc<Commit>,
+}
+
+impl Watched {
+    fn show(&self, show: impl Fn(&dyn Progress)) {
+        let mut watchers = self.image.watchers();
+        watchers.retain(|watcher| watcher.upgrade().inspect(|watcher| show(&**watcher)).is_some());
+    }
+}
+
+impl Progress for Watched {
     fn total(&self, blocks: u64) {
-        self.total.store(blocks, Ordering::Relaxed);
+        self.commit.total.store(blocks, Ordering::Relaxed);
+        self.commit.done.store(0, Ordering::Relaxed);
+        self.show(|watcher| watcher.total(blocks));
     }
 
     fn advance(&self, blocks: u64) {
-        self.done.fetch_add(blocks, Ordering::Relaxed);
+        self.commit.done.fetch_add(blocks, Ordering::Relaxed);
+        self.show(|watcher| watcher.advance(blocks));
+    }
+
+    fn block(&self, which: &dyn fmt::Display, blocks: u64, failed: Option<&dyn fmt::Display>) {
+        self.show(|watcher| watcher.block(which, blocks, failed));
+    }
+}
+
+impl WorkingImage {
+    fn watchers(&self) -> MutexGuard<'_, Vec<Weak<dyn Progress>>> {
+        self.watchers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows how far its commits are, as long as the progress is there.
+    pub(crate) fn show_commits(&self, progress: &SharedProgress) {
+        let mut watchers = self.watchers();
+        if let Some((done, total)) = self.status().progress.filter(|(_, total)| *total > 0) {
+            progress.total(total);
+            progress.advance(done);
+        }
+        watchers.push(Arc::downgrade(progress));
     }
 }
 
@@ -220,9 +284,9 @@ struct Staged {
     was_changed: bool,
 }
 
-#[async_trait]
-impl Source for Staged {
-    fn changes(&self) -> BoxStream<'static, transfer::Result<Change>> {
+impl Staged {
+    /// The blocks of data, and those that read as zeros.
+    fn spoken_of(&self) -> (RoaringBitmap, RoaringBitmap) {
         let mut staged = self.marks.staged.clone();
         staged.remove_range(self.volume.0..);
         let mut holes = self.marks.holes.clone();
@@ -230,27 +294,22 @@ impl Source for Staged {
         holes -= &staged;
         // What is behind the end of the image is not in it.
         holes.remove_range(self.volume.0..);
-        let data = staged.into_iter().map(|n| Change::Data(BlockIndex(n), None));
-        let zeros = runs(holes).map(Change::Zeros);
-        let start = |change: &Change| match change {
-            Change::Data(index, _) => *index,
-            Change::Zeros(range) => range.start,
-        };
-        let (mut data, mut zeros) = (data.peekable(), zeros.peekable());
-        let merged = std::iter::from_fn(move || match (data.peek(), zeros.peek()) {
-            (Some(a), Some(b)) if start(a) < start(b) => data.next(),
-            (_, Some(_)) => zeros.next(),
-            (_, None) => data.next(),
+        (staged, holes)
+    }
+}
+
+#[async_trait]
+impl Source for Staged {
+    fn changes(&self) -> BoxStream<'static, transfer::Result<Change>> {
+        let (staged, holes) = self.spoken_of();
+        let end = self.volume.0;
+        let (mut staged, mut holes) = (staged.into_iter().peekable(), runs(holes).peekable());
+        let merged = std::iter::from_fn(move || {
+            let next = staged.peek().map_or(end, |next| *next);
+            let hole = holes.next_if(|hole| hole.start.0 < next).map(Change::Zeros);
+            hole.or_else(|| staged.next().map(|next| Change::Data(BlockIndex(next), None)))
         });
         stream::iter(merged.map(Ok)).boxed()
-    }
-
-    fn run_len(&self) -> usize {
-        run_len()
-    }
-
-    fn parallelism(&self) -> usize {
-        run_len() * concurrent_runs()
     }
 
     async fn read(
@@ -324,8 +383,6 @@ impl Journal for Staged {
     fn outlasts(&self, _: &transfer::Error) -> bool {
         true
     }
-
-    fn forget(&self) {}
 }
 
 /// The runs of a set of blocks.

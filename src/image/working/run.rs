@@ -33,19 +33,18 @@ impl WorkingImage {
         }
     }
 
-    /// Commits all frozen generations, from the bottom up.
+    /// Commits what is frozen, and then what waits for that.
     async fn commit_all(self: Arc<Self>) {
         loop {
-            let commit = {
-                let mut state = self.state();
-                match state.layers.first().filter(|layer| layer.frozen) {
-                    Some(layer) => Arc::clone(&layer.commit),
-                    None => {
-                        state.phase.end();
-                        break;
-                    }
+            let commit = match self.next_turn().await {
+                Ok(Some(commit)) => commit,
+                Ok(None) => break,
+                Err(error) => {
+                    self.fail(error).await;
+                    break;
                 }
             };
+            self.make_known(&commit);
             if let Err(error) = self.commit_lowest(&commit).await {
                 self.fail(error).await;
                 break;
@@ -55,7 +54,7 @@ impl WorkingImage {
 
     /// Commits the lowest generation, waits until the store is done with it, and lets go of it.
     async fn commit_lowest(self: &Arc<Self>, commit: &Arc<Commit>) -> Result<()> {
-        let mut put = Put::new(Arc::clone(self), Arc::clone(commit));
+        let put = Put { image: Arc::clone(self), commit: Arc::clone(commit) };
         let snapshot = tokio::select! {
             biased;
             () = commit.cancel.notified() => return Err(Error::Cancelled),
@@ -217,7 +216,7 @@ impl Inner {
     /// The commit that puts blocks, if there is one.
     pub(super) fn putting(&self) -> Option<&Arc<Commit>> {
         let running = self.phase.is_committing();
-        let frozen = self.layers.iter().filter(|layer| running && layer.frozen);
-        frozen.map(|layer| &layer.commit).find(|commit| commit.outcome.borrow().is_none())
+        let wanted = self.layers.iter().filter(|layer| running && layer.is_wanted());
+        wanted.map(|layer| &layer.commit).find(|commit| commit.outcome.borrow().is_none())
     }
 }

@@ -8,4 +8,5 @@ mod failures;
 mod property;
 mod sums;
 mod trap;
+mod turns;
 mod world;

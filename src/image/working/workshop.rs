@@ -1,18 +1,20 @@
 //! What all working images of a mount share.
 
+use std::fmt::Debug;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use super::super::Image;
 use super::super::staging::Staging;
+use super::layer::Commit;
 use super::{attributes, name, put};
 use crate::cache::Cache;
 use crate::model::{LENGTH_TAG, NAME_TAG, Snapshot, Tags, check_tags};
 use crate::store::SharedStore;
-use crate::transfer::engine::Memory;
+use crate::transfer::engine::{Lender, Memory};
 
 /// Commits that put blocks at the same time, at most: as many as the budget has memory for.
 const MAX_COMMITS: usize = 2;
@@ -39,6 +41,10 @@ pub struct Settings {
     pub encrypted: bool,
     /// The key to encrypt it with.
     pub kms_key: Option<String>,
+    /// What is shorter than what is on it, or no raw image, is not committed.
+    pub check_images: bool,
+    /// What begins anew is a child of what was there before, or of the newest snapshot of its name.
+    pub parent_auto: bool,
 }
 
 impl Default for Settings {
@@ -52,6 +58,8 @@ impl Default for Settings {
             tags: Tags::new(),
             encrypted: false,
             kms_key: None,
+            check_images: true,
+            parent_auto: false,
         }
     }
 }
@@ -78,6 +86,12 @@ impl Settings {
     }
 }
 
+/// Learns of the commits that nobody asked for by name: by closing a file, say.
+pub(crate) trait Watch: Debug + Send + Sync {
+    /// A commit of the image of this name begins, or waits for another one. Must not wait itself.
+    fn commit_begins(&self, name: &str, commit: &Arc<Commit>);
+}
+
 /// What all working images of a mount share.
 #[derive(Debug)]
 pub struct Workshop {
@@ -89,6 +103,7 @@ pub struct Workshop {
     /// What blocks on their way to the store take room in.
     pub(super) memory: Memory,
     pub(super) damaged: Mutex<Vec<Damaged>>,
+    pub(super) watch: OnceLock<Box<dyn Watch>>,
 }
 
 /// What is staged of an image and cannot be used. It stays where it is.
@@ -102,9 +117,21 @@ pub struct Damaged {
     pub error: String,
 }
 
-/// A budget for the blocks on their way of a mount.
-pub(crate) fn memory(cache: &Cache) -> Memory {
-    Memory::new(cache.budget() / PUT_SHARE)
+/// A budget for the blocks on their way of a mount. Jobs make one snapshot at a time, two with much memory: beside
+/// the commits no more than one has to do without a loan.
+pub(crate) fn memory(cache: &Arc<Cache>) -> Memory {
+    let turns = (cache.budget() / (2 * put::COMMIT_MEMORY)).clamp(1, MAX_COMMITS);
+    Memory::new(cache.budget() / PUT_SHARE).with_turns(turns, Arc::new(OfCache(Arc::clone(cache))))
+}
+
+/// Lends what a commit takes, too.
+#[derive(Debug)]
+struct OfCache(Arc<Cache>);
+
+impl Lender for OfCache {
+    fn lend(&self) -> Box<dyn Send + Sync> {
+        Box::new(self.0.lend(put::COMMIT_MEMORY))
+    }
 }
 
 impl Workshop {
@@ -117,8 +144,13 @@ impl Workshop {
     ) -> Arc<Self> {
         let at_once = (cache.budget() / put::COMMIT_MEMORY).clamp(1, MAX_COMMITS);
         let (commits, damaged) = (Semaphore::new(at_once), Mutex::default());
-        let memory = memory(&cache);
-        Arc::new(Self { store, cache, staging, settings, commits, memory, damaged })
+        let (memory, watch) = (memory(&cache), OnceLock::new());
+        Arc::new(Self { store, cache, staging, settings, commits, memory, damaged, watch })
+    }
+
+    /// Tells `watch` of commits from here on. Only the first one is told.
+    pub(crate) fn watch(&self, watch: Box<dyn Watch>) {
+        let _ = self.watch.set(watch);
     }
 
     /// What blocks on their way take room in: those of commits, and of all other transfers of the mount.

@@ -1,35 +1,25 @@
 //! What all share who use one account: the clients, the limiter, and what is known of its snapshots.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
 
 use super::clients::Clients;
 use super::tokens::Tokens;
-use super::{EbsUrl, MAX_STARTED, Started, http};
+use super::{EbsUrl, MAX_STARTED, Started};
 use crate::model::SnapshotId;
+use crate::store::aws::account::{Account as _, Shared};
+use crate::store::aws::{self, http};
 use crate::store::in_use::InUse;
 use crate::store::limiter::Limiter;
 use crate::store::{Error, ErrorKind, Result};
-
-/// The configuration is read again at most so often because credentials do not work.
-const BETWEEN_RENEWALS: Duration = Duration::from_secs(2);
-
-/// A warning is given for one of the many requests that fail for the same reason.
-const BETWEEN_WARNINGS: Duration = Duration::from_secs(10);
 
 /// An account, as far as it can be told without asking anybody (else a profile), in one region, at one endpoint.
 #[derive(Debug)]
 pub(crate) struct Account {
     /// Where the configuration is read again; `None` if it was given.
     url: Option<EbsUrl>,
-    clients: RwLock<Arc<Clients>>,
-    /// When the configuration was read anew, if it was.
-    renewed: tokio::sync::Mutex<Option<Instant>>,
-    limiter: Arc<Limiter>,
-    /// When it was last said that requests fail.
-    warned: Mutex<Option<Instant>>,
+    shared: Shared<Clients>,
     started: Mutex<LruCache<SnapshotId, Started>>,
     pub(super) tokens: Tokens,
 }
@@ -44,21 +34,10 @@ impl Account {
     fn new(url: Option<EbsUrl>, clients: Clients, limiter: Arc<Limiter>) -> Self {
         Self {
             url,
-            clients: RwLock::new(Arc::new(clients)),
-            renewed: tokio::sync::Mutex::default(),
-            limiter,
-            warned: Mutex::default(),
+            shared: Shared::new(clients, limiter),
             started: Mutex::new(LruCache::new(MAX_STARTED)),
             tokens: Tokens::new(),
         }
-    }
-
-    pub(super) fn clients(&self) -> Arc<Clients> {
-        Arc::clone(&self.clients.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    pub(super) fn limiter(&self) -> Arc<Limiter> {
-        Arc::clone(&self.limiter)
     }
 
     /// The snapshots that were started here.
@@ -70,29 +49,28 @@ impl Account {
     pub(super) fn place(&self) -> String {
         place(&self.clients(), self.url.as_ref())
     }
+}
 
-    /// Reads the configuration again, since the credentials of `old` do not work: they may have
-    /// been renewed. Does nothing if that was done just now.
-    pub(super) async fn renew(&self, old: &Arc<Clients>) {
-        let Some(url) = &self.url else { return };
-        let mut renewed = self.renewed.lock().await;
-        let is_early = renewed.is_some_and(|last| last.elapsed() < BETWEEN_RENEWALS);
-        if !Arc::ptr_eq(&self.clients(), old) || is_early {
-            return;
-        }
-        let clients = Arc::new(Clients::new(url).await);
-        *self.clients.write().unwrap_or_else(PoisonError::into_inner) = clients;
-        *renewed = Some(Instant::now());
+impl aws::account::Account for Account {
+    type Clients = Clients;
+
+    fn clients(&self) -> Arc<Clients> {
+        self.shared.clients()
     }
 
-    /// Whether it is time for another warning.
-    pub(super) fn may_warn(&self) -> bool {
-        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_time = warned.is_none_or(|last| last.elapsed() >= BETWEEN_WARNINGS);
-        if is_time {
-            *warned = Some(Instant::now());
+    async fn renew(&self, old: &Arc<Clients>) {
+        if let Some(url) = &self.url {
+            // What reads the configuration is large.
+            self.shared.renew(old, Box::pin(Clients::new(url))).await;
         }
-        is_time
+    }
+
+    fn limiter(&self) -> Arc<Limiter> {
+        self.shared.limiter()
+    }
+
+    fn may_warn(&self) -> bool {
+        self.shared.may_warn()
     }
 }
 

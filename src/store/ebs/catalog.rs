@@ -4,11 +4,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use jiff::Timestamp;
 
-use super::ec2;
-use super::failure::{Class, Failure};
 use super::kinds;
-use super::service::{Request, RetryPolicy, Service};
+use super::{Account, ec2};
 use crate::model::{BLOCK_SIZE_U64, Snapshot, SnapshotId, SnapshotState, Tags, VolumeSize};
+use crate::store::aws::failure::{Class, Failure};
+use crate::store::aws::service::{Request, RetryPolicy, Service};
 use crate::store::listing::MAX_IDLE_PAGES;
 use crate::store::request::Kind;
 use crate::store::{Error, ErrorKind, Filter, ListToken, Result, SnapshotPage, StoreOptions};
@@ -43,7 +43,7 @@ fn request<'a>(
 }
 
 pub(super) async fn describe(
-    service: &Service,
+    service: &Service<Account>,
     id: &SnapshotId,
     policy: RetryPolicy,
 ) -> Result<Snapshot> {
@@ -69,7 +69,7 @@ pub(super) async fn describe(
 }
 
 pub(super) async fn list(
-    service: &Service,
+    service: &Service<Account>,
     scope: &Scope,
     token: Option<ListToken>,
 ) -> Result<SnapshotPage> {
@@ -94,7 +94,11 @@ pub(super) async fn list(
     Ok(SnapshotPage { snapshots: snapshots.collect(), next })
 }
 
-pub(super) async fn delete(service: &Service, id: &SnapshotId, policy: RetryPolicy) -> Result<()> {
+pub(super) async fn delete(
+    service: &Service<Account>,
+    id: &SnapshotId,
+    policy: RetryPolicy,
+) -> Result<()> {
     let doing = format!("delete {id}");
     // Whether an attempt, the answer to which was lost, may have done it.
     let lost = &AtomicBool::new(false);
@@ -118,7 +122,7 @@ pub(super) async fn delete(service: &Service, id: &SnapshotId, policy: RetryPoli
 
 /// Makes `wanted` the tags, whatever they were. Those that AWS itself has set stay.
 pub(super) async fn set_tags(
-    service: &Service,
+    service: &Service<Account>,
     id: &SnapshotId,
     wanted: &Tags,
     policy: RetryPolicy,
@@ -156,12 +160,26 @@ pub(super) const PARENT_TAG: &str = "fspfs:parent";
 /// What EC2 gives for a snapshot that was not taken of a volume (EC2 user guide).
 const NO_VOLUME: &str = "vol-ffffffff";
 
+/// Tags of a snapshot at most: 50, and those of AWS itself.
+const MAX_TAGS: usize = 100;
+
+/// Characters of a description, of a value of a tag, and of a message about a state at most (EC2 has 255, 256, and
+/// shorter ones).
+const MAX_TEXT: usize = 1024;
+
 /// A snapshot as EC2 describes it.
-fn snapshot(found: ec2::Snapshot) -> Result<Snapshot> {
+pub(super) fn snapshot(found: ec2::Snapshot) -> Result<Snapshot> {
     let unreadable = |what: String| Error::new(ErrorKind::Unavailable, format!("EC2 gave {what}"));
     let text = &found.snapshot_id;
-    let id: SnapshotId =
-        text.parse().map_err(|_| unreadable(format!("the snapshot id {text:?}")))?;
+    let id: SnapshotId = text.parse().map_err(|_| {
+        unreadable(format!("the snapshot id {:?}", text.chars().take(64).collect::<String>()))
+    })?;
+    let tags = found.tags.iter().flat_map(|tag| [Some(&tag.key), tag.value.as_ref()]);
+    let about = [&found.description, &found.status_message, &found.volume_id, &found.progress];
+    let texts = tags.chain(about.map(Option::as_ref)).flatten().chain([&found.status]);
+    if found.tags.len() > MAX_TAGS || texts.into_iter().any(|text| text.len() > 4 * MAX_TEXT) {
+        return Err(unreadable(format!("more about {id} than any snapshot has")));
+    }
     let number = |text: &Option<String>| text.as_ref().and_then(|text| text.parse::<u64>().ok());
     let time =
         |text: &Option<String>| text.as_ref().and_then(|text| text.parse::<Timestamp>().ok());
@@ -187,7 +205,7 @@ fn snapshot(found: ec2::Snapshot) -> Result<Snapshot> {
     let mut tags: Tags = tags.collect();
     let volume = tags.remove(VOLUME_TAG);
     let parent = tags.remove(PARENT_TAG).and_then(|id| id.parse().ok());
-    Ok(Snapshot {
+    let mut snapshot = Snapshot {
         id,
         state,
         state_message: state_message.filter(|message| !message.is_empty()),
@@ -203,5 +221,39 @@ fn snapshot(found: ec2::Snapshot) -> Result<Snapshot> {
         content_digest: None,
         data_blocks: full.filter(|_| state == SnapshotState::Completed),
         zero_blocks: None,
-    })
+    };
+    snapshot.content_digest = snapshot.noted_digest();
+    Ok(snapshot)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn described(more: &str) -> Result<Snapshot> {
+        let text = format!(
+            "<DescribeSnapshotsResponse><snapshotSet><item><snapshotId>snap-01</snapshotId>\
+             <status>completed</status><volumeSize>8</volumeSize>{more}</item></snapshotSet>\
+             </DescribeSnapshotsResponse>"
+        );
+        let mut found: ec2::Snapshots = quick_xml::de::from_str(&text).unwrap();
+        snapshot(found.snapshots.remove(0))
+    }
+
+    #[test]
+    fn more_about_a_snapshot_than_there_can_be_is_refused() {
+        let tags = |count: usize, value: usize| {
+            let tag =
+                |n| format!("<item><key>{n}</key><value>{}</value></item>", "v".repeat(value));
+            format!("<tagSet>{}</tagSet>", (0..count).map(tag).collect::<String>())
+        };
+        let text = |len: usize| format!("<description>{}</description>", "d".repeat(len));
+        for good in [tags(60, 256), text(255), String::new()] {
+            assert!(described(&good).is_ok(), "{good}");
+        }
+        for bad in [tags(101, 1), tags(1, 5000), text(5000)] {
+            let error = described(&bad).unwrap_err();
+            assert!(error.to_string().len() < 200, "{error}");
+        }
+    }
 }

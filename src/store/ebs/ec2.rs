@@ -34,12 +34,14 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 pub(crate) use self::action::*;
-use super::answer::Bounded;
-use super::clients::{DEFAULT_REGION, http_client};
-use super::failure::{Class, Failure};
 use crate::store::ErrorKind;
+use crate::store::aws::answer::Bounded;
+use crate::store::aws::config::{DEFAULT_REGION, http_client};
+use crate::store::aws::failure::{Class, Failure};
 
 mod action;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub(crate) mod partition;
 
 /// The version of the protocol.

@@ -7,12 +7,12 @@ use aws_sdk_ebs::primitives::{ByteStream, DateTime};
 use bytes::Bytes;
 
 use super::Ebs;
-use super::failure::{Class, Failure};
 use super::kinds;
-use super::service::{ATTEMPT, Request, RetryPolicy};
 use super::tokens::Token;
 use super::write::reason_of;
 use crate::model::{BLOCK_SIZE, Block, BlockBuffer, BlockIndex, Digest, SnapshotId, VolumeSize};
+use crate::store::aws::failure::{Class, Failure};
+use crate::store::aws::service::{ATTEMPT, Request, RetryPolicy};
 use crate::store::request::Kind;
 use crate::store::{
     BlockPage, BlockToken, ChangedBlock, ChangedPage, Error, ErrorKind, ListFrom, ListedBlock,

@@ -15,6 +15,7 @@ use super::tokens::Token;
 use super::*;
 use crate::model::{BLOCK_SIZE, Digest, VolumeSize};
 use crate::store::ErrorKind;
+use crate::store::aws::http;
 
 /// What is sent for a request; then the connection ends.
 #[derive(Clone, Debug)]
@@ -121,10 +122,10 @@ async fn two_stores_of_an_account_spend_one_quota() {
     assert_eq!((one.parallelism(), other.parallelism()), (1, 1));
     let elsewhere = opened(&accounts, "ebs://eu-west-2?endpoint=http://127.0.0.1:9", 0).await;
     let waits = async |store: &Ebs| {
-        let permit = store.service.permit();
+        let permit = store.service.permit(&kinds::GET_SNAPSHOT_BLOCK);
         tokio::time::timeout(Duration::from_millis(20), permit).await.is_err()
     };
-    let sent = other.service.permit().await;
+    let sent = other.service.permit(&kinds::GET_SNAPSHOT_BLOCK).await;
     assert!(waits(&one).await && !waits(&elsewhere).await);
     drop(sent);
     assert!(!waits(&one).await);

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::store::url::{check_endpoint, write_query};
+
 /// Which account, region and endpoints; what is not said is left to the configuration of AWS.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct EbsUrl {
@@ -30,7 +32,9 @@ impl FromStr for EbsUrl {
     type Err = InvalidEbsUrl;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let bad = |why: String| InvalidEbsUrl { text: text.to_owned(), why };
+        // What is behind it may be secret.
+        let shown = text.split('?').next().unwrap_or_default();
+        let bad = |why: String| InvalidEbsUrl { text: shown.to_owned(), why };
         let rest =
             text.strip_prefix("ebs:").ok_or_else(|| bad("it begins otherwise".to_owned()))?;
         let (place, query) = match rest.split_once('?') {
@@ -60,9 +64,7 @@ impl FromStr for EbsUrl {
                 "ec2-endpoint" => &mut url.ec2_endpoint,
                 _ => return Err(bad(format!("{key:?} is not one of endpoint and ec2-endpoint"))),
             };
-            if !value.starts_with("http://") && !value.starts_with("https://") {
-                return Err(bad(format!("the {key} {value:?} is not an http or https URL")));
-            }
+            check_endpoint(&value).map_err(|why| bad(format!("the {key}: {why}")))?;
             if place.replace(value.into_owned()).is_some() {
                 return Err(bad(format!("there are two values of {key}")));
             }
@@ -80,20 +82,8 @@ impl fmt::Display for EbsUrl {
             None if !region.is_empty() => write!(f, "//{region}")?,
             None => {}
         }
-        let mut before = '?';
-        for (key, value) in [("endpoint", &self.endpoint), ("ec2-endpoint", &self.ec2_endpoint)] {
-            let Some(value) = value else { continue };
-            write!(f, "{before}{key}=")?;
-            before = '&';
-            for character in value.chars() {
-                // What would be read as something else; a URL is easier to read as it is.
-                match character {
-                    '&' | '%' | '+' | '#' | ' ' => write!(f, "%{:02X}", u32::from(character))?,
-                    _ => write!(f, "{character}")?,
-                }
-            }
-        }
-        Ok(())
+        let options = [("endpoint", &self.endpoint), ("ec2-endpoint", &self.ec2_endpoint)];
+        write_query(f, options.map(|(name, value)| (name, value.as_deref())))
     }
 }
 
@@ -134,11 +124,13 @@ mod tests {
             "ebs://US-West",
             "ebs://@us-west-2",
             "ebs:?endpoint=127.0.0.1",
+            "ebs:?ec2-endpoint=https://user:secret@ec2.example/",
+            "ebs:?endpoint=https://user:secret@ec2.example?a",
             "ebs:?x=y",
             "ebs:?endpoint=http://a&endpoint=http://b",
         ] {
             let error = text.parse::<EbsUrl>().unwrap_err().to_string();
-            assert!(error.contains("ebs://us-west-2"), "{error}");
+            assert!(error.contains("ebs://us-west-2") && !error.contains("secret"), "{error}");
         }
     }
 }

@@ -13,12 +13,12 @@ use aws_sdk_ebs::types::{ChecksumAggregationMethod, ChecksumAlgorithm, Status, T
 use jiff::Timestamp;
 
 use super::catalog::{PARENT_TAG, VOLUME_TAG};
-use super::failure::{Class, Failure};
 use super::kinds;
 use super::read::{check_block_size, unexpected};
-use super::service::{Request, RetryPolicy};
 use super::{Ebs, Instant, SnapshotState, Started, catalog};
 use crate::model::{BLOCK_SIZE, Block, BlockIndex, MAX_TAGS, Snapshot, SnapshotId, VolumeSize};
+use crate::store::aws::failure::{Class, Failure};
+use crate::store::aws::service::{Request, RetryPolicy};
 use crate::store::{CompleteRequest, Error, ErrorKind, Result, StartRequest};
 
 /// The reason beside the code of an error, which each operation has in a type of its own.

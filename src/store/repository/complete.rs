@@ -43,16 +43,15 @@ struct Summary {
 /// All that was put for a snapshot.
 #[derive(Debug)]
 struct Put {
+    /// The highest epoch first, and within a writer the latest.
     records: Vec<Summary>,
     /// The distinct blocks.
     blocks: RoaringBitmap,
 }
 
 impl Put {
-    fn has(&self, ids: &[RecordId]) -> bool {
-        let mut mine: Vec<_> = self.records.iter().map(|record| record.id).collect();
-        mine.sort_unstable();
-        mine == ids
+    fn has(&self, sealed: &Sealed) -> bool {
+        self.records.iter().map(|record| record.id).eq(sealed.records())
     }
 }
 
@@ -109,7 +108,7 @@ impl Sealed {
         attempt: Uuid,
     ) -> Result<Option<Self>> {
         let name = names::sealed(id, attempt);
-        let decided = read_document(objects, &name).await?;
+        let decided = Self::read(objects, &name).await?;
         if decided.is_some() {
             return Ok(decided);
         }
@@ -117,7 +116,7 @@ impl Sealed {
         if objects.create_own(&name, document::encode(&sealed)).await? {
             return Ok(Some(sealed));
         }
-        read_document(objects, &name).await
+        Self::read(objects, &name).await
     }
 
     pub(super) fn contains(&self, id: RecordId) -> bool {
@@ -126,14 +125,31 @@ impl Sealed {
         runs.any(|&(first, last)| (first..=last).contains(&id.number))
     }
 
-    /// Ascending.
-    fn records(&self) -> Vec<RecordId> {
+    /// Reads what was decided; `None` if nothing was.
+    pub(super) async fn read(objects: &dyn Objects, name: &str) -> Result<Option<Self>> {
+        let found: Option<Self> = read_document(objects, name).await?;
+        match found {
+            Some(sealed) if !sealed.ascends() => Err(damaged(name, "its records do not ascend")),
+            found => Ok(found),
+        }
+    }
+
+    /// Whether no record is named twice: what reads them ends at the first that is not there.
+    pub(super) fn ascends(&self) -> bool {
+        let ends = |w: &SealedWriter| w.numbers.is_sorted_by(|a, b| a.1 < b.0);
+        self.0.is_sorted_by(|a, b| (a.epoch, a.writer) < (b.epoch, b.writer))
+            && self.0.iter().all(|w| ends(w) && w.numbers.iter().all(|run| run.0 <= run.1))
+    }
+
+    /// Descending. They may be more than there are.
+    pub(super) fn records(&self) -> impl Iterator<Item = RecordId> + Send {
         let of = |w: &SealedWriter| {
             let (epoch, writer) = (w.epoch, w.writer);
-            let numbers = w.numbers.clone().into_iter().flat_map(|(first, last)| first..=last);
+            let runs = w.numbers.clone().into_iter().rev();
+            let numbers = runs.flat_map(|(first, last)| (first..=last).rev());
             numbers.map(move |number| RecordId { epoch, writer, number })
         };
-        self.0.iter().flat_map(of).collect()
+        self.0.iter().rev().flat_map(of)
     }
 }
 
@@ -239,7 +255,8 @@ impl Repository {
         // If it is there, an earlier completion crashed, or another one is at work. Both may go
         // on: they build the same, and the manifest is made once.
         if !self.objects.exists(&names::sealed(id, *attempt)).await? {
-            let ids = record_ids(&*self.objects, id, *attempt).await?;
+            let mut ids = record_ids(&*self.objects, id, *attempt).await?;
+            ids.sort_unstable_by_key(|id| Reverse(*id));
             let found = self.read_records(start, ids).await?;
             // An honest mistake is found before the point of no return.
             check_count(&found, request)?;
@@ -248,19 +265,22 @@ impl Repository {
             self.objects.ensure(&closing, document::encode(&())).await?;
         }
         let sealed = Sealed::decide(&*self.objects, id, *attempt).await?;
-        let ids = sealed.ok_or_else(|| not_found(id))?.records();
-        let put = match put.filter(|put| put.has(&ids)) {
+        let sealed = sealed.ok_or_else(|| not_found(id))?;
+        let put = match put.filter(|put| put.has(&sealed)) {
             Some(put) => put,
-            None => self.read_records(start, ids).await?,
+            None => self.read_records(start, sealed.records()).await?,
         };
         check_count(&put, request)?;
         Ok(put)
     }
 
-    async fn read_records(&self, start: &Start, mut ids: Vec<RecordId>) -> Result<Put> {
+    /// Reads records that come in descending order.
+    async fn read_records(
+        &self,
+        start: &Start,
+        ids: impl IntoIterator<Item = RecordId, IntoIter: Send>,
+    ) -> Result<Put> {
         let mut put = Put { records: Vec::new(), blocks: RoaringBitmap::new() };
-        // The highest epoch first, and within a writer the latest record.
-        ids.sort_unstable_by_key(|id| Reverse(*id));
         for id in ids {
             let table = self.record(start, id).await?;
             let (first, last) = match table.len() {

@@ -1,11 +1,15 @@
 //! Describing and listing snapshots.
 
-use std::collections::HashSet;
+use std::num::NonZeroUsize;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
+use lru::LruCache;
 use uuid::Uuid;
 
 use super::manifest::{Manifest, Start};
+use super::tags::AllTags;
 use super::{Repository, document, names};
 use crate::model::{Snapshot, SnapshotId, SnapshotState, Tags, VolumeSize};
 use crate::store::{Error, ErrorKind, ListToken, Result, SnapshotPage};
@@ -23,11 +27,49 @@ pub(super) enum Found {
 /// Objects that are read at the same time for a list.
 const LIST_CONCURRENCY: usize = 16;
 
+/// Manifests that were read a moment ago, at most: one for each snapshot that is being read.
+const RECENT_MANIFESTS: NonZeroUsize = NonZeroUsize::new(64).expect("not 0");
+
+/// Manifests that were read a moment ago, and when.
+#[derive(Debug)]
+pub(super) struct RecentManifests(Mutex<LruCache<SnapshotId, (Instant, Manifest)>>);
+
+impl Default for RecentManifests {
+    fn default() -> Self {
+        Self(Mutex::new(LruCache::new(RECENT_MANIFESTS)))
+    }
+}
+
+impl RecentManifests {
+    fn manifests(&self) -> std::sync::MutexGuard<'_, LruCache<SnapshotId, (Instant, Manifest)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Repository {
     pub(super) async fn manifest(&self, id: &SnapshotId) -> Result<Option<Manifest>> {
+        let asked = Instant::now();
         let manifest: Option<Manifest> = self.read_document(&names::manifest(id)).await?;
         check_id(id, &names::manifest(id), manifest.as_ref().map(|found| &found.metadata.id))?;
+        match &manifest {
+            Some(found) => self.manifests.manifests().put(id.clone(), (asked, found.clone())),
+            None => self.manifests.manifests().pop(id),
+        };
         Ok(manifest)
+    }
+
+    /// A manifest that is deleted is not listed by any more.
+    pub(super) fn forget_manifest(&self, id: &SnapshotId) {
+        self.manifests.manifests().pop(id);
+    }
+
+    /// The manifest of a snapshot whose blocks are listed: it was there a moment ago, if it is not looked for.
+    pub(super) async fn listable(&self, id: &SnapshotId) -> Result<Manifest> {
+        let recent = self.manifests.manifests().get(id).cloned();
+        match recent.filter(|(asked, _)| asked.elapsed() < self.objects.manifests_last()) {
+            Some((_, manifest)) => Ok(manifest),
+            None => self.completed(id).await,
+        }
     }
 
     pub(super) async fn start_of(&self, id: &SnapshotId) -> Result<Option<Start>> {
@@ -56,33 +98,23 @@ impl Repository {
     }
 
     pub(super) async fn describe_snapshot(&self, id: &SnapshotId) -> Result<Snapshot> {
-        self.describe_as(id, true).await
+        let (snapshot, attempt) = self.untagged(id).await?;
+        with_tags(snapshot, self.tags(id, attempt).await)
     }
 
-    /// As [`describe_snapshot`](Self::describe_snapshot); looks for tags only if there are some.
-    async fn describe_as(&self, id: &SnapshotId, tagged: bool) -> Result<Snapshot> {
-        let (snapshot, attempt) = match self.look(id).await? {
+    /// A snapshot without its tags, and its attempt.
+    async fn untagged(&self, id: &SnapshotId) -> Result<(Snapshot, Uuid)> {
+        match self.look(id).await? {
             Some(Found::Completed(manifest)) => {
-                (manifest.snapshot(Tags::new()), manifest.metadata.attempt)
+                Ok((manifest.snapshot(Tags::new()), manifest.metadata.attempt))
             }
             Some(Found::Pending(start)) => {
                 let why = self.timed_out(&start).await?;
                 let snapshot = start.snapshot(Tags::new());
                 let state = if why.is_some() { SnapshotState::Error } else { snapshot.state };
-                (Snapshot { state, state_message: why, ..snapshot }, start.metadata.attempt)
+                Ok((Snapshot { state, state_message: why, ..snapshot }, start.metadata.attempt))
             }
-            None => return Err(not_found(id)),
-        };
-        if !tagged {
-            return Ok(snapshot);
-        }
-        match self.tags(id, attempt).await {
-            Ok(tags) => Ok(Snapshot { tags, ..snapshot }),
-            // Its blocks can be read all the same.
-            Err(error) if error.kind() == ErrorKind::Corrupt => {
-                Ok(Snapshot { state_message: Some(error.to_string()), ..snapshot })
-            }
-            Err(error) => Err(error),
+            None => Err(not_found(id)),
         }
     }
 
@@ -125,10 +157,10 @@ impl Repository {
         ids.truncate(LIST_PAGE);
         let next = more.then(|| ListToken(ids[LIST_PAGE - 1].to_string()));
         // What was pending may get its tags, and be completed, while this looks.
-        let mut tagged = self.tagged().await?;
-        tagged.extend(pending);
+        let mut tags = self.all_tags().await?;
+        tags.are_changing(pending.into_iter().collect());
         let snapshots: Vec<Option<Snapshot>> = stream::iter(ids)
-            .map(|id| self.describe_listed(id, &tagged))
+            .map(|id| self.describe_listed(id, &tags))
             .buffered(LIST_CONCURRENCY)
             .try_collect()
             .await?;
@@ -153,26 +185,36 @@ impl Repository {
         Ok((ids, pending))
     }
 
-    async fn describe_listed(
-        &self,
-        id: SnapshotId,
-        tagged: &HashSet<SnapshotId>,
-    ) -> Result<Option<Snapshot>> {
-        let described = self.describe_as(&id, tagged.contains(&id)).await;
-        match described {
+    async fn describe_listed(&self, id: SnapshotId, all: &AllTags) -> Result<Option<Snapshot>> {
+        let described = async {
+            let (snapshot, attempt) = self.untagged(&id).await?;
+            with_tags(snapshot, self.listed_tags(&id, attempt, all).await)
+        };
+        match described.await {
             Ok(snapshot) => Ok(Some(snapshot)),
             // Deleted since it was listed.
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) if self.is_of_an_object(&error).await => {
                 // If it is the tags only, that costs nothing else.
-                let rest = self.describe_as(&id, false).await.ok();
+                let rest = self.untagged(&id).await.ok();
                 Ok(Some(match rest {
-                    Some(rest) => Snapshot { state_message: Some(error.to_string()), ..rest },
+                    Some((rest, _)) => Snapshot { state_message: Some(error.to_string()), ..rest },
                     None => damaged(id, &error),
                 }))
             }
             Err(error) => Err(error),
         }
+    }
+}
+
+/// A snapshot whose tags cannot be read is read all the same.
+fn with_tags(snapshot: Snapshot, tags: Result<Tags>) -> Result<Snapshot> {
+    match tags {
+        Ok(tags) => Ok(Snapshot { tags, ..snapshot }),
+        Err(error) if error.kind() == ErrorKind::Corrupt => {
+            Ok(Snapshot { state_message: Some(error.to_string()), ..snapshot })
+        }
+        Err(error) => Err(error),
     }
 }
 

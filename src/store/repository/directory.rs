@@ -3,34 +3,34 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{ErrorKind as Io, Read as _, Write as _};
-use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{FileExt as _, fchown};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
-use nix::fcntl::{AT_FDCWD, FcntlArg, OFlag, RenameFlags, fcntl, renameat2};
+use nix::sys::stat::FileStat;
 use nix::unistd::Uid;
 use uuid::Uuid;
 
+use self::beneath::Beneath;
+use self::direct::{read_direct, write_direct};
+use self::lock::Lock;
 use super::names::{self, INFO};
-use super::objects::{Decode, Objects};
+use super::objects::{Decode, MAX_NAMES, Objects, most_bytes, too_many};
 use super::read::damaged;
 use crate::blocking::blocking;
-use crate::model::{Block, BlockBuffer, DIRECT_ALIGNMENT};
+use crate::model::{Block, BlockBuffer};
+use crate::shown::one_line;
 use crate::store::{Error, ErrorKind, Result};
 use crate::sys;
 
+mod beneath;
+mod direct;
 mod empty;
-
-/// Bytes of an object that is read whole, at most: pages, records and documents of a snapshot have less than
-/// a tenth of it.
-const MAX_WHOLE: u64 = 16 << 20;
-
-/// The same of those that are about everything: what a collection found, the records of a snapshot that count.
-const MAX_LISTING: u64 = 1 << 30;
+mod lock;
 
 /// Where objects are written before they get their name.
 const STAGING: &str = "tmp";
@@ -49,21 +49,27 @@ pub(super) struct Directory(Arc<Inner>);
 struct Inner {
     /// The path that was given.
     path: PathBuf,
-    /// What leads to it, whatever its own path leads to.
-    root: PathBuf,
-    /// Keeps it, and its file system, from going away.
-    _held: Option<File>,
+    /// The directory itself, wherever its own path leads to by now.
+    root: Beneath,
+    /// Says that this process has it open.
+    lock: Mutex<Option<Lock>>,
     /// Whose it is, if that is somebody else than root, who uses it: what is made in it is theirs too, or they
     /// could not use it any more.
     owner: Option<(u32, u32)>,
     /// Directories that are known to be there, durably.
-    made: Mutex<HashSet<PathBuf>>,
+    made: Mutex<HashSet<String>>,
 }
 
 impl Directory {
     /// The directory at `root`; what is wrong with it shows when it is used.
-    pub(super) fn new(root: &Path) -> Self {
-        Self(Arc::new(Inner::new(root)))
+    ///
+    /// # Errors
+    ///
+    /// `Conflict` while it is collected at once.
+    pub(super) fn open(root: &Path) -> Result<Self> {
+        let inner = Inner::new(root);
+        *inner.lock() = Lock::share(&inner.root)?;
+        Ok(Self(Arc::new(inner)))
     }
 
     /// The directory at `root`, which is made, or is empty.
@@ -73,7 +79,9 @@ impl Directory {
     /// `Conflict` if it holds anything.
     pub(super) fn make(root: &Path) -> Result<Self> {
         empty::make(root)?;
-        Ok(Self::new(root))
+        let made = Self::open(root)?;
+        empty::check(&made.0.root, root)?;
+        Ok(made)
     }
 
     /// Runs `work`, which waits for the disk, where waiting is allowed.
@@ -88,21 +96,21 @@ impl Directory {
 
 impl Inner {
     fn new(path: &Path) -> Self {
-        let mut options = std::fs::OpenOptions::new();
-        options.read(true).custom_flags(OFlag::O_PATH.bits() | OFlag::O_DIRECTORY.bits());
-        let held = options.open(path).ok();
-        let link =
-            held.as_ref().map(|file| PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())));
-        let root = link.filter(|link| link.is_dir()).unwrap_or_else(|| path.to_owned());
-        let owner = root.metadata().ok().map(|found| (found.uid(), found.gid()));
+        let root = Beneath::open(path);
+        let owner = root.stat("").ok().map(|found| (found.st_uid, found.st_gid));
         let owner = owner.filter(|(uid, _)| *uid != 0 && Uid::effective().is_root());
-        Self { path: path.to_owned(), root, _held: held, owner, made: Mutex::default() }
+        let (path, lock) = (path.to_owned(), Mutex::default());
+        Self { path, root, lock, owner, made: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Lock>> {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// That nothing is left of the repository, if that is so: what is missing then was not just deleted, and
     /// nothing must be made in its place.
     fn gone(&self) -> std::io::Result<()> {
-        match self.root.join(INFO).symlink_metadata() {
+        match self.root.stat(INFO) {
             Err(error) if error.kind() == Io::NotFound => {
                 let message = format!("the repository is gone: it has no {INFO} any more");
                 Err(std::io::Error::other(message))
@@ -120,57 +128,50 @@ impl Inner {
     }
 
     fn create(&self, name: &str, data: &[u8]) -> Result<bool> {
-        let path = self.root.join(name);
-        let staged =
-            self.stage(data).map_err(|e| Error::from_io(format!("cannot write {name}"), e))?;
-        match self.publish(&staged, &path) {
-            Ok(created) => Ok(created),
-            Err(error) => {
-                // Best effort: what stays behind has no name that counts, and is swept later.
-                let _ = std::fs::remove_file(&staged);
-                Err(Error::from_io(format!("cannot write {name}"), error))
-            }
-        }
+        let failed = |e| Error::from_io(format!("cannot write {name}"), e);
+        let staged = self.stage(data).map_err(failed)?;
+        self.publish(&staged, name).map_err(|error| {
+            // Best effort: what stays behind has no name that counts, and is swept later.
+            let _ = self.root.remove(&staged);
+            failed(error)
+        })
     }
 
     /// Writes and syncs a file under `tmp/`.
-    fn stage(&self, data: &[u8]) -> std::io::Result<PathBuf> {
-        let directory = self.root.join(STAGING);
-        self.ensure_directory(&directory)?;
-        let path = directory.join(Uuid::new_v4().simple().to_string());
+    fn stage(&self, data: &[u8]) -> std::io::Result<String> {
+        self.ensure_directory(STAGING)?;
+        let name = format!("{STAGING}/{}", Uuid::new_v4().simple());
         let write = || {
-            let mut options = std::fs::OpenOptions::new();
-            options.write(true).create_new(true).mode(0o600);
-            let mut file = options.open(&path)?;
+            let mut file = self.root.create(&name)?;
             if let Some((uid, gid)) = self.owner {
                 // Where that cannot be, as on some network file systems, it stays root's.
-                let _ = std::os::unix::fs::fchown(&file, Some(uid), Some(gid));
+                let _ = fchown(&file, Some(uid), Some(gid));
             }
             let written = write_direct(&mut file, data)?;
             file.write_all(&data[written..])?;
             file.sync_all()
         };
         match write() {
-            Ok(()) => Ok(path),
+            Ok(()) => Ok(name),
             Err(error) => {
                 // A full disk is freed again at once.
-                let _ = std::fs::remove_file(&path);
+                let _ = self.root.remove(&name);
                 Err(error)
             }
         }
     }
 
     /// Gives a staged file its name, unless that is taken.
-    fn publish(&self, staged: &Path, path: &Path) -> std::io::Result<bool> {
-        let parent = path.parent().expect("every name is below the root");
+    fn publish(&self, staged: &str, name: &str) -> std::io::Result<bool> {
+        let parent = parent(name);
         for attempt in 0.. {
             self.ensure_directory(parent)?;
-            match rename_exclusive(staged, path) {
+            match self.root.rename(staged, name) {
                 Ok(()) => break,
                 Err(error) if error.kind() == Io::AlreadyExists => {
-                    std::fs::remove_file(staged)?;
+                    self.root.remove(staged)?;
                     // Whoever made it may not have synced it yet, and we are about to rely on it.
-                    sync_directory(parent)?;
+                    self.root.sync(parent)?;
                     return Ok(false);
                 }
                 // Somebody removed the directory when it was empty: make it again, once.
@@ -180,32 +181,32 @@ impl Inner {
                 Err(error) => return Err(error),
             }
         }
-        sync_directory(parent)?;
+        self.root.sync(parent)?;
         Ok(true)
     }
 
     /// Makes a directory below the root durably, with those above it.
-    fn ensure_directory(&self, directory: &Path) -> std::io::Result<()> {
+    fn ensure_directory(&self, directory: &str) -> std::io::Result<()> {
         let known = || self.made.lock().expect("nothing panics under this lock");
-        if directory == self.root || known().contains(directory) {
+        if directory.is_empty() || known().contains(directory) {
             return Ok(());
         }
-        let parent = directory.parent().expect("below the root");
+        let parent = parent(directory);
         self.ensure_directory(parent)?;
         // When a repository is made there is nothing but this one.
-        if !directory.ends_with(STAGING) {
+        if directory != STAGING {
             self.gone()?;
         }
-        match std::fs::DirBuilder::new().mode(0o700).create(directory) {
+        match self.root.make_directory(directory) {
             Ok(()) => {
                 if let Some((uid, gid)) = self.owner {
-                    let _ = std::os::unix::fs::lchown(directory, Some(uid), Some(gid));
+                    let _ = self.root.give_directory(directory, uid, gid);
                 }
             }
             Err(error) if error.kind() == Io::AlreadyExists => {}
             Err(error) => return Err(error),
         }
-        sync_directory(parent)?;
+        self.root.sync(parent)?;
         known().insert(directory.to_owned());
         Ok(())
     }
@@ -216,26 +217,19 @@ impl Inner {
     ///
     /// `Corrupt` if something else than a file has its name.
     fn open(&self, name: &str) -> Result<(File, u64)> {
-        let path = self.root.join(name);
-        let mut options = std::fs::OpenOptions::new();
-        // A pipe would be waited for.
-        let opened = options.read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&path);
-        let file = match opened {
-            Err(error) if error.kind() == Io::NotFound && path.is_symlink() => {
-                return Err(damaged(name, "it is a link that leads nowhere"));
-            }
-            opened => opened.map_err(|e| self.unread(name, e))?,
-        };
-        let found = file.metadata().map_err(|e| self.unread(name, e))?;
-        if found.is_file() { Ok((file, found.len())) } else { Err(damaged(name, "it is no file")) }
+        self.root.file(name).map_err(|e| self.unread(name, e))
     }
 
     /// The error of an object that cannot be read.
     fn unread(&self, name: &str, error: std::io::Error) -> Error {
-        // Something else than a directory holds nothing.
-        if name == INFO && error.kind() == Io::NotADirectory && self.root.exists() {
-            let message = format!("cannot read {name}");
-            return Error::from_io(message, error).of_kind(ErrorKind::NotFound);
+        match error.kind() {
+            Io::InvalidData => return damaged(name, &error.to_string()),
+            // Something else than a directory holds nothing.
+            Io::NotADirectory if name == INFO => {
+                let message = format!("cannot read {name}");
+                return Error::from_io(message, error).of_kind(ErrorKind::NotFound);
+            }
+            _ => {}
         }
         let error = if name == INFO { error } else { self.missing(error) };
         let whose = match error.kind() {
@@ -249,8 +243,7 @@ impl Inner {
 
     fn read(&self, name: &str) -> Result<Bytes> {
         let (file, len) = self.open(name)?;
-        let is_listing = name.starts_with(names::GC) || name.ends_with("/sealed");
-        let most = if is_listing { MAX_LISTING } else { MAX_WHOLE };
+        let most = most_bytes(name);
         if len > most {
             return Err(damaged(name, &format!("it has {len} bytes, more than any such object")));
         }
@@ -294,35 +287,28 @@ impl Inner {
         let mut names = Vec::new();
         let mut directories = vec![prefix.trim_end_matches('/').to_owned()];
         while let Some(directory) = directories.pop() {
-            let failed = |e| Error::from_io(format!("cannot list {directory}"), e);
-            let path = self.root.join(&directory);
-            let entries = match std::fs::read_dir(&path) {
+            let failed = |e| Error::from_io(format!("cannot list {}", one_line(&directory)), e);
+            let entries = match self.root.entries(&directory) {
                 Ok(entries) => entries,
                 Err(error) if error.kind() == Io::NotFound => {
                     self.gone().map_err(failed)?;
-                    // What somebody makes just now is no link.
-                    if path.is_symlink() {
-                        return Err(failed(error));
-                    }
                     continue;
                 }
                 Err(error) => return Err(failed(error)),
             };
             for entry in entries {
-                let entry = entry.map_err(failed)?;
                 // A name that is not UTF-8 is none of ours.
-                let Ok(name) = entry.file_name().into_string() else { continue };
+                let Ok(name) = entry.name.into_string() else { continue };
                 let name = format!("{directory}/{name}");
-                match entry.file_type() {
-                    // What has the name of a document is one, or was.
-                    Ok(kind) if kind.is_dir() && !names::is_document(&name) => {
-                        directories.push(name);
-                    }
-                    Ok(_) => names.push(name),
-                    // Deleted meanwhile, on a file system that has to be asked for the kind.
-                    Err(error) if error.kind() == Io::NotFound => {}
-                    Err(error) => return Err(failed(error)),
+                // What has the name of a document is one, or was.
+                if entry.is_directory && !names::is_document(&name) {
+                    directories.push(name);
+                } else {
+                    names.push(name);
                 }
+            }
+            if names.len() + directories.len() > MAX_NAMES {
+                return Err(too_many(prefix));
             }
         }
         Ok(names)
@@ -331,65 +317,59 @@ impl Inner {
     fn delete(&self, names: &[String]) -> Result<()> {
         let mut parents = Vec::new();
         for name in names {
-            let path = self.root.join(name);
-            match std::fs::remove_file(&path) {
+            match self.root.remove(name) {
                 Ok(()) => {}
                 // Whoever deleted it before us may not have synced that yet.
                 Err(error) if error.kind() == Io::NotFound => {}
                 Err(error) => return Err(Error::from_io(format!("cannot delete {name}"), error)),
             }
-            let parent = path.parent().expect("every name is below the root").to_owned();
+            let parent = parent(name);
             if parents.last() != Some(&parent) {
                 parents.push(parent);
             }
         }
-        parents.sort();
+        parents.sort_unstable();
         parents.dedup();
         for parent in parents.iter().rev() {
-            let name = parent.strip_prefix(&self.root).unwrap_or(parent).display();
-            self.tidy(parent).map_err(|e| Error::from_io(format!("cannot delete in {name}"), e))?;
+            self.tidy(parent)
+                .map_err(|e| Error::from_io(format!("cannot delete in {parent}"), e))?;
         }
         Ok(())
     }
 
     /// Makes the deletions in a directory durable, and removes it if it is empty and of one
     /// snapshot only.
-    fn tidy(&self, directory: &Path) -> std::io::Result<()> {
+    fn tidy(&self, directory: &str) -> std::io::Result<()> {
         let mut at = directory;
         loop {
-            match sync_directory(at) {
+            match self.root.sync(at) {
                 Err(error) if error.kind() != Io::NotFound => return Err(error),
                 _ => {}
             }
-            let depth = at.strip_prefix(&self.root).map_or(0, |rest| rest.components().count());
             // What is below `pending/` and `tags/` comes and goes.
-            let below_top = depth >= 2
-                && (at.starts_with(self.root.join("pending"))
-                    || at.starts_with(self.root.join("tags")));
-            if !below_top || std::fs::remove_dir(at).is_err() {
+            let below_top = at.starts_with("pending/") || at.starts_with("tags/");
+            if !below_top || self.root.remove_directory(at).is_err() {
                 return Ok(());
             }
             self.made.lock().expect("nothing panics under this lock").remove(at);
-            at = at.parent().expect("below the root");
+            at = parent(at);
         }
     }
 
     fn sweep(&self, before: Timestamp) -> Result<u64> {
-        let failed = |e| Error::from_io(format!("cannot sweep {STAGING}"), e);
-        let mut bytes = 0;
-        let entries = match std::fs::read_dir(self.root.join(STAGING)) {
+        let entries = match self.root.entries(STAGING) {
             Ok(entries) => entries,
             Err(error) if error.kind() == Io::NotFound => return Ok(0),
-            Err(error) => return Err(failed(error)),
+            Err(error) => return Err(Error::from_io(format!("cannot sweep {STAGING}"), error)),
         };
-        for entry in entries {
-            let entry = entry.map_err(failed)?;
-            let ours = entry.file_name().to_str().is_some_and(|n| Uuid::try_parse(n).is_ok());
-            let Ok(metadata) = entry.metadata() else { continue };
-            let old =
-                metadata.modified().is_ok_and(|time| time < std::time::SystemTime::from(before));
-            if ours && old && std::fs::remove_file(entry.path()).is_ok() {
-                bytes += metadata.len();
+        let mut bytes = 0;
+        let ours = |name: &&str| Uuid::try_parse(name).is_ok();
+        for name in entries.iter().filter_map(|entry| entry.name.to_str().filter(ours)) {
+            let name = format!("{STAGING}/{name}");
+            let Ok(found) = self.root.stat(&name) else { continue };
+            let old = modified(&found).is_ok_and(|time| time < before);
+            if old && self.root.remove(&name).is_ok() {
+                bytes += u64::try_from(found.st_size).unwrap_or(0);
             }
         }
         Ok(bytes)
@@ -397,96 +377,29 @@ impl Inner {
 
     /// The time that the file system gives a new file: on a network file system, the server's.
     fn now(&self) -> Result<Timestamp> {
-        let directory = self.root.join(STAGING);
         let time = || {
-            self.ensure_directory(&directory)?;
-            let file = tempfile::tempfile_in(&directory)?;
+            self.ensure_directory(STAGING)?;
+            let file = self.root.unnamed(STAGING)?;
             file.set_len(1)?;
-            file.metadata()?.modified()
+            Ok(nix::sys::stat::fstat(&file)?)
         };
-        let time =
+        let found =
             time().map_err(|e| Error::from_io("cannot tell the time of the file system", e))?;
-        timestamp(time)
+        modified(&found)
     }
 }
 
-fn timestamp(time: std::time::SystemTime) -> Result<Timestamp> {
-    Timestamp::try_from(time).map_err(|e| {
+/// The directory that a name is in.
+fn parent(name: &str) -> &str {
+    name.rsplit_once('/').map_or("", |(parent, _)| parent)
+}
+
+/// When a file was changed, by the clock of its file system.
+fn modified(file: &FileStat) -> Result<Timestamp> {
+    let nanoseconds = i32::try_from(file.st_mtime_nsec).unwrap_or(0);
+    Timestamp::new(file.st_mtime, nanoseconds).map_err(|e| {
         Error::with_source(ErrorKind::Unavailable, "the clock of the file system is off", e)
     })
-}
-
-/// Reads a range past the page cache: what is above keeps what is worth keeping, and a copy here
-/// would only drive out what others keep. `None` if the file system or the range does not allow it.
-fn read_direct(file: &File, offset: u64, len: usize) -> std::io::Result<Option<Bytes>> {
-    const ALIGNMENT: u64 = DIRECT_ALIGNMENT as u64;
-    let start = offset / ALIGNMENT * ALIGNMENT;
-    let skip = usize::try_from(offset - start).expect("less than the alignment");
-    let whole = (skip + len).next_multiple_of(DIRECT_ALIGNMENT);
-    let Some(mut buffer) = BlockBuffer::with_len(whole) else { return Ok(None) };
-    if fcntl(file.as_fd(), FcntlArg::F_SETFL(OFlag::O_DIRECT)).is_err() {
-        return Ok(None);
-    }
-    let mut have = 0;
-    while have < skip + len {
-        match file.read_at(&mut buffer[have..], start + have as u64) {
-            Ok(0) => return Err(Io::UnexpectedEof.into()),
-            Ok(read) => have += read,
-            Err(error) if error.kind() == Io::Interrupted => {}
-            // A file system that wants another alignment, or none at all.
-            Err(error) if error.kind() == Io::InvalidInput => {
-                fcntl(file.as_fd(), FcntlArg::F_SETFL(OFlag::empty()))?;
-                return Ok(None);
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(Some(buffer.freeze().slice(skip..skip + len)))
-}
-
-/// Writes what it can of `data` past the page cache, and answers how much: nobody reads a pack soon,
-/// and fresh memory for a copy of it costs more than the disk does.
-fn write_direct(file: &mut File, data: &[u8]) -> std::io::Result<usize> {
-    /// Less than this is not worth the trouble.
-    const WORTH: usize = 1 << 20;
-    let whole = data.len() / DIRECT_ALIGNMENT * DIRECT_ALIGNMENT;
-    if whole < WORTH || data.as_ptr().align_offset(DIRECT_ALIGNMENT) != 0 {
-        return Ok(0);
-    }
-    if fcntl(file.as_fd(), FcntlArg::F_SETFL(OFlag::O_DIRECT)).is_err() {
-        return Ok(0);
-    }
-    let mut written = 0;
-    while written < whole {
-        match file.write(&data[written..whole]) {
-            Ok(0) => break,
-            Ok(more) => written += more,
-            Err(error) if error.kind() == Io::Interrupted => {}
-            // A file system that wants another alignment; the rest is written as ever.
-            Err(error) if error.kind() == Io::InvalidInput => break,
-            Err(error) => return Err(error),
-        }
-    }
-    fcntl(file.as_fd(), FcntlArg::F_SETFL(OFlag::empty()))?;
-    Ok(written)
-}
-
-/// Renames a file to a name that must be free.
-fn rename_exclusive(from: &Path, to: &Path) -> std::io::Result<()> {
-    match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
-        Ok(()) => Ok(()),
-        // Some file systems (NFS among them) cannot; a hard link is as exclusive.
-        Err(nix::Error::EINVAL | nix::Error::ENOSYS) => {
-            std::fs::hard_link(from, to)?;
-            std::fs::remove_file(from)
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Makes the names in a directory durable.
-fn sync_directory(directory: &Path) -> std::io::Result<()> {
-    File::open(directory)?.sync_all()
 }
 
 #[async_trait]
@@ -528,7 +441,7 @@ impl Objects for Directory {
 
     async fn exists(&self, name: &str) -> Result<bool> {
         let name = name.to_owned();
-        self.run(move |inner| match inner.root.join(&name).symlink_metadata() {
+        self.run(move |inner| match inner.root.stat(&name) {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == Io::NotFound => Ok(false),
             Err(error) => Err(Error::from_io(format!("cannot look for {name}"), error)),
@@ -544,10 +457,10 @@ impl Objects for Directory {
     async fn modified(&self, name: &str) -> Result<Timestamp> {
         let name = name.to_owned();
         self.run(move |inner| {
-            let modified = inner.root.join(&name).symlink_metadata().and_then(|m| m.modified());
-            let modified = modified
-                .map_err(|e| Error::from_io(format!("cannot tell how old {name} is"), e))?;
-            timestamp(modified)
+            let found = inner.root.stat(&name);
+            modified(
+                &found.map_err(|e| Error::from_io(format!("cannot tell how old {name} is"), e))?,
+            )
         })
         .await
     }
@@ -564,13 +477,32 @@ impl Objects for Directory {
     async fn now(&self) -> Result<Timestamp> {
         self.run(Inner::now).await
     }
+
+    async fn alone(&self) -> Result<Box<dyn Send + Sync>> {
+        self.run(|inner| {
+            // One's own is given up for it.
+            let mut own = inner.lock();
+            *own = None;
+            match Lock::alone(&inner.root) {
+                Ok(lock) => Ok(Box::new(lock) as Box<dyn Send + Sync>),
+                Err(error) => {
+                    *own = Lock::share(&inner.root)?;
+                    Err(error)
+                }
+            }
+        })
+        .await
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
     use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
     use super::*;
+    use crate::model::DIRECT_ALIGNMENT;
 
     #[test]
     fn an_object_is_what_was_given_however_long_and_wherever_in_memory() {

@@ -31,6 +31,9 @@ const MAX_RUN: Duration = Duration::from_secs(MIN_GRACE.as_secs() / 4);
 /// Names in one record at most; what is more is found again by a later run.
 const MAX_RECORDED: usize = 1_000_000;
 
+/// Collections that may begin at the same time, and all note what they found.
+const COLLECTIONS: i64 = 100;
+
 /// What a collection did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct GcReport {
@@ -50,7 +53,7 @@ pub struct GcReport {
 
 /// `gc/<time>.json`: what one run found unreachable.
 #[derive(Debug, Serialize, Deserialize)]
-struct Found {
+pub(super) struct Found {
     time: Timestamp,
     unreachable: Vec<String>,
 }
@@ -88,8 +91,28 @@ impl Repository {
             let message = "the grace period must be at least an hour: writers may be at work";
             return Err(Error::new(ErrorKind::Invalid, message));
         }
+        self.collect(Some(grace), dry_run).await
+    }
+
+    /// Collects at once whatever nothing refers to, while nobody else has the repository open. What pending snapshots
+    /// refer to stays.
+    ///
+    /// # Errors
+    ///
+    /// As [`gc`](Self::gc); [`ErrorKind::Conflict`] if others have it open, [`ErrorKind::Unsupported`] if that cannot
+    /// be told.
+    pub async fn gc_now(&self, dry_run: bool) -> Result<GcReport> {
+        let _alone = self.objects.alone().await?;
+        self.collect(None, dry_run).await
+    }
+
+    /// With a grace period, or without where nobody else is at work.
+    async fn collect(&self, grace: Option<Duration>, dry_run: bool) -> Result<GcReport> {
+        let at_once = grace.is_none();
+        let grace = grace.unwrap_or_default();
         let began = since_boot();
-        let now = self.objects.now().await?;
+        // That of the repository is told by a file that is made there.
+        let now = if dry_run { Timestamp::now() } else { self.objects.now().await? };
         let matured = found_before(&*self.objects, now, grace).await?;
         // First what there is, then what of it is in use: what is made later is no candidate.
         let candidates = self.candidates().await?;
@@ -105,7 +128,7 @@ impl Repository {
             );
         }
         let (doomed, waiting): (Vec<_>, Vec<_>) =
-            unreachable.into_iter().partition(|name| matured.contains(name));
+            unreachable.into_iter().partition(|name| at_once || matured.contains(name));
         let mut report = GcReport {
             reachable_objects: reachable.names.len() as u64,
             deleted_objects: doomed.len() as u64,
@@ -145,10 +168,15 @@ impl Repository {
         if unreachable.is_empty() {
             return Ok(());
         }
-        self.objects
-            .ensure(&names::found(time), document::encode(&Found { time, unreachable }))
-            .await?;
-        Ok(())
+        // The clock of a bucket has whole seconds, and several collections may begin within one.
+        for later in 0..COLLECTIONS {
+            let time = time + jiff::SignedDuration::from_nanos(later);
+            let found = document::encode(&Found { time, unreachable: unreachable.clone() });
+            if self.objects.create_own(&names::found(time), found).await? {
+                return Ok(());
+            }
+        }
+        Err(Error::new(ErrorKind::Conflict, "too many collections began at the same time"))
     }
 
     /// Deletes old records of which every name is gone, or reachable after all.

@@ -1,16 +1,51 @@
 //! What a repository needs of the place that it is kept in.
 
 use std::fmt::Debug;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
 
+use super::manifest::MAX_MANIFEST_LEN;
+use super::names;
 use crate::model::Block;
 use crate::store::{Error, ErrorKind, Result, Usage, disk_parallelism};
 
 /// Makes a block of its bytes in an object.
 pub(super) type Decode = Box<dyn FnOnce(&[u8]) -> Result<Block> + Send>;
+
+/// Bytes of an object that is read whole, at most: pages, records, and lists of records have less than a tenth of it.
+const MAX_WHOLE: u64 = 16 << 20;
+
+/// Those of a set of tags: 50 of 127 and 255 characters, with the longest escapes, have 116 KiB.
+const MAX_TAGS: u64 = 128 << 10;
+
+/// Those of a start: a manifest's, with the parent's pages.
+const MAX_START: u64 = 8 << 10;
+
+/// Those of what a collection found: a million names of at most 110 bytes.
+const MAX_FOUND: u64 = 128 << 20;
+
+/// Bytes of an object of this name at most, where it is read whole: one with more is damaged.
+pub(super) fn most_bytes(name: &str) -> u64 {
+    match name {
+        _ if name.starts_with(names::SNAPSHOTS) => MAX_MANIFEST_LEN as u64,
+        _ if name.starts_with(names::TAGS) => MAX_TAGS,
+        _ if name.starts_with(names::GC) => MAX_FOUND,
+        _ if names::start_id(name).is_some() => MAX_START,
+        _ => MAX_WHOLE,
+    }
+}
+
+/// Names of a list at most: with packs of 32 MiB, 300 TiB of them.
+pub(super) const MAX_NAMES: usize = 10_000_000;
+
+/// The error of a list with more names.
+pub(super) fn too_many(prefix: &str) -> Error {
+    let message = format!("cannot list {prefix}: there are more than {MAX_NAMES} names");
+    Error::new(ErrorKind::Unavailable, message)
+}
 
 /// A flat space of named, immutable objects: a directory, or a bucket.
 ///
@@ -37,6 +72,17 @@ pub(super) trait Objects: Debug + Send + Sync + 'static {
     /// What was asked of a service that counts requests, and is paid for them; `None` for others.
     fn usage(&self) -> Option<Usage> {
         None
+    }
+
+    /// Frames in a row that are worth reading at the same time: one request brings them, where each request costs.
+    fn neighbours(&self) -> usize {
+        1
+    }
+
+    /// How long a manifest that was read is taken to be there still when blocks are listed: no time, unless each
+    /// look costs.
+    fn manifests_last(&self) -> Duration {
+        Duration::ZERO
     }
 
     /// Creates an object that must not exist yet. When this returns it is there whole and survives
@@ -106,6 +152,16 @@ pub(super) trait Objects: Debug + Send + Sync + 'static {
 
     /// The time by the clock of this place, which all who use it share.
     async fn now(&self) -> Result<Timestamp>;
+
+    /// Keeps all others from it until the answer is dropped.
+    ///
+    /// # Errors
+    ///
+    /// `Conflict` if others have it open, `Unsupported` if that cannot be told.
+    async fn alone(&self) -> Result<Box<dyn Send + Sync>> {
+        let message = format!("it is not known who else has {} open", self.name());
+        Err(Error::new(ErrorKind::Unsupported, message))
+    }
 }
 
 impl dyn Objects + '_ {

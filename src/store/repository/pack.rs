@@ -4,6 +4,7 @@
 //! `zstd -d` gives the raw blocks. All numbers are little-endian.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -19,7 +20,7 @@ use crate::model::{BLOCK_SIZE, BlockBuffer, DIRECT_ALIGNMENT, Digest};
 pub(super) const PACK_BLOCKS: usize = 64;
 
 /// Fast, and enough for the zeros and text that make up most of what compresses.
-const ZSTD_LEVEL: i32 = 1;
+pub(super) const LEVEL: i32 = 1;
 
 /// Pieces of a block that are compressed to see whether the rest is worth it, and their bytes.
 const SAMPLES: usize = 16;
@@ -53,7 +54,7 @@ pub(super) const MAX_TABLE_LEN: usize =
 thread_local! {
     /// Making a context costs as much as a good part of using it: each thread keeps its own.
     static COMPRESSOR: RefCell<Compressor<'static>> =
-        RefCell::new(Compressor::new(ZSTD_LEVEL).expect("there is memory, and the level is valid"));
+        RefCell::new(Compressor::new(LEVEL).expect("there is memory, and the level is valid"));
     static DECOMPRESSOR: RefCell<Decompressor<'static>> =
         RefCell::new(Decompressor::new().expect("there is memory"));
 }
@@ -68,11 +69,11 @@ pub(super) enum Encoded {
 }
 
 impl Encoded {
-    /// Compresses a block, which takes about a millisecond.
-    pub(super) fn compressed(raw: &[u8]) -> Self {
+    /// Compresses a block, which takes about a millisecond at the lowest level.
+    pub(super) fn compressed(raw: &[u8], level: i32) -> Self {
         let bound = zstd::zstd_safe::compress_bound(raw.len());
         let mut frame = BlockBuffer::with_len(bound).expect("a block may grow by less than 4 KiB");
-        let len = compress_to(raw, &mut frame[..]);
+        let len = compress_to(raw, &mut frame[..], level);
         frame.truncate(len);
         Self::Compressed(frame)
     }
@@ -87,13 +88,15 @@ pub(super) fn shrinks(raw: &[u8]) -> bool {
         to.copy_from_slice(&from[..SAMPLE_LEN]);
     }
     let mut frame = vec![0; zstd::zstd_safe::compress_bound(sample.len())];
-    compress_to(&sample, &mut frame) < sample.len() - sample.len() / 64
+    compress_to(&sample, &mut frame, LEVEL) < sample.len() - sample.len() / 64
 }
 
-fn compress_to(raw: &[u8], frame: &mut [u8]) -> usize {
-    COMPRESSOR
-        .with_borrow_mut(|zstd| zstd.compress_to_buffer(raw, frame))
-        .expect("zstd compresses whatever it is given")
+fn compress_to(raw: &[u8], frame: &mut [u8], level: i32) -> usize {
+    let compress = |zstd: &mut Compressor<'static>| {
+        zstd.set_compression_level(level)?;
+        zstd.compress_to_buffer(raw, frame)
+    };
+    COMPRESSOR.with_borrow_mut(compress).expect("zstd compresses whatever it is given")
 }
 
 /// Appends `raw` as a zstd frame of blocks that are not compressed (RFC 8878, section 3.1.1).
@@ -175,10 +178,38 @@ impl PackBuilder {
             Encoded::Compressed(frame) => self.data.extend_from_slice(frame),
             Encoded::Raw(raw) => push_raw_frame(&mut self.data, raw),
         }
+        self.note_frame(offset, digest)
+    }
+
+    /// Notes what was appended since `offset` as a frame.
+    fn note_frame(&mut self, offset: usize, digest: Digest) -> Frame {
         let small = |n: usize| u32::try_from(n).expect("a pack is less than 4 GiB");
         let (offset, length) = (small(offset), small(self.data.len() - offset));
         self.frames.push((offset, length, digest));
         Frame { pack: Arc::clone(&self.id), offset, length }
+    }
+
+    /// Puts frames into the order in which they are given here, where they are told their new places. Those that are
+    /// not given are left out. Answers the frames that there were, with their new places, and the memory that was used.
+    pub(super) fn arrange<'a>(
+        &mut self,
+        frames: impl Iterator<Item = (&'a mut Frame, Digest)>,
+    ) -> (Vec<(Digest, Option<Frame>)>, BytesMut) {
+        let mut arranged = Self { id: Arc::clone(&self.id), ..Self::default() };
+        arranged.data = aligned(MAX_LEN);
+        let mut places = HashMap::new();
+        for (frame, digest) in frames.filter(|(frame, _)| Arc::ptr_eq(&frame.pack, &self.id)) {
+            let place = places.entry(frame.offset).or_insert_with(|| {
+                let (start, offset) = (frame.offset as usize, arranged.data.len());
+                let bytes = &self.data[start..start + frame.length as usize];
+                arranged.data.extend_from_slice(bytes);
+                arranged.note_frame(offset, digest)
+            });
+            *frame = place.clone();
+        }
+        let before = std::mem::replace(self, arranged);
+        let places = before.frames.iter().map(|(at, _, digest)| (*digest, places.get(at).cloned()));
+        (places.collect(), before.data)
     }
 
     /// The pack, under the id that it gets in the hands of `writer`.
@@ -265,7 +296,7 @@ pub(super) fn read_table(id: ObjectId, pack: &[u8]) -> Result<Vec<FrameEntry>, &
     Ok(frames.map(entry).collect())
 }
 
-fn table_bytes(pack: &[u8]) -> Option<&[u8]> {
+pub(super) fn table_bytes(pack: &[u8]) -> Option<&[u8]> {
     let trailer = pack.len().checked_sub(TRAILER_LEN)?;
     let start = pack.len().checked_sub(u32_at(pack, trailer) as usize)?;
     let frame = pack.get(start..trailer)?;
@@ -283,7 +314,7 @@ mod tests {
         let blocks: Vec<Vec<u8>> = (1..4u8).map(|n| vec![n; BLOCK_SIZE]).collect();
         let mut builder = PackBuilder::default();
         for block in &blocks {
-            builder.push(&Encoded::compressed(block), Digest::of(block));
+            builder.push(&Encoded::compressed(block, LEVEL), Digest::of(block));
         }
         let (id, bytes) = builder.finish(Uuid::new_v4());
         (id, bytes, blocks)
@@ -325,6 +356,39 @@ mod tests {
     }
 
     #[test]
+    fn frames_are_put_in_order() {
+        let blocks: Vec<Vec<u8>> = (1..4u8).map(|n| vec![n; BLOCK_SIZE]).collect();
+        let digests: Vec<_> = blocks.iter().map(|block| Digest::of(block)).collect();
+        let mut builder = PackBuilder::default();
+        let push = |n: &usize| builder.push(&Encoded::compressed(&blocks[*n], LEVEL), digests[*n]);
+        let mut frames: Vec<_> = [2, 0, 1].iter().map(push).collect();
+        let other = frames[0].clone();
+        let mut elsewhere = Frame { pack: Arc::default(), ..other.clone() };
+        let [second, first, _] = &mut frames[..] else { unreachable!() };
+        let mut again = other;
+        let order = [
+            (&mut *first, digests[0]),
+            (&mut elsewhere, digests[1]),
+            (&mut *second, digests[2]),
+            (&mut again, digests[2]),
+        ];
+        let (places, _) = builder.arrange(order.into_iter());
+        let kept: Vec<_> = places.iter().map(|(digest, at)| (*digest, at.is_some())).collect();
+        assert_eq!(kept, [(digests[2], true), (digests[0], true), (digests[1], false)]);
+        assert_eq!((first.offset, second.offset), (0, first.length));
+        assert_eq!(again.offset, second.offset);
+        assert_eq!(elsewhere.offset, 0);
+        let (id, bytes) = builder.finish(Uuid::new_v4());
+        let table = read_table(id, &bytes).unwrap();
+        assert_eq!(table.len(), 2);
+        for ((offset, length, digest), n) in table.into_iter().zip([0, 2]) {
+            assert_eq!(digest, digests[n]);
+            let frame = &bytes[offset as usize..][..length as usize];
+            assert_eq!(decompress(frame).unwrap(), blocks[n]);
+        }
+    }
+
+    #[test]
     fn a_frame_that_is_not_a_block_is_refused() {
         let frame = |len| zstd::bulk::compress(&vec![1; len], 1).unwrap();
         assert!(decompress(&frame(100)).unwrap_err().contains("100 bytes"));
@@ -345,7 +409,7 @@ mod tests {
     fn stored(raw: &[u8]) -> usize {
         let mut builder = PackBuilder::default();
         let encoded = match shrinks(raw) {
-            true => Encoded::compressed(raw),
+            true => Encoded::compressed(raw, LEVEL),
             false => Encoded::Raw(raw.to_owned().into()),
         };
         let frame = builder.push(&encoded, Digest::of(raw));

@@ -1,10 +1,12 @@
 //! Reading: page lists, pages, and blocks.
 
+use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use lru::LruCache;
+use serde::Serialize;
 
 use super::manifest::Manifest;
 use super::names::ObjectId;
@@ -24,6 +26,19 @@ const CACHE_BYTES: usize = 8 << 20;
 
 /// Index, offset, length, pack, digest of the block.
 const TOKEN_LEN: usize = 4 + 4 + 4 + ObjectId::LEN + 32;
+
+/// What a snapshot takes in a repository. Blocks that it has from its parent are not new.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Stored {
+    /// Blocks that it has.
+    pub blocks: u64,
+    /// Bytes of these, compressed.
+    pub bytes: u64,
+    /// Blocks that its parent has not.
+    pub new_blocks: u64,
+    /// Bytes of these, compressed.
+    pub new_bytes: u64,
+}
 
 /// Pages and page lists that were read lately. They never change, so they are never stale.
 #[derive(Debug)]
@@ -134,6 +149,39 @@ impl Repository {
         Ok(list)
     }
 
+    /// What a completed snapshot takes in the repository.
+    ///
+    /// # Errors
+    ///
+    /// If it is not completed, or its pages are damaged.
+    pub async fn stored(&self, id: &SnapshotId) -> Result<Stored> {
+        let manifest = self.completed(id).await?;
+        let parent = match &manifest.metadata.parent {
+            // It may be gone.
+            Some(parent) => self.completed(parent).await.ok(),
+            None => None,
+        };
+        let pages = self.page_list(manifest.pages).await?;
+        let theirs = self.page_list(parent.and_then(|parent| parent.pages)).await?;
+        let mut stored = Stored::default();
+        for (_, page, theirs) in pairs(&pages, &theirs, 0) {
+            let Some(page) = page else { continue };
+            let table = self.page(page).await?;
+            let theirs = self.page_or_empty(theirs).await?;
+            let known: HashSet<_> = (0..theirs.len()).map(|n| theirs.entry(n).location).collect();
+            for entry in (0..table.len()).map(|n| table.entry(n)) {
+                let len = entry.location.map_or(0, |location| u64::from(location.length));
+                stored.blocks += 1;
+                stored.bytes += len;
+                if !known.contains(&entry.location) {
+                    stored.new_blocks += 1;
+                    stored.new_bytes += len;
+                }
+            }
+        }
+        Ok(stored)
+    }
+
     /// One page of a listing never crosses into a second index page: damage in that one must not
     /// hide what this one says.
     pub(super) async fn list_page(
@@ -144,7 +192,7 @@ impl Repository {
     ) -> Result<BlockPage> {
         let failed = |e: Error| e.context(format_args!("cannot list the blocks of {id}"));
         let (from, max) = (start_index(from)?, max.clamp(1, MAX_PAGE_BLOCKS));
-        let manifest = self.completed(id).await.map_err(failed)?;
+        let manifest = self.listable(id).await.map_err(failed)?;
         let end = manifest.metadata.volume_size.blocks();
         let pages = self.page_list(manifest.pages).await.map_err(failed)?;
         let first = pages.partition_point(|page| page.span < span_of(from));
@@ -209,7 +257,7 @@ impl Repository {
     }
 
     async fn pages_of(&self, id: &SnapshotId) -> Result<Arc<Vec<PageRef>>> {
-        let Manifest { pages, .. } = self.completed(id).await?;
+        let Manifest { pages, .. } = self.listable(id).await?;
         self.page_list(pages).await
     }
 

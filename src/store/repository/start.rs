@@ -7,7 +7,8 @@ use uuid::Uuid;
 
 use super::describe::{Found, not_found};
 use super::manifest::{MAX_MANIFEST_LEN, Manifest, Metadata, Start};
-use super::names::ObjectId;
+use super::names::{ObjectId, RecordId};
+use super::writer::read_record;
 use super::{Repository, document, names};
 use crate::model::{
     Digest, Digester, MAX_DESCRIPTION_CHARS, Snapshot, SnapshotId, Tags, check_tags,
@@ -100,7 +101,7 @@ impl Repository {
             None => return Ok(None),
         };
         if !found.is_of(request) {
-            return Err(exists(id));
+            return Err(if pending { pending_already(id) } else { exists(id) });
         }
         let attempt = found.attempt;
         if pending && !request.tags.is_empty() && self.newest_tags(id, attempt).await?.is_none() {
@@ -143,6 +144,7 @@ impl Repository {
         self.objects.delete(&[names::start(id)]).await?;
         let completed = self.objects.exists(&names::manifest(id)).await?;
         self.objects.delete(&[names::manifest(id)]).await?;
+        self.forget_manifest(id);
         if !pending && !completed {
             return Err(not_found(id));
         }
@@ -155,9 +157,32 @@ impl Repository {
         }
         for attempt in attempts {
             self.delete_tags(id, attempt).await?;
+            // Others may build on what a manifest has named.
+            let packs = if completed { Vec::new() } else { self.packs_of(id, attempt).await? };
             self.delete_records(id, attempt).await?;
+            self.objects.delete(&packs).await?;
         }
         Ok(())
+    }
+
+    /// The names of the packs that the records of one attempt refer to, as far as they can be read, and that nobody
+    /// but the writers of these records has made.
+    async fn packs_of(&self, id: &SnapshotId, attempt: Uuid) -> Result<Vec<String>> {
+        let mut packs = HashSet::new();
+        for name in self.objects.list(&names::attempt(id, attempt)).await? {
+            let Some(record) = RecordId::from_name(id, attempt, &name) else { continue };
+            match self.objects.read(&name).await {
+                Ok(bytes) => {
+                    // Of what is damaged `gc` finds the packs.
+                    let table = read_record(&bytes).ok();
+                    let of_it = table.iter().flat_map(|table| table.packs().collect::<Vec<_>>());
+                    packs.extend(of_it.filter(|pack| pack.writer == record.writer));
+                }
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(packs.into_iter().map(ObjectId::pack_name).collect())
     }
 
     /// Deletes the records of one attempt, and what seals them.
@@ -217,6 +242,14 @@ fn check_manifest_len(metadata: &Metadata) -> Result<()> {
         "description, origin and client token are too long together: the manifest would have {len} bytes, more than {MAX_MANIFEST_LEN}"
     );
     Err(Error::new(ErrorKind::Invalid, message))
+}
+
+/// Somebody else makes it, or has left it.
+fn pending_already(id: &SnapshotId) -> Error {
+    let message = format!(
+        "there is a pending snapshot {id} already: whoever began it goes on with the same command, and `fspfs delete {id}` gives it up"
+    );
+    Error::new(ErrorKind::Conflict, message)
 }
 
 fn exists(id: &SnapshotId) -> Error {

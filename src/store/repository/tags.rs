@@ -1,6 +1,6 @@
 //! Tags: a whole set in each object, of which the one with the highest number is valid.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -17,17 +17,35 @@ const ATTEMPTS: usize = 100;
 
 /// `tags/<snap-id>/<attempt>/<n>.json`: the whole set, and whose it is.
 #[derive(Debug, Serialize, Deserialize)]
-struct TagSet {
+pub(super) struct TagSet {
     id: SnapshotId,
     attempt: Uuid,
     number: u64,
     tags: Tags,
 }
 
+/// The valid sets of tags of many snapshots, as they were at one moment.
+#[derive(Debug, Default)]
+pub(super) struct AllTags {
+    /// The highest number, by snapshot and attempt.
+    newest: HashMap<(SnapshotId, Uuid), u64>,
+    /// Snapshots of any attempt.
+    tagged: HashSet<SnapshotId>,
+}
+
+impl AllTags {
+    /// These may have got tags meanwhile.
+    pub(super) fn are_changing(&mut self, ids: HashSet<SnapshotId>) {
+        self.newest.retain(|(id, _), _| !ids.contains(id));
+        self.tagged.extend(ids);
+    }
+}
+
 impl TagSet {
     /// The tags, if this is the set of that name.
     fn of(self, name: &TagsId) -> Result<Tags> {
         if (&self.id, self.attempt, self.number) == (&name.id, name.attempt, name.number) {
+            check_tags(&self.tags).map_err(|e| damaged(&name.name(), &e.to_string()))?;
             return Ok(self.tags);
         }
         let why = format!("it is number {} of {}", self.number, self.id);
@@ -57,10 +75,35 @@ impl Repository {
         Err(busy(id))
     }
 
-    /// The snapshots that have tags.
-    pub(super) async fn tagged(&self) -> Result<HashSet<SnapshotId>> {
-        let names = self.objects.list(names::TAGS).await?;
-        Ok(names.iter().filter_map(|name| TagsId::from_name(name)).map(|tags| tags.id).collect())
+    /// The sets of tags of all snapshots that are valid now.
+    pub(super) async fn all_tags(&self) -> Result<AllTags> {
+        let mut all = AllTags::default();
+        for name in self.objects.list(names::TAGS).await? {
+            let Some(tags) = TagsId::from_name(&name) else { continue };
+            all.tagged.insert(tags.id.clone());
+            let newest = all.newest.entry((tags.id.clone(), tags.attempt)).or_insert(tags.number);
+            *newest = tags.number.max(*newest);
+        }
+        Ok(all)
+    }
+
+    /// The tags of a snapshot that was listed together with `all`.
+    pub(super) async fn listed_tags(
+        &self,
+        id: &SnapshotId,
+        attempt: Uuid,
+        all: &AllTags,
+    ) -> Result<Tags> {
+        let Some(&number) = all.newest.get(&(id.clone(), attempt)) else {
+            // Another attempt may have been made of it meanwhile.
+            let has_none = !all.tagged.contains(id);
+            return if has_none { Ok(Tags::new()) } else { self.tags(id, attempt).await };
+        };
+        let newest = TagsId { id: id.clone(), attempt, number };
+        match self.read_document::<TagSet>(&newest.name()).await? {
+            Some(set) => set.of(&newest),
+            None => self.tags(id, attempt).await,
+        }
     }
 
     pub(super) async fn replace_tags(&self, id: &SnapshotId, tags: Tags) -> Result<()> {

@@ -3,6 +3,7 @@
 mod collecting;
 mod crashes;
 mod durably;
+mod hostile;
 mod lost;
 mod memory;
 mod model;

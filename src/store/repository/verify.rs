@@ -1,6 +1,7 @@
 //! Verifying: every object that a snapshot needs is read and hashed again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -57,8 +58,19 @@ pub struct VerifyReport {
     pub damage: Vec<Damage>,
 }
 
-/// Receives the number of blocks that were verified since the last call.
-pub type Progress = Arc<dyn Fn(u64) + Send + Sync>;
+/// How far a verification is.
+#[derive(Debug)]
+pub enum Checked<'a> {
+    /// So many blocks are to be verified.
+    All(u64),
+    /// So many of them are in the same places as others.
+    Known(u64),
+    /// A block was verified, or cannot be read.
+    Block(fmt::Arguments<'a>, Option<&'a Error>),
+}
+
+/// Receives how far a verification is.
+pub type Progress = Arc<dyn Fn(Checked<'_>) + Send + Sync>;
 
 #[derive(Debug, Default)]
 struct Wanted {
@@ -73,6 +85,8 @@ struct Wanted {
 struct Round {
     shards: Range<usize>,
     packs: BTreeMap<ObjectId, BTreeSet<FrameEntry>>,
+    /// How often pages name a frame of each shard.
+    named: [u64; SHARDS],
     /// How many frames there are of each shard, and in all.
     frames: [usize; SHARDS],
     count: usize,
@@ -108,10 +122,13 @@ impl Repository {
             }
             report.snapshots += 1;
         }
+        progress(Checked::All(wanted.read.iter().map(|page| u64::from(page.data_blocks)).sum()));
         let mut bad: HashMap<ObjectId, PackDamage> = HashMap::new();
         let mut next = 0;
         while next < SHARDS {
-            let Round { shards, packs, .. } = self.round(next, &wanted, &mut report).await?;
+            let round = self.round(next, &wanted, &mut report).await?;
+            progress(Checked::Known(round.known()));
+            let Round { shards, packs, .. } = round;
             next = shards.end;
             report.packs += packs.len() as u64;
             let mut results = stream::iter(packs)
@@ -262,7 +279,7 @@ impl Repository {
             let read = match RecordId::from_name(id, *attempt, &name) {
                 Some(record) => self.record(start, record).await.map(drop),
                 None if name == names::sealed(id, *attempt) => {
-                    self.read_document::<Sealed>(&name).await.map(drop)
+                    Sealed::read(&*self.objects, &name).await.map(drop)
                 }
                 None => Ok(()),
             };
@@ -304,11 +321,13 @@ impl Repository {
         let mut lost = HashSet::new();
         for &(offset, length, digest) in frames {
             let location = Location { pack, offset, length };
-            if let Err(error) = self.read_frame(location, digest).await {
+            let read = self.read_frame(location, digest).await;
+            let failed = read.as_ref().err();
+            progress(Checked::Block(format_args!("block at {offset} of pack {pack}"), failed));
+            if let Err(error) = read {
                 lost.insert(offset);
                 problem.get_or_insert_with(|| error.to_string());
             }
-            progress(1);
         }
         problem.map(|problem| PackDamage { problem, lost })
     }
@@ -350,13 +369,28 @@ impl Repository {
 
 impl Round {
     fn from(first: usize) -> Self {
-        Self { shards: first..SHARDS, packs: BTreeMap::new(), frames: [0; SHARDS], count: 0 }
+        Self {
+            shards: first..SHARDS,
+            packs: BTreeMap::new(),
+            named: [0; SHARDS],
+            frames: [0; SHARDS],
+            count: 0,
+        }
+    }
+
+    /// How many blocks are in the same places as others.
+    fn known(&self) -> u64 {
+        self.named[self.shards.clone()].iter().sum::<u64>() - self.count as u64
     }
 
     /// Adds a frame, if it is of this round; leaves the last shards to another one if it gets too large.
     fn add(&mut self, pack: ObjectId, frame: FrameEntry) {
         let shard = usize::from(pack.digest.0[0]);
-        if !self.shards.contains(&shard) || !self.packs.entry(pack).or_default().insert(frame) {
+        if !self.shards.contains(&shard) {
+            return;
+        }
+        self.named[shard] += 1;
+        if !self.packs.entry(pack).or_default().insert(frame) {
             return;
         }
         self.frames[shard] += 1;
@@ -465,6 +499,7 @@ mod tests {
                 });
             }
             let frames: usize = round.packs.values().map(BTreeSet::len).sum();
+            assert_eq!(round.known(), frames as u64, "each is named twice");
             rounds.push((round.shards.clone(), frames));
             first = round.shards.end;
         }

@@ -72,6 +72,8 @@ pub(super) struct Writer {
     saving: Arc<Semaphore>,
     /// Longest time between two puts.
     timeout: Option<Duration>,
+    /// How hard zstd compresses.
+    level: i32,
     /// When a block was put last, in milliseconds by [`since_boot`].
     last_put: AtomicU64,
     state: Mutex<State>,
@@ -154,6 +156,11 @@ impl Repository {
         if let Some(writer) = self.existing_writer(id) {
             return Ok(writer);
         }
+        // Those who put at the same time ask once.
+        let _one_for_all = self.opening_writer.lock().await;
+        if let Some(writer) = self.existing_writer(id) {
+            return Ok(writer);
+        }
         let start = self.start_of(id).await?;
         // A completed one may still have its start.json.
         if self.objects.exists(&names::manifest(id)).await? {
@@ -163,18 +170,19 @@ impl Repository {
         let start = start.ok_or_else(|| not_found(id))?;
         self.check_in_time(&start).await?;
         let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || Arc::new(Writer::new(&start, Arc::clone(&self.objects), self.pack_blocks));
+        let new = || Arc::new(Writer::new(&start, self));
         Ok(Arc::clone(writers.entry(id.clone()).or_insert_with(new)))
     }
 }
 
 impl Writer {
-    fn new(start: &Start, objects: Arc<dyn super::Objects>, pack_blocks: usize) -> Self {
+    fn new(start: &Start, repository: &Repository) -> Self {
         Self {
             id: start.metadata.id.clone(),
             attempt: start.metadata.attempt,
             volume_size: start.metadata.volume_size,
-            objects,
+            objects: Arc::clone(&repository.objects),
+            level: repository.level,
             who: OnceCell::new(),
             epoch: AtomicU32::new(0),
             known: OnceCell::new(),
@@ -184,7 +192,7 @@ impl Writer {
             timeout: start.timeout_minutes.map(|n| Duration::from_secs(60 * u64::from(n))),
             last_put: AtomicU64::new(milliseconds(since_boot())),
             state: Mutex::new(State {
-                pack_blocks,
+                pack_blocks: repository.pack_blocks,
                 open: Batch::default(),
                 unsaved: Vec::new(),
                 spare: Vec::new(),
@@ -310,9 +318,9 @@ impl Writer {
         let mut frame = None;
         loop {
             if !block.is_zero() && frame.is_none() && !self.knows(digest) {
-                let raw = block.bytes();
+                let (raw, level) = (block.bytes(), self.level);
                 frame = Some(match shrinks(&raw) {
-                    true => blocking(move || Ok(Encoded::compressed(&raw))).await?,
+                    true => blocking(move || Ok(Encoded::compressed(&raw, level))).await?,
                     false => Encoded::Raw(raw),
                 });
             }
@@ -432,6 +440,9 @@ impl Writer {
         let (first, writer) = self.who().await?;
         let now = first.max(self.epoch.load(Ordering::Relaxed));
         let epoch = *batch.epoch.get_or_insert(now);
+        if !batch.pack.is_empty() && self.objects.neighbours() > 1 {
+            self.arrange(batch);
+        }
         if !batch.pack.is_empty() {
             let id = Arc::clone(&batch.pack.id);
             batch.encoded = Some(std::mem::take(&mut batch.pack).finish(writer));
@@ -463,6 +474,25 @@ impl Writer {
         // It must not count without its pack.
         self.objects.delete(&[name]).await?;
         Err(error)
+    }
+
+    /// Puts the frames of a batch in the order of their blocks, which came in any: who reads in order finds them beside
+    /// each other. Nobody refers to them until the pack is durable.
+    fn arrange(&self, batch: &mut Batch) {
+        let blocks = batch.blocks.values_mut();
+        let frames = blocks.filter_map(|(frame, digest)| Some((frame.as_mut()?, *digest)));
+        let (places, memory) = batch.pack.arrange(frames);
+        let mut state = self.state();
+        for (digest, place) in places {
+            let is_of_it = |known: &Frame| Arc::ptr_eq(&known.pack, &batch.pack.id);
+            if state.recent.peek(&digest).is_some_and(is_of_it) {
+                match place {
+                    Some(place) => drop(state.recent.put(digest, place)),
+                    None => drop(state.recent.pop(&digest)),
+                }
+            }
+        }
+        state.spare.extend(Spare::keep(memory));
     }
 
     /// Whether a record that was just made will be part of the snapshot: nobody may be told that a

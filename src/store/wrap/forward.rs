@@ -82,6 +82,10 @@ impl<W: Wrapper> SnapshotStore for W {
         self.inner().needs_flush()
     }
 
+    fn neighbours(&self) -> usize {
+        self.inner().neighbours()
+    }
+
     fn place(&self) -> String {
         self.inner().place()
     }

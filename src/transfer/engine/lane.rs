@@ -1,17 +1,20 @@
 //! One sink of a transfer, with its journal: what it has taken, when that is made durable, how it ends.
 
+use std::fmt;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Destination;
 use super::mover::STALL;
-use crate::model::{BlockIndex, Digest};
+use super::{Destination, Finished};
+use crate::model::{Block, BlockIndex, Digest};
+use crate::store::ErrorKind;
 use crate::transfer::journal::Journal;
-use crate::transfer::sink::{Finished, Sink};
-use crate::transfer::{Error, Result};
+use crate::transfer::sink::{Sink, Step};
+use crate::transfer::{Error, Result, SharedProgress};
 
 /// Blocks that are acknowledged between two notes that they are durable: 512 MiB; and the time, if fewer are.
 const BETWEEN_FLUSHES: usize = 1024;
@@ -25,7 +28,10 @@ pub(super) const LEAVE: Duration = Duration::from_secs(10);
 pub(super) struct Lane {
     pub(super) sink: Arc<dyn Sink>,
     pub(super) journal: Arc<dyn Journal>,
+    progress: SharedProgress,
     state: Mutex<LaneState>,
+    /// It has failed.
+    ended: CancellationToken,
 }
 
 #[derive(Debug, Default)]
@@ -34,14 +40,21 @@ struct LaneState {
     failed: Option<Error>,
     /// What it has taken, and may lose.
     acknowledged: Vec<(BlockIndex, Digest)>,
+    /// Blocks that its sink is about to write.
+    writing: u64,
     is_flushing: bool,
     flushed: Option<Instant>,
+    /// Blocks that it has of its own.
+    blocks: u64,
+    /// Those of them that an earlier run has brought.
+    kept: u64,
 }
 
 impl Lane {
     pub(super) fn new(destination: Destination) -> Self {
-        let Destination { sink, journal } = destination;
-        Self { sink, journal, state: Mutex::default() }
+        let Destination { sink, journal, progress } = destination;
+        let ended = CancellationToken::new();
+        Self { sink, journal, progress, state: Mutex::default(), ended }
     }
 
     fn state(&self) -> MutexGuard<'_, LaneState> {
@@ -59,17 +72,72 @@ impl Lane {
 
     /// What came of something that was done for it alone; its first error ends it.
     pub(super) fn absorb<T>(&self, result: Result<T>) -> Option<T> {
-        match result {
-            Ok(value) => Some(value),
-            Err(error) => {
-                self.state().failed.get_or_insert(error);
-                None
-            }
+        result.inspect_err(|error| self.fail(error)).ok()
+    }
+
+    /// Ends it, unless something has before.
+    pub(super) fn fail(&self, error: &Error) {
+        self.state().failed.get_or_insert_with(|| error.clone());
+        self.ended.cancel();
+    }
+
+    /// Whether its sink is about to write something, or to make it durable.
+    pub(super) fn is_busy(&self) -> bool {
+        let state = self.state();
+        state.failed.is_none() && (state.writing > 0 || state.is_flushing)
+    }
+
+    /// Waits for its sink, unless it fails meanwhile.
+    pub(super) async fn unless_failed<T>(
+        &self,
+        work: impl Future<Output = Result<T>>,
+    ) -> Option<T> {
+        tokio::select! {
+            biased;
+            () = self.ended.cancelled() => None,
+            done = work => self.absorb(done),
         }
+    }
+
+    /// Writes a block, if that is needed; whether it was, unless it fails meanwhile.
+    pub(super) async fn write(&self, step: Step, block: Block) -> Option<bool> {
+        self.state().writing += 1;
+        let blocks = step.blocks.clone();
+        let write = async {
+            let written = self.sink.write(step, block).await;
+            self.show(&blocks, written.as_ref().err());
+            written
+        };
+        let written = self.unless_failed(write).await;
+        self.state().writing -= 1;
+        written
+    }
+
+    /// Shows what came of blocks.
+    pub(super) fn show(&self, blocks: &Range<BlockIndex>, failed: Option<&Error>) {
+        let failed = failed.map(|error| error as &dyn fmt::Display);
+        self.progress.block(&Blocks(blocks), count(blocks), failed);
+        if failed.is_none() {
+            self.are_done(count(blocks));
+        }
+    }
+
+    /// Shows that so many blocks are done with.
+    pub(super) fn are_done(&self, blocks: u64) {
+        self.progress.advance(blocks);
+    }
+
+    /// Notes that it has a block that an earlier run has brought.
+    pub(super) fn keep(&self, step: &Step, digest: Digest) {
+        self.sink.keep(step, digest);
+        let mut state = self.state();
+        state.blocks += 1;
+        state.kept += 1;
     }
 
     /// Notes that it has taken a block.
     pub(super) fn acknowledge(&self, index: BlockIndex, digest: Digest) -> Result<()> {
+        self.state().blocks += 1;
         if !self.sink.needs_flush() {
             return self.journal.note(&[(index, digest)]);
         }
@@ -121,7 +189,12 @@ impl Lane {
             let flushed = tokio::time::timeout(STALL, self.flush_rest()).await;
             flushed.map_err(|_| Error::Stalled(STALL))??;
             self.journal.finishing();
-            self.sink.finish().await
+            match self.sink.finish().await {
+                Err(error) if is_conflict(&error) && self.journal.was_finishing() => {
+                    self.sink.finished_before().await.map(Some).ok_or(error)
+                }
+                finished => finished,
+            }
         };
         let finished = tokio::select! {
             biased;
@@ -129,9 +202,10 @@ impl Lane {
             finished = finish => finished,
         };
         match finished {
-            Ok(finished) => {
+            Ok(snapshot) => {
                 self.journal.forget();
-                Ok(finished)
+                let (state, compared) = (self.state(), self.sink.compared());
+                Ok(Finished { blocks: state.blocks, kept: state.kept, compared, snapshot })
             }
             Err(error) => Err(self.end(error, cancel).await),
         }
@@ -139,8 +213,7 @@ impl Lane {
 
     /// Leaves it to go on later, if that may come to more, and nobody gives it up meanwhile; else removes what was
     /// begun. Answers what has ended it.
-    pub(super) async fn end(&self, error: Error, cancel: &CancellationToken) -> Error {
-        let mut end = error;
+    pub(super) async fn end(&self, mut end: Error, cancel: &CancellationToken) -> Error {
         if self.journal.outlasts(&end) {
             tokio::select! {
                 biased;
@@ -158,5 +231,27 @@ impl Lane {
             self.journal.forget();
         }
         end
+    }
+}
+
+fn is_conflict(error: &Error) -> bool {
+    error.kind() == Some(ErrorKind::Conflict)
+}
+
+/// How many they are.
+pub(super) fn count(blocks: &Range<BlockIndex>) -> u64 {
+    u64::from(blocks.end.0 - blocks.start.0)
+}
+
+/// Blocks, in words.
+struct Blocks<'a>(&'a Range<BlockIndex>);
+
+impl fmt::Display for Blocks<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Range { start, end } = self.0;
+        match count(self.0) {
+            1 => write!(f, "block {start}"),
+            _ => write!(f, "blocks {start} to {}", end.0 - 1),
+        }
     }
 }

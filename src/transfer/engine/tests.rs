@@ -1,3 +1,5 @@
+//! Fakes of both ends, and transfers between them that come to their end.
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,10 +20,13 @@ use crate::store::wrap::{Call, Count, Fail, Wrapper};
 use crate::store::{ErrorKind, ListedBlock};
 use crate::store::{SharedStore, StartRequest};
 use crate::transfer::journal::NoJournal;
+use crate::transfer::sink::Step;
 use crate::transfer::sink::snapshot::{SnapshotSink, Zeros};
-use crate::transfer::sink::{Content, Step};
 use crate::transfer::source::Change;
 use crate::transfer::source::snapshot::SnapshotSource;
+
+mod hanging;
+mod resuming;
 
 /// A block whose every sector names its own number and version.
 fn block(index: u32, version: u32) -> Block {
@@ -80,7 +85,7 @@ impl Source for Given {
     }
 
     fn parallelism(&self) -> usize {
-        8
+        8 / self.run_len
     }
 
     async fn read(&self, blocks: &[(BlockIndex, Option<ListedBlock>)]) -> Result<Vec<Block>> {
@@ -134,29 +139,26 @@ impl Kept {
 
 #[async_trait]
 impl Sink for Kept {
-    async fn plan(&self, index: BlockIndex) -> Result<Step> {
-        let blocks = index..index.next();
-        Ok(Step { blocks, beneath: None, in_source: true, is_stale: false, turn: 0 })
-    }
-
-    async fn write(&self, step: Step, content: Content) -> Result<Option<Digest>> {
+    async fn write(&self, step: Step, block: Block) -> Result<bool> {
         self.gate.acquire().await.unwrap().forget();
-        let Content::Block(block) = content else { panic!("nothing was done before") };
         if self.writes.fetch_add(1, Ordering::Relaxed) >= self.fails_after {
             return Err(Error::Staging(Arc::from(std::io::Error::other("it is broken"))));
         }
-        let digest = block.digest();
         self.blocks.lock().unwrap().insert(step.index().0, block);
-        Ok(Some(digest))
+        Ok(true)
+    }
+
+    fn keep(&self, _: &Step, _: Digest) {
+        panic!("nothing was done before");
     }
 
     fn parallelism(&self) -> usize {
         8
     }
 
-    async fn finish(&self) -> Result<Finished> {
+    async fn finish(&self) -> Result<Option<Snapshot>> {
         self.is_finished.store(true, Ordering::Relaxed);
-        Ok(Finished::default())
+        Ok(None)
     }
 
     async fn abort(&self) {
@@ -165,7 +167,7 @@ impl Sink for Kept {
 }
 
 fn to(sink: &Arc<Kept>) -> Destination {
-    Destination { sink: sink.clone(), journal: Arc::new(NoJournal) }
+    Destination { sink: sink.clone(), journal: Arc::new(NoJournal), progress: Arc::new(Silent) }
 }
 
 fn image(blocks: u32) -> Model {
@@ -197,6 +199,49 @@ async fn a_sink_that_fails_does_not_stop_the_others() {
     }
 }
 
+/// What a sink's progress has received.
+#[derive(Debug, Default)]
+struct Counted {
+    done: AtomicU64,
+    passed: AtomicU64,
+    failed: AtomicU64,
+}
+
+impl Counted {
+    fn counts(&self) -> [u64; 3] {
+        [&self.done, &self.passed, &self.failed].map(|count| count.load(Ordering::Relaxed))
+    }
+}
+
+impl crate::transfer::Progress for Counted {
+    fn total(&self, _: u64) {}
+
+    fn advance(&self, blocks: u64) {
+        self.done.fetch_add(blocks, Ordering::Relaxed);
+    }
+
+    fn block(&self, _: &dyn std::fmt::Display, n: u64, failed: Option<&dyn std::fmt::Display>) {
+        let count = if failed.is_some() { &self.failed } else { &self.passed };
+        count.fetch_add(n, Ordering::Relaxed);
+    }
+}
+
+#[tokio::test]
+async fn holes_are_done_and_blocks_pass_or_fail_for_each_sink() {
+    let (bad, good) = (Kept::with(5, Semaphore::MAX_PERMITS), Kept::new());
+    let counted = [Arc::new(Counted::default()), Arc::new(Counted::default())];
+    let mut destinations = vec![to(&bad), to(&good)];
+    for (destination, counted) in destinations.iter_mut().zip(&counted) {
+        destination.progress = counted.clone();
+    }
+    let source = Arc::new(Given::whole(image(130), 2048));
+    let _ = transfer(source, destinations, &Run::default()).await;
+    let blocks = image(130).len() as u64;
+    assert_eq!(counted[1].counts(), [2048, blocks, 0]);
+    let [done, passed, failed] = counted[0].counts();
+    assert!(passed == 5 && failed > 0 && done < 2048, "{done} {passed} {failed}");
+}
+
 #[tokio::test]
 async fn the_slowest_sink_holds_back_no_more_than_the_memory() {
     let (slow, fast) = (Kept::with(u64::MAX, 0), Kept::new());
@@ -214,47 +259,6 @@ async fn the_slowest_sink_holds_back_no_more_than_the_memory() {
     let done = moving.await.unwrap();
     assert!(done.iter().all(Result::is_ok), "{done:?}");
     assert_eq!(memory.blocks.available_permits(), memory.most);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_transfer_that_hangs_for_a_minute_is_stalled() {
-    let stuck = Kept::with(u64::MAX, 20);
-    let source = Arc::new(Given::whole(image(130), 2048));
-    let began = Instant::now();
-    let done = transfer(source, vec![to(&stuck)], &Run::default()).await;
-    assert!(matches!(done[..], [Err(Error::Stalled(_))]), "{done:?}");
-    assert!((STALL..STALL * 3).contains(&began.elapsed()), "{:?}", began.elapsed());
-    assert_eq!(stuck.ends(), (false, true));
-}
-
-#[tokio::test(start_paused = true)]
-async fn waiting_for_memory_is_no_stall() {
-    let memory = Memory::new(0);
-    let taken = memory.take(memory.most).await;
-    let run = Run { memory, ..Run::default() };
-    tokio::spawn(async move {
-        tokio::time::sleep(STALL * 5).await;
-        drop(taken);
-    });
-    let sink = Kept::new();
-    let source = Arc::new(Given::whole(image(130), 2048));
-    transfer_to(source, sink.clone(), Arc::new(NoJournal), &run).await.unwrap();
-    assert_eq!(sink.content().len(), image(130).len());
-}
-
-#[tokio::test]
-async fn cancelling_aborts_the_sink_before_it_returns() {
-    let stuck = Kept::with(u64::MAX, 20);
-    let run = Run::default();
-    let cancel = run.cancel.clone();
-    let source: Arc<dyn Source> = Arc::new(Given::whole(image(130), 2048));
-    let destination = to(&stuck);
-    let moving = tokio::spawn(async move { transfer(source, vec![destination], &run).await });
-    tokio::time::sleep(Duration::from_millis(20)).await;
-    cancel.cancel();
-    let done = moving.await.unwrap();
-    assert!(matches!(done[..], [Err(Error::Cancelled)]), "{done:?}");
-    assert_eq!(stuck.ends(), (false, true));
 }
 
 /// A journal in memory: what was begun, and the digest of what is durable.
@@ -293,267 +297,4 @@ impl Journal for Noted {
     fn forget(&self) {
         self.0.lock().unwrap().clear();
     }
-}
-
-/// A store that loses the answers of chosen calls.
-#[derive(Debug)]
-struct Lossy {
-    inner: SharedStore,
-    /// Puts until answers are lost, and how many are.
-    lost: Mutex<(u32, u32)>,
-}
-
-#[async_trait]
-impl Wrapper for Lossy {
-    fn inner(&self) -> &SharedStore {
-        &self.inner
-    }
-
-    async fn answer(&self, call: Call) -> crate::store::Result<()> {
-        if !matches!(call, Call::PutBlock | Call::Complete) {
-            return Ok(());
-        }
-        let mut lost = self.lost.lock().unwrap();
-        if lost.0 > 0 {
-            lost.0 -= 1;
-        } else if lost.1 > 0 {
-            lost.1 -= 1;
-            let message = "the answer was lost";
-            return Err(crate::store::Error::new(ErrorKind::Unavailable, message));
-        }
-        Ok(())
-    }
-}
-
-async fn pending(store: &SharedStore, parent: Option<&Snapshot>, gib: u64) -> Snapshot {
-    let parent = parent.map(|parent| parent.id.clone());
-    let size = VolumeSize::from_gib(gib).unwrap();
-    store.start(StartRequest { parent, ..StartRequest::new(size) }).await.unwrap()
-}
-
-async fn made(store: &SharedStore, model: &Model, gib: u64) -> Snapshot {
-    let snapshot = pending(store, None, gib).await;
-    let source: Arc<dyn Source> =
-        Arc::new(Given::whole(model.clone(), snapshot.volume_size.blocks().0));
-    let zeros = Zeros { full_copy: true, encrypted_holes: false };
-    let sink = SnapshotSink::new(store.clone(), snapshot, None, zeros, &*source).await.unwrap();
-    let run = Run::default();
-    let done = transfer_to(source, Arc::new(sink), Arc::new(NoJournal), &run).await.unwrap();
-    done.snapshot.unwrap()
-}
-
-/// What of a snapshot does not read as zeros.
-async fn content(store: &SharedStore, snapshot: &Snapshot) -> Model {
-    let sink = Kept::new();
-    let source = Arc::new(SnapshotSource::new(store.clone(), snapshot.clone()));
-    transfer_to(source, sink.clone(), Arc::new(NoJournal), &Run::default()).await.unwrap();
-    let mut content = sink.content();
-    content.retain(|_, block| !block.is_zero());
-    content
-}
-
-#[derive(Clone, Debug)]
-struct Case {
-    parent: Option<Model>,
-    source: Model,
-    /// The source has only these changes, and drops these blocks.
-    dropped: Option<BTreeSet<u32>>,
-    grown: bool,
-    full_copy: bool,
-    run_len: usize,
-    /// After so many puts so many fail; where, and how.
-    faults: Vec<(u32, u32, bool)>,
-    /// Stops it after so many steps.
-    stops: Vec<u32>,
-    /// What a device has in every second run and in the last; a file is as it was.
-    changed: Option<Model>,
-}
-
-fn model(versions: std::ops::Range<u32>) -> impl Strategy<Value = Model> {
-    let version = prop_oneof![
-        1 => Just(None),
-        4 => versions.prop_map(Some),
-    ];
-    prop::collection::btree_map(0..24u32, version, 0..24).prop_map(|blocks| {
-        let block = |(index, version): (u32, Option<u32>)| {
-            (index, version.map_or(Block::Zero, |version| block(index, version)))
-        };
-        blocks.into_iter().map(block).collect()
-    })
-}
-
-fn case() -> impl Strategy<Value = Case> {
-    let dropped = prop::option::of(prop::collection::btree_set(0..24u32, 0..6));
-    let faults = prop::collection::vec((0..20u32, 1..4u32, any::<bool>()), 0..3);
-    let stops = prop::collection::vec(0..60u32, 0..3);
-    let changed = prop::option::of(model(1..4));
-    let rest = (any::<bool>(), any::<bool>(), prop_oneof![Just(1usize), Just(4)], changed);
-    (prop::option::of(model(1..3)), model(1..3), dropped, faults, stops, rest).prop_map(
-        |(parent, source, dropped, faults, stops, (grown, full_copy, run_len, changed))| {
-            // Only what has a parent can be told as changes of it, and a device has no holes.
-            let dropped = dropped.filter(|_| parent.is_some() && changed.is_none());
-            let whole = |model: Model| {
-                let zeros = (0..24).map(|index| (index, Block::Zero));
-                zeros.chain(model).collect::<Model>()
-            };
-            let source = if changed.is_some() { whole(source) } else { source };
-            let changed = changed.map(whole);
-            Case { parent, source, dropped, grown, full_copy, run_len, faults, stops, changed }
-        },
-    )
-}
-
-/// What the source has in a run.
-fn source_of(case: &Case, run: u32, is_last: bool) -> Model {
-    let changed = case.changed.as_ref().filter(|_| is_last || run.is_multiple_of(2));
-    changed.unwrap_or(&case.source).clone()
-}
-
-/// What the snapshot has to read as that was made of this.
-fn expected(case: &Case, source: Model) -> Model {
-    let mut expected = match (&case.dropped, &case.parent) {
-        (Some(dropped), Some(parent)) => {
-            let mut expected = parent.clone();
-            expected.retain(|index, _| !dropped.contains(index));
-            expected
-        }
-        _ => Model::new(),
-    };
-    expected.extend(source);
-    expected.retain(|_, block| !block.is_zero());
-    expected
-}
-
-/// Runs a case until it ends well: each run is one with a fault, or is stopped, until there are no more.
-async fn run_case(case: Case) {
-    let dir = tempfile::tempdir().unwrap();
-    let repository = Repository::create(&dir.path().join("store")).await.unwrap();
-    let plain: SharedStore = Arc::new(repository);
-    let parent = match &case.parent {
-        Some(parent) => Some(made(&plain, parent, 1).await),
-        None => None,
-    };
-    let failing = Arc::new(Fail::new(plain.clone()));
-    let lossy = Arc::new(Lossy { inner: failing.clone(), lost: Mutex::new((0, 0)) });
-    let store: SharedStore = lossy.clone();
-    let gib = if case.grown { 2 } else { 1 };
-    let snapshot = pending(&store, parent.as_ref(), gib).await;
-    let journal = Arc::new(Noted::default());
-    let (mut faults, mut stops) = (case.faults.clone(), case.stops.clone());
-    let (mut done, mut runs, mut made_of) = (None, 0, Model::new());
-    while done.is_none() {
-        runs += 1;
-        failing.heal();
-        *lossy.lost.lock().unwrap() = (0, 0);
-        let is_last = faults.is_empty() && stops.is_empty();
-        if let Some((after, times, is_lost)) = faults.pop() {
-            if is_lost {
-                *lossy.lost.lock().unwrap() = (after, times);
-            } else {
-                failing.plan(Call::PutBlock, after.into(), times.into(), ErrorKind::Unavailable);
-            }
-        }
-        let run = Run::default();
-        if let Some(steps) = stops.pop() {
-            let stop = run.stop.clone();
-            tokio::spawn(async move {
-                for _ in 0..steps {
-                    tokio::task::yield_now().await;
-                }
-                stop.cancel();
-            });
-        }
-        made_of = source_of(&case, runs, is_last);
-        let source: Arc<dyn Source> = Arc::new(Given {
-            blocks: made_of.clone(),
-            end: snapshot.volume_size.blocks().0,
-            dropped: case.dropped.clone(),
-            run_len: case.run_len,
-            reads: AtomicU64::new(0),
-            is_read_again: case.changed.is_some(),
-        });
-        let beneath = parent.clone().map(|parent| (parent, case.dropped.is_some()));
-        let zeros = Zeros { full_copy: case.full_copy, encrypted_holes: false };
-        let sink = SnapshotSink::new(store.clone(), snapshot.clone(), beneath, zeros, &*source);
-        let sink: Arc<dyn Sink> = Arc::new(sink.await.unwrap());
-        match transfer_to(source, sink, journal.clone(), &run).await {
-            Ok(finished) => done = finished.snapshot,
-            Err(error) => {
-                assert!(!is_last, "nothing was wrong: {error}");
-                assert!(error.could_go_on(), "{error}");
-                // Its completion may have been all that was not heard of.
-                let now = store.describe(&snapshot.id).await.unwrap();
-                if now.state == SnapshotState::Completed {
-                    done = Some(now);
-                }
-            }
-        }
-    }
-    let snapshot = done.unwrap();
-    assert_eq!(snapshot.state, SnapshotState::Completed);
-    let expected = expected(&case, made_of);
-    assert!(content(&plain, &snapshot).await == expected, "another image came of it");
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
-    #[test]
-    fn a_snapshot_is_what_its_source_was_whatever_came_between(case in case()) {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(run_case(case));
-    }
-}
-
-#[tokio::test]
-async fn a_later_run_neither_reads_nor_puts_what_is_durable() {
-    let dir = tempfile::tempdir().unwrap();
-    let repository = Repository::create(&dir.path().join("store")).await.unwrap();
-    let plain: SharedStore = Arc::new(repository);
-    let (failing, journal) = (Arc::new(Fail::new(plain.clone())), Arc::new(Noted::default()));
-    let counted = Arc::new(Count::new(failing.clone()));
-    let store: SharedStore = counted.clone();
-    let snapshot = pending(&store, None, 1).await;
-    let model: Model = (0..130).map(|n| (n, block(n, 1))).collect();
-    let end = snapshot.volume_size.blocks().0;
-    let put = async |source: &Arc<Given>| {
-        let zeros = Zeros::default();
-        let sink = SnapshotSink::new(store.clone(), snapshot.clone(), None, zeros, &**source);
-        let sink = Arc::new(sink.await.unwrap());
-        transfer_to(source.clone(), sink, journal.clone(), &Run::default()).await
-    };
-    failing.plan(Call::PutBlock, 100, u64::MAX, ErrorKind::Unavailable);
-    put(&Arc::new(Given::whole(model.clone(), end))).await.unwrap_err();
-    failing.heal();
-    let durable = journal.durable();
-    assert!(durable >= 90, "{durable}");
-    let before = counted.counters().calls(Call::PutBlock);
-    let source = Arc::new(Given::whole(model.clone(), end));
-    let finished = put(&source).await.unwrap();
-    assert_eq!((finished.blocks, finished.kept), (130, durable));
-    assert_eq!(source.reads.load(Ordering::Relaxed), 130 - durable);
-    assert_eq!(counted.counters().calls(Call::PutBlock) - before, 130 - durable);
-    assert!(content(&plain, &finished.snapshot.unwrap()).await == model);
-}
-
-#[tokio::test]
-async fn a_block_of_the_parent_that_is_lost_is_put() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("store");
-    let plain: SharedStore = Arc::new(Repository::create(&path).await.unwrap());
-    let model: Model = (0..4).map(|n| (n, block(n, 1))).collect();
-    let parent = made(&plain, &model, 1).await;
-    let failing = Arc::new(Fail::new(plain.clone()));
-    let store: SharedStore = failing.clone();
-    let snapshot = pending(&store, Some(&parent), 1).await;
-    let source: Arc<dyn Source> = Arc::new(Given::whole(model, snapshot.volume_size.blocks().0));
-    let beneath = Some((parent, false));
-    let sink = SnapshotSink::new(store, snapshot, beneath, Zeros::default(), &*source);
-    let sink = Arc::new(sink.await.unwrap());
-    failing.plan(Call::GetBlock, 1, 2, ErrorKind::Corrupt);
-    let done = transfer_to(source, sink, Arc::new(NoJournal), &Run::default()).await.unwrap();
-    assert_eq!(done.blocks, 2);
 }

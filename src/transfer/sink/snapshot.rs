@@ -2,21 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::stream::{self, BoxStream, StreamExt as _};
+use tokio::time::Instant;
 
-use super::{Content, Finished, Result, Sink, Step};
+use super::{Result, Sink, Step};
 use crate::model::{Block, BlockIndex, Digest, Digester, Snapshot, SnapshotId, SnapshotState};
 use crate::store::listing::{Blocks, Listing, read_listed};
 use crate::store::{self, CompleteRequest, ErrorKind, ListedBlock, SharedStore};
 use crate::transfer::Error;
 use crate::transfer::holes::too_many;
-use crate::transfer::source::{self, Source};
+use crate::transfer::source::Source;
 
-/// How long it may take to learn what became of a snapshot.
+/// How long it may take to learn what became of a snapshot, and until it is asked for again.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// How long a completion may take, beyond the time in which the store learns of the snapshot.
@@ -53,6 +55,8 @@ struct Parent {
     listing: tokio::sync::Mutex<Listing<Blocks>>,
     /// The source speaks only of what was changed since: it is not compared.
     is_base: bool,
+    /// Blocks of it that were read.
+    read: AtomicU64,
 }
 
 /// The digests of what was put, in order of their turns though they come in any.
@@ -64,15 +68,9 @@ struct InOrder {
     waiting: BTreeMap<u64, Option<Digest>>,
     checksum: Digester,
     put: u64,
-    kept: u64,
 }
 
 impl InOrder {
-    fn plan(&mut self) -> u64 {
-        self.planned += 1;
-        self.planned - 1
-    }
-
     /// A turn has ended, with a block that the snapshot has of its own or not.
     fn end(&mut self, turn: u64, put: Option<Digest>) {
         self.waiting.insert(turn, put);
@@ -106,13 +104,13 @@ impl SnapshotSink {
             parent.as_ref().map_or(BlockIndex::ZERO, |(p, _)| p.volume_size.blocks().min(end));
         let filled_from = if zeros.encrypted_holes { behind_parent } else { end };
         if zeros.encrypted_holes
-            && let Some(why) = too_many(source::holes(source, filled_from).await?)
+            && let Some(why) = too_many(source.holes(filled_from).await?)
         {
             return Err(store::Error::new(ErrorKind::Quota, why).into());
         }
         let parent = parent.map(|(parent, is_base)| {
             let listing = Listing::blocks(store.clone(), &parent).into();
-            Parent { snapshot: parent, listing, is_base }
+            Parent { snapshot: parent, listing, is_base, read: AtomicU64::new(0) }
         });
         Ok(Self { store, snapshot, parent, zeros, filled_from, order: Mutex::default() })
     }
@@ -122,8 +120,10 @@ impl SnapshotSink {
     }
 
     fn step(&self, index: BlockIndex, beneath: Option<ListedBlock>, in_source: bool) -> Step {
-        let turn = self.order().plan();
-        Step { blocks: index..index.next(), beneath, in_source, is_stale: false, turn }
+        let mut order = self.order();
+        order.planned += 1;
+        let turn = order.planned - 1;
+        Step { beneath, turn, ..Step::new(index..index.next(), in_source) }
     }
 
     async fn is_needed(&self, step: &Step, block: &Block) -> Result<bool> {
@@ -141,11 +141,14 @@ impl SnapshotSink {
             None if parent.is_base => Ok(true),
             // The block is kept only as the parent's: it has to be there. And a block that is put is paid for as
             // long as the snapshot is there, while reading one costs half a put, once.
-            _ => match read_listed(&self.store, &parent.snapshot.id, listed).await {
-                Ok(theirs) => Ok(theirs != *block),
-                Err(error) if error.kind() == ErrorKind::Corrupt => Ok(true),
-                Err(error) => Err(error.into()),
-            },
+            _ => {
+                parent.read.fetch_add(1, Ordering::Relaxed);
+                match read_listed(&self.store, &parent.snapshot.id, listed).await {
+                    Ok(theirs) => Ok(theirs != *block),
+                    Err(error) if error.kind() == ErrorKind::Corrupt => Ok(true),
+                    Err(error) => Err(error.into()),
+                }
+            }
         }
     }
 }
@@ -162,39 +165,35 @@ impl Sink for SnapshotSink {
 
     fn plan_zeros(&self, blocks: Range<BlockIndex>) -> BoxStream<'_, Result<Step>> {
         let filled = blocks.start.max(self.filled_from).0..blocks.end.0;
+        // The end of a stream is not known before it has come.
+        if let Some(why) = too_many(filled.len() as u64) {
+            let error = store::Error::new(ErrorKind::Quota, why);
+            return stream::iter([Err(error.into())]).boxed();
+        }
         let filled = stream::iter(filled).map(|n| Ok(self.step(BlockIndex(n), None, false)));
         let Some(parent) = &self.parent else { return filled.boxed() };
-        let shown = stream::try_unfold(false, move |skipped| {
-            let blocks = blocks.clone();
-            async move {
-                let mut listing = parent.listing.lock().await;
-                if !skipped {
-                    listing.skip_to(blocks.start);
-                }
-                // What the parent has beyond the end of a smaller volume is not in its child.
-                let found = listing.next_below(blocks.end).await?;
-                Ok(found.map(|listed| (self.step(listed.index, Some(listed), false), true)))
-            }
+        let shown = stream::try_unfold(blocks.start, move |from| async move {
+            let mut listing = parent.listing.lock().await;
+            listing.skip_to(from);
+            // What the parent has beyond the end of a smaller volume is not in its child.
+            let Some(listed) = listing.next_below(blocks.end).await? else { return Ok(None) };
+            let index = listed.index;
+            Ok(Some((self.step(index, Some(listed), false), index.next())))
         });
         shown.chain(filled).boxed()
     }
 
-    async fn write(&self, step: Step, content: Content) -> Result<Option<Digest>> {
-        let block = match content {
-            Content::Block(block) => block,
-            Content::Done(digest) => {
-                let mut order = self.order();
-                order.kept += 1;
-                order.end(step.turn, Some(digest));
-                return Ok(Some(digest));
-            }
-        };
+    fn keep(&self, step: &Step, digest: Digest) {
+        self.order().end(step.turn, Some(digest));
+    }
+
+    async fn write(&self, step: Step, block: Block) -> Result<bool> {
         let digest = self.is_needed(&step, &block).await?.then(|| block.digest());
         if digest.is_some() {
             self.store.put_block(&self.snapshot.id, step.index(), block).await?;
         }
         self.order().end(step.turn, digest);
-        Ok(digest)
+        Ok(digest.is_some())
     }
 
     fn parallelism(&self) -> usize {
@@ -213,13 +212,16 @@ impl Sink for SnapshotSink {
         Ok(self.store.flush(&self.snapshot.id).await?)
     }
 
-    async fn finish(&self) -> Result<Finished> {
-        let (request, kept) = {
+    fn compared(&self) -> u64 {
+        self.parent.as_ref().map_or(0, |parent| parent.read.load(Ordering::Relaxed))
+    }
+
+    async fn finish(&self) -> Result<Option<Snapshot>> {
+        let request = {
             let mut order = self.order();
             debug_assert_eq!(order.planned, order.ended, "every turn has ended");
             let checksum = std::mem::take(&mut order.checksum).finish();
-            let changed_blocks = order.put;
-            (CompleteRequest { changed_blocks, checksum: Some(checksum) }, order.kept)
+            CompleteRequest { changed_blocks: order.put, checksum: Some(checksum) }
         };
         let id = &self.snapshot.id;
         let patience = COMPLETE + self.store.settling();
@@ -239,7 +241,19 @@ impl Sink for SnapshotSink {
             let message = format!("{id} failed in the store: {why}");
             return Err(store::Error::new(ErrorKind::Conflict, message).into());
         }
-        Ok(Finished { blocks: request.changed_blocks, kept, snapshot: Some(snapshot) })
+        Ok(Some(snapshot))
+    }
+
+    async fn finished_before(&self) -> Option<Snapshot> {
+        let end = Instant::now() + COMPLETE + self.store.settling();
+        loop {
+            let found = state(&self.store, &self.snapshot.id).await?;
+            match found.state {
+                SnapshotState::Completed => return Some(found),
+                SnapshotState::Pending if Instant::now() < end => tokio::time::sleep(LOOK).await,
+                _ => return None,
+            }
+        }
     }
 
     async fn abort(&self) {

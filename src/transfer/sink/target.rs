@@ -1,7 +1,7 @@
 //! A file or a device that is written.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::fs::{File, Metadata, TryLockError};
 use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{
@@ -11,13 +11,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{AccessFlags, access};
 use tempfile::{NamedTempFile, TempPath};
 
-use crate::model::{BLOCK_SIZE_U64, Block, BlockBuffer, BlockIndex};
+use super::kept::Kept;
+use crate::model::{Block, BlockIndex};
 use crate::sys;
 use crate::transfer::Error;
+use crate::transfer::source::file::{len_within, read_block};
 
 /// Bytes of a device that are made zero with one call.
 const ZERO_STEP: u64 = 64 << 20;
@@ -31,17 +33,14 @@ const MAX_PREFIX: usize = 200;
 /// what was there is untouched. A device is written in place, holes included.
 #[derive(Debug)]
 pub(crate) struct Target {
-    path: PathBuf,
-    len: u64,
-    kind: Kind,
+    /// What writes to it, from any thread.
+    pub(super) writer: Writer,
+    /// The file that is not whole, and what it is given with its name; a device has none.
+    pub(super) staged: Option<(NamedTempFile, Kept)>,
     /// Nobody has written to it before.
-    is_fresh: bool,
-}
-
-#[derive(Debug)]
-enum Kind {
-    File { staged: NamedTempFile, handle: Arc<File>, mode: u32, _lock: Flock<File> },
-    Device { handle: Arc<File>, direct: Arc<File>, len: u64 },
+    pub(super) is_fresh: bool,
+    /// The length that a file gets which is written in place.
+    resize: Option<u64>,
 }
 
 impl Target {
@@ -53,13 +52,39 @@ impl Target {
     /// If it is a directory, a device that is too small or in use, or cannot be written.
     pub(crate) fn open(path: &Path, len: u64, key: Option<&str>) -> Result<Self, Error> {
         match look(path)? {
-            Place::Nothing => Self::open_file(path, len, 0o600, key),
-            Place::File { mode } => {
+            Place::Nothing => Self::open_file(path, len, Kept::default(), key),
+            Place::File(found) => {
                 // The file behind a link is replaced, not the link.
                 let real = path.canonicalize().map_err(|e| Error::io("write", path, e))?;
-                Self::open_file(&real, len, mode, key)
+                Self::open_file(&real, len, Kept::of(&real, &found)?, key)
             }
             Place::Device => Self::open_device(path, len),
+        }
+    }
+
+    /// Opens a file or device that holds an image, which is changed in place until it has `len` bytes.
+    ///
+    /// # Errors
+    ///
+    /// As of [`open`](Self::open), and if there is nothing.
+    pub(crate) fn open_in_place(path: &Path, len: u64) -> Result<Self, Error> {
+        let failed = |e| Error::io("write", path, e);
+        match look(path)? {
+            Place::Nothing => Err(Error::unsuitable(
+                path,
+                "there is no such file or device, which could be changed",
+            )),
+            Place::Device => Self::open_device(path, len),
+            Place::File(_) => {
+                let file = File::options().read(true).write(true).open(path).map_err(failed)?;
+                lock(&file, path)?;
+                let capacity = file.metadata().map_err(failed)?.len().max(len);
+                let file = Arc::new(file);
+                let reader = Arc::clone(&file);
+                let path = path.to_owned();
+                let writer = Writer { path, file, reader, capacity, in_place: true };
+                Ok(Self { writer, staged: None, is_fresh: false, resize: Some(len) })
+            }
         }
     }
 
@@ -87,14 +112,14 @@ impl Target {
                 open_unused(path, File::options().read(true), len)?;
                 access(path, AccessFlags::W_OK).map_err(failed)
             }
-            Place::File { .. } | Place::Nothing => {
+            Place::File(_) | Place::Nothing => {
                 let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
                 access(directory_of(&real), AccessFlags::W_OK | AccessFlags::X_OK).map_err(failed)
             }
         }
     }
 
-    fn open_file(path: &Path, len: u64, mode: u32, key: Option<&str>) -> Result<Self, Error> {
+    fn open_file(path: &Path, len: u64, kept: Kept, key: Option<&str>) -> Result<Self, Error> {
         let failed = |e| Error::io("write", path, e);
         let directory = directory_of(path);
         let name =
@@ -104,7 +129,9 @@ impl Target {
         let mut builder = tempfile::Builder::new();
         // Nobody else sees what is not whole, and whoever goes on can write it.
         builder.permissions(std::fs::Permissions::from_mode(0o600)).suffix(".part");
-        let (staged, is_fresh) = match key {
+        // What is found by its name may be another's at once, and outlives whatever ends this process.
+        builder.disable_cleanup(key.is_some());
+        let (mut staged, is_fresh) = match key {
             None => (builder.prefix(&prefix).tempfile_in(directory).map_err(failed)?, true),
             Some(key) => {
                 prefix.push(format!(".{key}"));
@@ -119,112 +146,69 @@ impl Target {
                 }
             }
         };
-        let lock = staged.as_file().try_clone().map_err(failed)?;
-        let lock =
-            Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
-                Errno::EWOULDBLOCK => Error::unsuitable(
-                    path,
-                    "another process is writing it; wait until that has ended",
-                ),
-                error => failed(error.into()),
-            })?;
+        lock(staged.as_file(), path)?;
         // Whoever had it before may have given it its name meanwhile.
         let (ours, here) = (staged.as_file().metadata(), staged.path().metadata());
         if here.map(|here| here.ino()).ok() != Some(ours.map_err(failed)?.ino()) {
             return Err(Error::unsuitable(path, "another process was writing it; try again"));
         }
-        staged.as_file().set_len(len).map_err(failed)?;
-        let handle = Arc::new(staged.as_file().try_clone().map_err(failed)?);
-        let kind = Kind::File { staged, handle, mode, _lock: lock };
-        let mut target = Self { path: path.to_owned(), len, kind, is_fresh };
-        // What is found by its name outlives whatever ends this process: no error on the way may remove it.
-        if key.is_some() {
-            target.keep();
+        if let Err(error) = staged.as_file().set_len(len) {
+            staged.disable_cleanup(!is_fresh);
+            return Err(failed(error));
         }
-        Ok(target)
+        let file = Arc::new(staged.as_file().try_clone().map_err(failed)?);
+        let reader = Arc::clone(&file);
+        let writer = Writer { path: path.to_owned(), file, reader, capacity: len, in_place: false };
+        Ok(Self { writer, staged: Some((staged, kept)), is_fresh, resize: None })
     }
 
     fn open_device(path: &Path, len: u64) -> Result<Self, Error> {
         let (file, has) = open_unused(path, File::options().write(true), len)?;
         let mut options = File::options();
         options.read(true).custom_flags(libc::O_DIRECT);
-        let direct = options.open(path).map_err(|e| Error::io("read", path, e))?;
-        let kind = Kind::Device { handle: Arc::new(file), direct: Arc::new(direct), len: has };
-        Ok(Self { path: path.to_owned(), len, kind, is_fresh: false })
-    }
-
-    /// Whether nobody has written to it before.
-    pub(crate) fn is_fresh(&self) -> bool {
-        self.is_fresh
-    }
-
-    /// The file that is not whole.
-    pub(crate) fn partial(&self) -> Option<PathBuf> {
-        match &self.kind {
-            Kind::File { staged, .. } => Some(staged.path().to_owned()),
-            Kind::Device { .. } => None,
-        }
-    }
-
-    /// Leaves a file that is not whole when this is dropped.
-    fn keep(&mut self) {
-        if let Kind::File { staged, .. } = &mut self.kind {
-            staged.disable_cleanup(true);
-        }
+        let reader = options.open(path).map_err(|e| Error::io("read", path, e))?;
+        let (file, reader) = (Arc::new(file), Arc::new(reader));
+        let writer = Writer { path: path.to_owned(), file, reader, capacity: has, in_place: true };
+        Ok(Self { writer, staged: None, is_fresh: false, resize: None })
     }
 
     /// Removes a file that is not whole. Waits for the disk.
     pub(crate) fn discard(mut self) {
-        if let Kind::File { staged, .. } = &mut self.kind {
+        if let Some((staged, _)) = &mut self.staged {
             staged.disable_cleanup(false);
         }
     }
 
-    /// Whether holes have to be written.
-    pub(crate) fn is_device(&self) -> bool {
-        matches!(self.kind, Kind::Device { .. })
-    }
-
-    /// Bytes that can be written: the image, or the whole device.
-    pub(crate) fn capacity(&self) -> u64 {
-        match &self.kind {
-            Kind::File { .. } => self.len,
-            Kind::Device { len, .. } => *len,
-        }
-    }
-
-    /// What writes to it, from any thread.
-    pub(crate) fn writer(&self) -> Writer {
-        let (file, reader) = match &self.kind {
-            Kind::File { handle, .. } => (handle, handle),
-            Kind::Device { handle, direct, .. } => (handle, direct),
-        };
-        let (file, reader) = (Arc::clone(file), Arc::clone(reader));
-        Writer { path: self.path.clone(), file, reader, capacity: self.capacity() }
-    }
-
     /// Makes everything durable, and gives a file its name. Waits for the disk.
     pub(crate) fn finish(self) -> Result<(), Error> {
-        let Self { path, kind, .. } = self;
-        let failed = |e| Error::io("write", &path, e);
-        match kind {
-            Kind::Device { handle, .. } => handle.sync_all().map_err(failed),
-            Kind::File { staged, mode, .. } => {
-                let mode = std::fs::Permissions::from_mode(mode);
-                staged.as_file().set_permissions(mode).map_err(failed)?;
-                staged.as_file().sync_all().map_err(failed)?;
-                staged.persist(&path).map_err(|e| failed(e.error))?;
-                File::open(directory_of(&path)).and_then(|d| d.sync_all()).map_err(failed)
-            }
-        }
+        let Writer { path, file, .. } = &self.writer;
+        let failed = |e| Error::io("write", path, e);
+        let Some((staged, kept)) = self.staged else {
+            let resized = self.resize.map_or(Ok(()), |len| file.set_len(len));
+            return resized.and_then(|()| file.sync_all()).map_err(failed);
+        };
+        kept.give(staged.as_file()).map_err(failed)?;
+        staged.as_file().sync_all().map_err(failed)?;
+        staged.persist(path).map_err(|e| failed(e.error))?;
+        File::open(directory_of(path)).and_then(|d| d.sync_all()).map_err(failed)
     }
 }
 
 /// What is where an image is to be.
 enum Place {
     Nothing,
-    File { mode: u32 },
+    File(Metadata),
     Device,
+}
+
+/// Keeps other processes of ours from writing a file.
+fn lock(file: &File, path: &Path) -> Result<(), Error> {
+    file.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => {
+            Error::unsuitable(path, "another process is writing it; wait until that has ended")
+        }
+        TryLockError::Error(error) => Error::io("write", path, error),
+    })
 }
 
 fn look(path: &Path) -> Result<Place, Error> {
@@ -239,12 +223,31 @@ fn look(path: &Path) -> Result<Place, Error> {
         }
         Ok(found) if found.file_type().is_block_device() => Ok(Place::Device),
         Ok(found) if found.is_file() => {
-            Ok(Place::File { mode: found.permissions().mode() & 0o7777 })
+            if is_planted(path, &found).map_err(|e| Error::io("write", path, e))? {
+                let why = "another user's file is there, in a directory that others can write to; \
+                           remove it, or write elsewhere";
+                return Err(Error::unsuitable(path, why));
+            }
+            Ok(Place::File(found))
         }
         Ok(_) => Err(Error::unsuitable(path, "it is neither a file nor a block device")),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Place::Nothing),
         Err(error) => Err(Error::io("write", path, error)),
     }
+}
+
+/// Whether somebody else may have put a file where he expects an image, to have what is in it. The kernel refuses
+/// such a file to whoever would make one (`fs.protected_regular`).
+fn is_planted(path: &Path, found: &Metadata) -> std::io::Result<bool> {
+    let is_anothers = |directory: &Path, found: &Metadata| -> std::io::Result<bool> {
+        let directory = directory.metadata()?;
+        let others_write = directory.mode() & 0o002 != 0 || directory.mode() & 0o1020 == 0o1020;
+        let ours = [nix::unistd::geteuid().as_raw(), directory.uid()];
+        Ok(others_write && !ours.contains(&found.uid()))
+    };
+    // A link that leads to it, too: the kernel follows none of another user's there (`fs.protected_symlinks`).
+    Ok(is_anothers(directory_of(path), &path.symlink_metadata()?)?
+        || is_anothers(directory_of(&path.canonicalize()?), found)?)
 }
 
 /// Opens a device that nobody uses, and has room for `len` bytes; and how many it has.
@@ -278,7 +281,10 @@ pub(crate) struct Writer {
     file: Arc<File>,
     /// What is read past the page cache, of a device.
     reader: Arc<File>,
+    /// Bytes that can be written: the image, or the whole device.
     capacity: u64,
+    /// Whether something is there already: holes have to be written.
+    pub(super) in_place: bool,
 }
 
 impl Writer {
@@ -290,39 +296,31 @@ impl Writer {
 
     /// Reads one block; `None` if the target ends before it. Waits for the disk.
     pub(crate) fn read(&self, index: BlockIndex) -> Result<Option<Block>, Error> {
-        let start = index.offset();
-        let len = self.capacity.saturating_sub(start).min(BLOCK_SIZE_U64);
-        let len = usize::try_from(len).expect("at most a block");
-        if len == 0 {
+        if index.offset() >= self.capacity {
             return Ok(None);
         }
-        let mut buffer = BlockBuffer::block();
-        let read = self.reader.read_exact_at(&mut buffer[..len], start);
-        read.map_err(|e| Error::io("read", &self.path, e))?;
-        buffer[len..].fill(0);
-        Ok(Some(Block::new(buffer.freeze())))
+        let bytes = read_block(&self.reader, index, self.capacity);
+        Ok(Some(Block::new(bytes.map_err(|e| Error::io("read", &self.path, e))?)))
     }
 
     /// Writes one block, as far as the target reaches. Waits for the disk.
     pub(crate) fn write(&self, index: BlockIndex, block: &Block) -> Result<(), Error> {
-        let start = index.offset();
-        let len = self.capacity.saturating_sub(start).min(BLOCK_SIZE_U64);
-        let bytes = &block.bytes()[..usize::try_from(len).expect("at most a block")];
-        self.file.write_all_at(bytes, start).map_err(|e| Error::io("write", &self.path, e))
+        let bytes = &block.bytes()[..len_within(index, self.capacity)];
+        let written = self.file.write_all_at(bytes, index.offset());
+        written.map_err(|e| Error::io("write", &self.path, e))
     }
 
-    /// Makes the bytes `start..end` of a device zero. Waits for the disk.
+    /// Makes the bytes `start..end` zero, holes of a file. Waits for the disk.
     pub(crate) fn zero(&self, start: u64, end: u64) -> Result<(), Error> {
         let end = end.min(self.capacity);
         let mut at = start;
         while at < end {
             let len = (end - at).min(ZERO_STEP);
-            match sys::zero_block_device(self.file.as_fd(), at, len) {
-                Ok(()) => {}
-                // Not every device can, nor every length: then zeros are written.
-                Err(_) => {
-                    self.write_zeros(at, len).map_err(|e| Error::io("write", &self.path, e))?;
-                }
+            // Not every device or file system can, nor every length: then zeros are written.
+            if sys::zero_block_device(self.file.as_fd(), at, len).is_err()
+                && punch(&self.file, at, len).is_err()
+            {
+                self.write_zeros(at, len).map_err(|e| Error::io("write", &self.path, e))?;
             }
             at += len;
         }
@@ -336,6 +334,13 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+/// Makes a hole of a part of a file.
+fn punch(file: &File, start: u64, len: u64) -> nix::Result<()> {
+    let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let offset = |n: u64| libc::off_t::try_from(n).map_err(|_| Errno::EFBIG);
+    fallocate(file, hole, offset(start)?, offset(len)?)
 }
 
 /// The file that an earlier run has left, if it is one of ours.
@@ -386,12 +391,12 @@ mod tests {
         let path = dir.path().join("out.img");
         std::fs::write(&path, "old").unwrap();
         let target = Target::open(&path, 600_000, None).unwrap();
-        target.writer().write(BlockIndex(0), &data()).unwrap();
+        target.writer.write(BlockIndex(0), &data()).unwrap();
         drop(target);
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
         let target = Target::open(&path, 600_000, None).unwrap();
-        target.writer().write(BlockIndex(1), &data()).unwrap();
+        target.writer.write(BlockIndex(1), &data()).unwrap();
         target.finish().unwrap();
         let written = std::fs::read(&path).unwrap();
         assert_eq!(written.len(), 600_000);
@@ -421,7 +426,7 @@ mod tests {
         let (path, part) = (dir.path().join("x"), dir.path().join(".x.key.part"));
         let open = || Target::open(&path, 10, Some("key"));
         drop(open().unwrap());
-        assert!(!open().unwrap().is_fresh(), "it is our own");
+        assert!(!open().unwrap().is_fresh, "it is our own");
         std::fs::set_permissions(&part, std::fs::Permissions::from_mode(0o644)).unwrap();
         assert!(open().unwrap_err().to_string().contains("in the way"));
         std::fs::set_permissions(&part, std::fs::Permissions::from_mode(0o600)).unwrap();
@@ -432,6 +437,32 @@ mod tests {
             nix::unistd::chown(&part, Some(65534.into()), None).unwrap();
             assert!(open().unwrap_err().to_string().contains("in the way"));
         }
+    }
+
+    #[test]
+    fn of_two_who_begin_at_once_one_has_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, part) = (dir.path().join("x"), dir.path().join(".x.key.part"));
+        for _ in 0..500 {
+            let both = std::sync::Barrier::new(2);
+            let open = || {
+                both.wait();
+                Target::open(&path, 10, Some("key"))
+            };
+            let opened = std::thread::scope(|scope| {
+                [scope.spawn(open), scope.spawn(open)].map(|thread| thread.join().unwrap())
+            });
+            let says = format!("{opened:?}");
+            assert!(says.contains("another process"), "{says}");
+            let mut opened: Vec<_> = opened.into_iter().flatten().collect();
+            assert_eq!(opened.len(), 1, "{says}");
+            assert!(part.exists(), "the other one has removed it");
+            opened.remove(0).discard();
+            assert!(!part.exists());
+        }
+        // What is not begun is not left behind.
+        Target::open(&path, u64::MAX, Some("key")).unwrap_err();
+        assert!(!part.exists());
     }
 
     #[test]

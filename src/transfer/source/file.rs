@@ -9,15 +9,16 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::stream::{self, BoxStream, StreamExt as _};
+use futures::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 use nix::unistd::{Whence, lseek};
 use serde::{Deserialize, Serialize};
 
 use super::{Change, Source};
 use crate::blocking::blocking;
-use crate::model::{BLOCK_SIZE_U64, Block, BlockBuffer, BlockIndex, InvalidVolumeSize, VolumeSize};
+use crate::model::{BLOCK_SIZE_U64, Block, BlockBuffer, BlockIndex, VolumeSize};
 use crate::store::ListedBlock;
-use crate::transfer::{Error, Result, concurrent_runs, run_len};
+use crate::sys;
+use crate::transfer::{Error, Result};
 
 /// A file or block device that is read block by block.
 #[derive(Clone, Debug)]
@@ -60,14 +61,15 @@ impl FileSource {
     ///
     /// If it is neither, is empty, or is larger than the largest volume.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let metadata = path.metadata().map_err(|e| Error::io("read", path, e))?;
+        let failed = |e| Error::io("read", path, e);
+        let metadata = path.metadata().map_err(failed)?;
         let kind = metadata.file_type();
         if kind.is_dir() {
             let why = "it is a directory; give a disk image or a block device";
             return Err(Error::unsuitable(path, why));
         }
         if !kind.is_file() && !kind.is_block_device() {
-            let why = "it is neither a file nor a block device; what comes from a pipe must be in a file first";
+            let why = "it is neither a file nor a block device; what comes from a pipe is uploaded as `-`";
             return Err(Error::unsuitable(path, why));
         }
         // What a file system on one of its partitions has written is not in the page cache of the whole device.
@@ -75,11 +77,22 @@ impl FileSource {
         // Without O_NONBLOCK a file that becomes a pipe meanwhile would hang this.
         let mut options = File::options();
         options.read(true).custom_flags(libc::O_NONBLOCK | direct);
-        let file = options.open(path).map_err(|e| Error::io("read", path, e))?;
-        let metadata = file.metadata().map_err(|e| Error::io("read", path, e))?;
-        let len = length(&file, &metadata).map_err(|e| Error::io("read", path, e))?;
-        let size = VolumeSize::holding(len)
-            .map_err(|e: InvalidVolumeSize| Error::unsuitable(path, e.to_string()))?;
+        Self::of(path, options.open(path).map_err(failed)?)
+    }
+
+    /// A file or a block device that is open; `path` is what it is called.
+    ///
+    /// # Errors
+    ///
+    /// As of [`open`](Self::open).
+    pub(crate) fn of(path: &Path, file: File) -> Result<Self> {
+        let failed = |e| Error::io("read", path, e);
+        let metadata = file.metadata().map_err(failed)?;
+        let len = match metadata.file_type().is_block_device() {
+            true => sys::block_device_len(file.as_fd()).map_err(|e| failed(e.into()))?,
+            false => metadata.len(),
+        };
+        let size = VolumeSize::holding(len).map_err(|e| Error::unsuitable(path, e.to_string()))?;
         let times = metadata.is_file().then(|| Times::of(&metadata));
         Ok(Self(Arc::new(Inner { path: path.to_owned(), file, len, size, times })))
     }
@@ -134,12 +147,51 @@ impl FileSource {
         })
     }
 
+    /// Waits for the disk.
+    fn read_bytes(&self, index: BlockIndex) -> Result<Bytes> {
+        let Inner { path, file, len, .. } = &*self.0;
+        read_block(file, index, *len).map_err(|e| match e.kind() {
+            std::io::ErrorKind::UnexpectedEof => shorter(path, *len),
+            _ => Error::io("read", path, e),
+        })
+    }
+
+    /// Whether the file seems to be what it was when it was opened.
+    pub(crate) fn is_unchanged(&self) -> bool {
+        let Some(then) = &self.0.times else { return true };
+        self.0.file.metadata().is_ok_and(|now| {
+            // To be renamed or linked changes a file's status, not what is in it.
+            let now = Times::of(&now);
+            (now.len, now.modified) == (then.len, then.modified)
+        })
+    }
+}
+
+#[async_trait]
+impl Source for FileSource {
+    fn changes(&self) -> BoxStream<'static, Result<Change>> {
+        let end = self.0.size.blocks();
+        // An extent of nothing at the end of the volume, for the hole before it.
+        let extents = self.extents(BlockIndex::ZERO..end).chain([Ok(end..end)]);
+        let mut at = BlockIndex::ZERO;
+        let changes = stream::iter(extents).map_ok(move |extent| {
+            let hole = at..extent.start;
+            at = extent.end;
+            let hole = (!hole.is_empty()).then_some(Change::Zeros(hole));
+            let blocks = (extent.start.0..extent.end.0).map(BlockIndex);
+            let data = blocks.map(|index| Change::Data(index, None));
+            stream::iter(hole.into_iter().chain(data).map(Ok))
+        });
+        changes.try_flatten().boxed()
+    }
+
     /// Reads blocks, and hashes them together; what is behind the end of the file is zeros.
     ///
     /// # Errors
     ///
     /// If one cannot be read, or the file has become shorter.
-    pub(crate) async fn read_all(&self, indexes: Vec<BlockIndex>) -> Result<Vec<Block>> {
+    async fn read(&self, blocks: &[(BlockIndex, Option<ListedBlock>)]) -> Result<Vec<Block>> {
+        let indexes: Vec<_> = blocks.iter().map(|(index, _)| *index).collect();
         let source = self.clone();
         blocking(move || {
             let bytes = indexes.into_iter().map(|index| source.read_bytes(index));
@@ -148,90 +200,19 @@ impl FileSource {
         .await
     }
 
-    /// Waits for the disk.
-    fn read_bytes(&self, index: BlockIndex) -> Result<Bytes> {
-        let Inner { path, file, len, .. } = &*self.0;
-        let start = index.offset();
-        let wanted = usize::try_from((len - start).min(BLOCK_SIZE_U64)).expect("at most a block");
-        let mut buffer = BlockBuffer::block();
-        file.read_exact_at(&mut buffer[..wanted], start).map_err(|e| match e.kind() {
-            std::io::ErrorKind::UnexpectedEof => shorter(path, *len),
-            _ => Error::io("read", path, e),
-        })?;
-        buffer[wanted..].fill(0);
-        Ok(buffer.freeze())
-    }
-
-    /// Whether the file seems to be what it was when it was opened.
-    pub(crate) fn is_unchanged(&self) -> bool {
-        let Inner { file, times, .. } = &*self.0;
-        match (times, file.metadata()) {
-            (None, _) => true,
-            (Some(then), Ok(now)) => {
-                // To be renamed or linked changes a file's status, not what is in it.
-                let now = Times::of(&now);
-                (now.len, now.modified) == (then.len, then.modified)
-            }
-            (Some(_), Err(_)) => false,
-        }
-    }
-}
-
-#[async_trait]
-impl Source for FileSource {
-    fn changes(&self) -> BoxStream<'static, Result<Change>> {
-        let end = self.0.size.blocks();
-        let mut extents = self.extents(BlockIndex::ZERO..end);
-        let (mut at, mut blocks) = (BlockIndex::ZERO, 0..0);
-        let changes = std::iter::from_fn(move || {
-            if let Some(index) = blocks.next() {
-                return Some(Ok(Change::Data(BlockIndex(index), None)));
-            }
-            let hole_end = match extents.next() {
-                Some(Ok(extent)) => {
-                    blocks = extent.start.0..extent.end.0;
-                    let hole = at..extent.start;
-                    at = extent.end;
-                    if hole.is_empty() {
-                        let index = blocks.next().expect("an extent is not empty");
-                        return Some(Ok(Change::Data(BlockIndex(index), None)));
-                    }
-                    return Some(Ok(Change::Zeros(hole)));
-                }
-                Some(Err(error)) => return Some(Err(error)),
-                None => end,
-            };
-            let hole = at..hole_end;
-            at = hole_end;
-            (!hole.is_empty()).then_some(Ok(Change::Zeros(hole)))
-        });
-        stream::iter(changes).boxed()
-    }
-
-    fn run_len(&self) -> usize {
-        run_len()
-    }
-
-    fn parallelism(&self) -> usize {
-        run_len() * concurrent_runs()
-    }
-
-    async fn read(&self, blocks: &[(BlockIndex, Option<ListedBlock>)]) -> Result<Vec<Block>> {
-        self.read_all(blocks.iter().map(|(index, _)| *index).collect()).await
-    }
-
     fn is_read_again(&self) -> bool {
         self.0.times.is_none()
     }
 
     async fn check(&self) -> Result<()> {
         let Inner { path, file, len, times, .. } = &*self.0;
-        match (times, file.metadata()) {
-            (None, _) => Ok(()),
-            (Some(_), Ok(now)) if now.len() >= *len => Ok(()),
-            (Some(_), Ok(_)) => Err(shorter(path, *len)),
-            (Some(_), Err(error)) => Err(Error::io("read", path, error)),
+        if times.is_some() {
+            let now = file.metadata().map_err(|e| Error::io("read", path, e))?;
+            if now.len() < *len {
+                return Err(shorter(path, *len));
+            }
         }
+        Ok(())
     }
 }
 
@@ -269,12 +250,19 @@ fn shorter(path: &Path, len: u64) -> Error {
     Error::unsuitable(path, why)
 }
 
-fn length(file: &File, metadata: &Metadata) -> std::io::Result<u64> {
-    if metadata.file_type().is_block_device() {
-        Ok(crate::sys::block_device_len(file.as_fd())?)
-    } else {
-        Ok(metadata.len())
-    }
+/// Reads a block of a file of `len` bytes; what is behind its end is zeros. Waits for the disk.
+pub(crate) fn read_block(file: &File, index: BlockIndex, len: u64) -> std::io::Result<Bytes> {
+    let mut buffer = BlockBuffer::block();
+    let (inside, behind) = buffer.split_at_mut(len_within(index, len));
+    file.read_exact_at(inside, index.offset())?;
+    behind.fill(0);
+    Ok(buffer.freeze())
+}
+
+/// How many bytes of a block are in a file of `len` bytes.
+pub(crate) fn len_within(index: BlockIndex, len: u64) -> usize {
+    let bytes = len.saturating_sub(index.offset()).min(BLOCK_SIZE_U64);
+    usize::try_from(bytes).expect("at most a block")
 }
 
 #[cfg(test)]

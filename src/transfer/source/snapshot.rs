@@ -1,10 +1,11 @@
 //! A completed snapshot, as a source.
 
 use async_trait::async_trait;
+use futures::future::try_join_all;
 use futures::stream::{self, BoxStream, StreamExt as _};
 
 use super::{Change, Result, Source};
-use crate::model::{Block, BlockIndex, Snapshot};
+use crate::model::{Block, BlockIndex, Snapshot, SnapshotId};
 use crate::store::listing::{Listing, read_listed};
 use crate::store::{ListedBlock, SharedStore};
 
@@ -45,7 +46,7 @@ impl Source for SnapshotSource {
     }
 
     fn run_len(&self) -> usize {
-        1
+        self.store.neighbours()
     }
 
     fn parallelism(&self) -> usize {
@@ -53,15 +54,23 @@ impl Source for SnapshotSource {
     }
 
     async fn read(&self, blocks: &[(BlockIndex, Option<ListedBlock>)]) -> Result<Vec<Block>> {
-        let mut read = Vec::with_capacity(blocks.len());
-        for (_, listed) in blocks {
-            let listed = listed.as_ref().expect("every block of a snapshot was listed");
-            read.push(read_listed(&self.store, &self.snapshot.id, listed).await?);
-        }
-        Ok(read)
+        read_blocks(&self.store, &self.snapshot.id, blocks).await
     }
 
     fn is_read_again(&self) -> bool {
         false
     }
+}
+
+/// Reads blocks of a snapshot that were listed.
+pub(super) async fn read_blocks(
+    store: &SharedStore,
+    id: &SnapshotId,
+    blocks: &[(BlockIndex, Option<ListedBlock>)],
+) -> Result<Vec<Block>> {
+    let read = blocks.iter().map(|(_, listed)| {
+        let listed = listed.as_ref().expect("every block of a snapshot was listed");
+        read_listed(store, id, listed)
+    });
+    Ok(try_join_all(read).await?)
 }

@@ -169,6 +169,19 @@ async fn a_job_is_cancelled_by_a_write_and_forgotten_with_its_directory() {
 }
 
 #[tokio::test]
+async fn the_directory_of_the_jobs_changes_when_one_comes_or_goes() {
+    let place = place().await;
+    let jobs = place.walk("control/jobs").await.unwrap();
+    let time = || place.tree.getattr(jobs).unwrap().time;
+    let before = time();
+    let job = place.endless_job();
+    let came = time();
+    assert!(before < came && came == time());
+    place.tree.rmdir(jobs, job.to_string().as_ref()).await.unwrap();
+    assert!(came < time());
+}
+
+#[tokio::test]
 async fn control_files_belong_to_the_daemon_and_little_of_them_changes() {
     let place = place().await;
     place.endless_job();

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use rstest::rstest;
 use tokio::runtime::Runtime;
 
 use super::content::{Content, difference};
 use super::trap::{Fault, Plan};
 use super::world::{Change, World};
+use crate::image::staging::record::ImageRecord;
 use crate::image::working::{Error, State, WorkingImage};
 use crate::model::{BLOCK_SIZE, BLOCK_SIZE_U64, SnapshotId};
 use crate::store::wrap::Call;
@@ -173,5 +175,59 @@ fn a_base_that_was_deleted_costs_nothing_that_is_staged() {
         world.snapshots.remove(&base);
         world.check_store().await;
         assert!(world.snapshots.values().any(|snapshot| *snapshot == content));
+    });
+}
+
+/// What tells that a snapshot was begun elsewhere: the store may be a copy of the one that it was begun in.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Lacks {
+    Pending,
+    /// Nothing of it is in the image any more.
+    Base,
+}
+
+#[rstest]
+fn staging_that_may_be_of_another_store_waits(#[values(Lacks::Pending, Lacks::Base)] lacks: Lacks) {
+    let (mut world, base) = left(lacks == Lacks::Pending);
+    let process = runtime();
+    process.block_on(async {
+        let image = world.begin().await.remove(0);
+        let gone = match lacks {
+            Lacks::Pending => image.state().lowest().pending().unwrap(),
+            Lacks::Base => {
+                image.truncate(0).await.unwrap();
+                image.write(0, Bytes::from_static(b"anew")).await.unwrap();
+                world.life().trap.arm(Plan { call: Call::Start, after: 0, fault: Fault::Fail });
+                image.commit().await.unwrap_err();
+                world.quiet().await;
+                base
+            }
+        };
+        world.life().shop.store.delete(&gone).await.unwrap();
+        world.snapshots.remove(&gone);
+    });
+    drop(process);
+    world.die();
+    runtime().block_on(async {
+        for _ in 0..2 {
+            let image = world.begin().await.remove(0);
+            image.resume();
+            world.quiet().await;
+            let status = image.status();
+            let (state, why) = match lacks {
+                Lacks::Pending => (State::Interrupted, "copy of the store"),
+                Lacks::Base => (State::Failed, "base"),
+            };
+            assert_eq!(status.state, state, "{status:?}");
+            assert!(status.error.unwrap().contains(why));
+            image.sync().await.unwrap();
+            world.die();
+        }
+        let image = world.begin().await.remove(0);
+        image.resume();
+        assert!(ImageRecord::read(&image.directory).unwrap().trouble.is_some(), "it forgot");
+        image.commit().await.unwrap();
+        world.quiet().await;
+        assert_eq!(image.status().state, State::Clean);
     });
 }

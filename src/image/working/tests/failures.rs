@@ -32,7 +32,7 @@ async fn written() -> World {
 
 impl World {
     /// Asks for a commit of the only image, which holds what it should.
-    async fn commit(&mut self) {
+    pub(super) async fn commit(&mut self) {
         let content = self.slots[0].content.clone();
         self.attempts.push(content.clone());
         let result = self.slots[0].image().commit().await;
@@ -195,7 +195,7 @@ async fn failed_with_another_behind(cancelled: bool) -> World {
     let second = world.slots[0].content.clone();
     world.attempts.push(second);
     assert_eq!(image.commit_closed().await.unwrap(), None);
-    assert!(matches!(world.change(0, write(1, 60)).await, Err(Error::Busy)));
+    assert_eq!(image.status().state, State::Queued);
     if cancelled {
         image.cancel().unwrap();
     } else {
@@ -237,6 +237,22 @@ async fn a_commit_is_cancelled_as_soon_as_it_shows() {
     assert_eq!(image.status().state, State::Interrupted);
     world.slots[0].changed = true;
     world.commit().await;
+}
+
+#[tokio::test]
+async fn a_commit_that_does_not_begin_has_ended_for_who_was_told_of_it() {
+    let mut world = written().await;
+    let image = world.slots[0].image();
+    let (staging, away) = (world.staging(), world.staging().with_extension("away"));
+    world.attempts.push(world.slots[0].content.clone());
+    std::fs::rename(&staging, &away).unwrap();
+    image.commit_closed().await.unwrap_err();
+    std::fs::rename(&away, &staging).unwrap();
+    world.quiet().await;
+    assert_eq!(world.life().told.ended(), 1);
+    image.commit().await.unwrap();
+    world.quiet().await;
+    assert_eq!(world.life().told.ended(), 1, "nobody is told of what was asked for by name");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,8 +7,8 @@ use tokio::runtime::Runtime;
 
 use super::trap::{Fault, Plan};
 use super::world::{Change, PATIENCE, World};
-use crate::image::working::{Closed, Error, Opened, Settings, State, WorkingImage};
-use crate::model::{BLOCK_SIZE, BLOCK_SIZE_U64};
+use crate::image::working::{Closed, Opened, Result, Settings, State};
+use crate::model::{BLOCK_SIZE, BLOCK_SIZE_U64, SnapshotId};
 use crate::store::wrap::Call;
 
 /// About ten seconds.
@@ -67,7 +67,7 @@ enum Op {
         change: Change,
         plan: Plan,
         meanwhile: Vec<Change>,
-        again: bool,
+        again: Again,
         end: End,
     },
     Rename {
@@ -89,6 +89,17 @@ enum How {
     Shared,
     /// The store goes on for a while after the completion.
     Slowly,
+}
+
+/// What is asked for while the commit hangs, if something was changed meanwhile.
+#[derive(Clone, Copy, Debug)]
+enum Again {
+    Nothing,
+    Close,
+    /// It is changed before its turn.
+    CloseAndChange,
+    /// By name; and it is changed before its turn.
+    AskAndChange,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -151,7 +162,13 @@ fn op() -> impl Strategy<Value = Op> {
         .prop_map(|(call, after, fault)| Plan { call, after, fault });
     let meanwhile = prop::collection::vec(change(), 0..3);
     let end = prop_oneof![3 => Just(End::Go), 2 => Just(End::Cancel), 3 => Just(End::Crash)];
-    let hang = (change(), plan, meanwhile, any::<bool>(), end).prop_map(
+    let again = prop_oneof![
+        2 => Just(Again::Nothing),
+        1 => Just(Again::Close),
+        1 => Just(Again::CloseAndChange),
+        1 => Just(Again::AskAndChange),
+    ];
+    let hang = (change(), plan, meanwhile, again, end).prop_map(
         |(change, plan, meanwhile, again, end)| Op::Hang { change, plan, meanwhile, again, end },
     );
     let to = prop_oneof![Just(To::Temporary), Just(To::Final)];
@@ -208,7 +225,7 @@ impl World {
             Op::Create | Op::Clone { .. } | Op::WishParent { .. } => {}
             Op::Change(change) => {
                 let result = self.change(n, change).await;
-                assert!(result.is_ok() || is_full(&image) || !trap.disarm(), "{result:?}");
+                assert!(result.is_ok() || !trap.disarm(), "{result:?}");
             }
             Op::Fsync => image.sync().await.unwrap(),
             Op::Close { change, how } => self.close(n, change, how).await,
@@ -277,7 +294,7 @@ impl World {
         opened.begin_change();
         let result = self.change(n, change).await;
         opened.end_change(&result);
-        assert!(result.is_ok() || is_full(&image) || !trap.disarm(), "{result:?}");
+        assert!(result.is_ok() || !trap.disarm(), "{result:?}");
         let content = self.slots[n].content.clone();
         let dying = matches!(how, How::Dying).then(|| "killed".to_owned());
         if !matches!(how, How::Shared) {
@@ -359,15 +376,15 @@ impl World {
         change: Change,
         plan: Plan,
         meanwhile: Vec<Change>,
-        again: bool,
+        again: Again,
         end: End,
     ) -> bool {
         let image = self.slots[n].image();
         let trap = Arc::clone(&self.life().trap);
         let result = self.change(n, change).await;
-        assert!(result.is_ok() || is_full(&image), "{result:?}");
+        assert!(result.is_ok(), "{result:?}");
         trap.arm(plan);
-        let content = self.slots[n].content.clone();
+        let mut content = self.slots[n].content.clone();
         self.attempts.push(content.clone());
         let committing = Arc::clone(&image);
         let commit = tokio::spawn(async move { committing.commit().await });
@@ -377,22 +394,22 @@ impl World {
             hangs = trap.caught.available_permits() > 0;
         }
         let mut cancelled = false;
+        let mut asked = None;
         if hangs {
             let before = self.slots[n].failed;
+            // Another commit of it, which went wrong, comes first.
+            let waits = image.status().state == State::Queued;
             for change in meanwhile {
                 let result = self.change(n, change).await;
-                assert!(result.is_ok() || is_full(&image), "{result:?}");
+                assert!(result.is_ok(), "{result:?}");
             }
             self.slots[n].failed = before;
             self.check_images().await;
-            if again && image.state().is_dirty() {
-                self.attempts.push(self.slots[n].content.clone());
-                assert_eq!(image.commit_closed().await.unwrap(), None);
-                let queued = image.status().state == State::Queued;
-                if queued {
-                    let full = self.change(n, Change::Write { offset: 0, len: 1, value: 7 }).await;
-                    assert!(matches!(full, Err(Error::Busy)), "{full:?}");
-                }
+            if image.state().is_dirty() {
+                asked = self.again(n, again, waits).await;
+            }
+            if waits {
+                content = self.slots[n].content.clone();
             }
             match end {
                 End::Go => trap.release(),
@@ -411,22 +428,54 @@ impl World {
         let retried = self.slots[n].changed;
         let empty = content.len == 0;
         self.committed(n, content, result, cancelled).await;
+        let mut is_cut_off = false;
+        if let Some(asked) = asked {
+            let content = self.slots[n].content.clone();
+            is_cut_off = content.len == 0;
+            self.committed(n, content, asked.await.unwrap(), cancelled).await;
+        }
         self.quiet().await;
         let status = image.status();
         if cancelled {
             assert_eq!(status.state, State::Interrupted);
             self.slots[n].changed |= retried;
-        } else if !empty {
+        } else if !empty && !is_cut_off {
             assert!(matches!(status.state, State::Clean | State::Dirty), "{status:?}");
         }
         false
     }
-}
 
-/// Whether there are two generations that take no more writes.
-fn is_full(image: &WorkingImage) -> bool {
-    let state = image.state();
-    state.phase.is_committing() && state.layers.iter().filter(|layer| layer.frozen).count() > 1
+    /// Asks for another commit while one hangs, and another one `waits`; that which was asked for by name.
+    async fn again(
+        &mut self,
+        n: usize,
+        again: Again,
+        waits: bool,
+    ) -> Option<tokio::task::JoinHandle<Result<SnapshotId>>> {
+        let image = self.slots[n].image();
+        let state = || image.status().state;
+        let mut asked = None;
+        self.attempts.push(self.slots[n].content.clone());
+        match again {
+            Again::Nothing => return None,
+            Again::AskAndChange if !image.is_empty() => {
+                let image = Arc::clone(&image);
+                asked = Some(tokio::spawn(async move { image.commit().await }));
+                while state() != State::Queued {
+                    tokio::time::sleep(std::time::Duration::from_micros(100)).await;
+                }
+            }
+            _ => assert_eq!(image.commit_closed().await.unwrap(), None),
+        }
+        if matches!(again, Again::Close) || state() != State::Queued {
+            return asked;
+        }
+        let change = Change::Write { offset: 0, len: 1, value: 7 };
+        self.change(n, change).await.unwrap();
+        self.attempts.push(self.slots[n].content.clone());
+        assert_eq!(state() == State::Queued, waits || asked.is_some());
+        asked
+    }
 }
 
 fn runtime() -> Runtime {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,7 +12,9 @@ use super::trap::{Plan, Trap};
 use crate::cache::{Cache, MIN_BUDGET};
 use crate::image::Image;
 use crate::image::staging::Staging;
-use crate::image::working::{Error, Maker, Result, Settings, State, WorkingImage, Workshop};
+use crate::image::working::{
+    Commit, Error, Maker, Result, Settings, State, Watch, WorkingImage, Workshop,
+};
 use crate::model::{BLOCK_SIZE, BLOCK_SIZE_U64, BlockIndex, Snapshot, SnapshotId, SnapshotState};
 use crate::store::repository::Repository;
 use crate::store::wrap::{Call, Count, Counters};
@@ -39,6 +41,26 @@ pub(super) struct Life {
     pub(super) shop: Arc<Workshop>,
     pub(super) trap: Arc<Trap>,
     pub(super) counters: Arc<Counters>,
+    pub(super) told: Arc<Told>,
+}
+
+/// The commits that were told of.
+#[derive(Debug, Default)]
+pub(super) struct Told(Mutex<Vec<Arc<Commit>>>);
+
+impl Watch for Arc<Told> {
+    fn commit_begins(&self, _: &str, commit: &Arc<Commit>) {
+        self.0.lock().unwrap().push(Arc::clone(commit));
+    }
+}
+
+impl Told {
+    /// How many were told of, all of which have ended.
+    pub(super) fn ended(&self) -> usize {
+        let commits = self.0.lock().unwrap();
+        assert!(commits.iter().all(|commit| commit.outcome.borrow().is_some()), "one never ends");
+        commits.len()
+    }
 }
 
 /// A working image, and what it should hold.
@@ -181,8 +203,10 @@ impl World {
         let store: SharedStore = Arc::clone(&trap) as SharedStore;
         let settings = self.settings.clone();
         let shop = Workshop::new(store, Cache::new(MIN_BUDGET), staging, settings);
+        let told = Arc::new(Told::default());
+        shop.watch(Box::new(Arc::clone(&told)));
         let loaded = WorkingImage::load_all(&shop).await;
-        self.life = Some(Life { shop, trap, counters });
+        self.life = Some(Life { shop, trap, counters, told });
         loaded
     }
 
@@ -314,6 +338,9 @@ impl World {
             }
         };
         tokio::time::timeout(PATIENCE, quiet).await.expect("it does not come to rest");
+        if let Some(life) = &self.life {
+            life.told.ended();
+        }
     }
 
     async fn completed(&self) -> Vec<Snapshot> {

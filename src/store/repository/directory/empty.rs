@@ -1,20 +1,30 @@
 //! A directory that is no repository: how it becomes one, and why it is none.
 
+use std::fs::File;
 use std::io::Result as IoResult;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
-use super::{names, sync_directory};
+use super::beneath::Beneath;
+use super::names;
 use crate::store::repository::already_a_repository;
 use crate::store::{Error, ErrorKind, Result};
 
-/// Makes `directory`, or checks that it holds nothing but what a crashed `init` left.
+/// Makes `directory`, unless it is there.
 pub(super) fn make(directory: &Path) -> Result<()> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+    made.and_then(|()| sync_above(directory)).map_err(|error| not_made(directory, error))
+}
+
+fn not_made(directory: &Path, error: std::io::Error) -> Error {
+    Error::from_io(format!("cannot create the store {}", directory.display()), error)
+}
+
+/// Checks that `opened`, at the path `directory`, holds nothing but what a crashed `init` left.
+pub(super) fn check(opened: &Beneath, directory: &Path) -> Result<()> {
     let shown = directory.display();
-    let failed = |e| Error::from_io(format!("cannot create the store {shown}"), e);
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
-    for entry in std::fs::read_dir(directory).map_err(failed)? {
-        let name = entry.map_err(failed)?.file_name();
+    for entry in opened.entries("").map_err(|error| not_made(directory, error))? {
+        let name = entry.name;
         if name == names::INFO {
             return Err(already_a_repository(&shown.to_string()));
         }
@@ -26,13 +36,13 @@ pub(super) fn make(directory: &Path) -> Result<()> {
             return Err(Error::new(ErrorKind::Conflict, message));
         }
     }
-    sync_above(directory).map_err(failed)
+    Ok(())
 }
 
 /// The names of the directories that were just made must survive too.
 fn sync_above(directory: &Path) -> IoResult<()> {
     for ancestor in std::path::absolute(directory)?.ancestors().skip(1) {
-        match sync_directory(ancestor) {
+        match File::open(ancestor).and_then(|directory| directory.sync_all()) {
             // We may not look into what others made long ago.
             Err(error) if error.kind() != std::io::ErrorKind::PermissionDenied => {
                 return Err(error);

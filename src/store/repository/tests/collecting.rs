@@ -48,6 +48,47 @@ fn nothing_is_collected_that_was_not_found_before_the_grace_period() {
     });
 }
 
+#[test]
+fn collections_that_begin_at_the_same_time_both_note_what_they_found() {
+    run(async {
+        let space = Space::new(1);
+        let p = space.process();
+        for name in ["snap-0a", "snap-0b"] {
+            let id = make(&p, chosen(name), &[(0, name.as_bytes()[6])]).await;
+            p.delete(&id).await.unwrap();
+            p.gc(MIN_GRACE, false).await.unwrap();
+        }
+        assert_eq!(space.names("gc/").len(), 2);
+        space.advance(LATER);
+        assert_eq!(p.gc(MIN_GRACE, false).await.unwrap().deleted_objects, 6);
+        assert_eq!(space.names("gc/").len(), 0);
+    });
+}
+
+#[test]
+fn a_pending_snapshot_that_is_deleted_leaves_no_pack() {
+    run(async {
+        let space = Space::new(1);
+        let p = space.process();
+        let kept = make(&p, chosen("snap-0a"), &[(0, 1), (1, 2)]).await;
+        let packs = space.names("packs/");
+        // By two processes.
+        let id = start(&p, chosen("snap-0b")).await;
+        put(&p, &id, &[(0, 3), (1, 1)]).await;
+        p.flush(&id).await.unwrap();
+        let q = space.process();
+        put(&q, &id, &[(2, 4)]).await;
+        q.flush(&id).await.unwrap();
+        assert_eq!(space.names("packs/").len(), packs.len() + 2);
+        space.process().delete(&id).await.unwrap();
+        assert_eq!(space.names("packs/"), packs);
+        assert_eq!(read(&p, &kept).await.unwrap(), [(0, 1), (1, 2)]);
+        // Of a snapshot that was completed they stay, for others and for a grace period.
+        p.delete(&kept).await.unwrap();
+        assert_eq!(space.names("packs/"), packs);
+    });
+}
+
 /// A collection while a snapshot is being completed names its new pages; the name stays in the
 /// record, so later only what each run reaches protects them.
 async fn with_named_pages(space: &Space) -> SnapshotId {

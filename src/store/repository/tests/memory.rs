@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::model::Block;
 use crate::store::repository::Repository;
-use crate::store::repository::objects::{Decode, Objects};
+use crate::store::repository::objects::{Decode, Objects, most_bytes};
 use crate::store::{Error, ErrorKind, Result, Usage};
 
 /// The objects of one repository, with their clock.
@@ -31,6 +31,8 @@ struct Inner {
     made: BTreeMap<String, Timestamp>,
     now: Timestamp,
     random: u64,
+    /// As in a bucket: packs are arranged, so that one request brings several frames.
+    is_far: bool,
     /// Two operations take turns at each call.
     turns: Option<Turns>,
     processes: usize,
@@ -51,6 +53,7 @@ impl Space {
             made: BTreeMap::new(),
             now: "2026-01-01T00:00:00Z".parse().unwrap(),
             random: seed,
+            is_far: seed.is_multiple_of(2),
             turns: None,
             processes: 0,
         })))
@@ -355,6 +358,10 @@ impl Objects for Handle {
         7
     }
 
+    fn neighbours(&self) -> usize {
+        if self.space.inner().is_far { 16 } else { 1 }
+    }
+
     fn usage(&self) -> Option<Usage> {
         Some(Usage { again: 3, ..Usage::default() })
     }
@@ -367,7 +374,7 @@ impl Objects for Handle {
         if self.fate().full.as_ref().is_some_and(|prefix| name.starts_with(prefix)) {
             // It takes a while to find out.
             tokio::task::yield_now().await;
-            return Err(Error::new(ErrorKind::Quota, "no space left"));
+            return Err(Error::new(ErrorKind::NoRoom, "no space left"));
         }
         let mut inner = self.space.inner();
         let new = !inner.objects.contains_key(name);
@@ -385,7 +392,11 @@ impl Objects for Handle {
 
     async fn read(&self, name: &str) -> Result<Bytes> {
         self.begin_read(Call::Read, name).await?;
-        self.get(name)
+        let found = self.get(name)?;
+        if found.len() as u64 > most_bytes(name) {
+            return Err(Error::new(ErrorKind::Corrupt, format!("{name} is too long")));
+        }
+        Ok(found)
     }
 
     async fn read_range(

@@ -193,14 +193,14 @@ fn a_full_disk_loses_nothing_that_was_accepted() {
                 match p.put_block(&id, BlockIndex(u32::from(n)), block(n + 1)).await {
                     Ok(()) => {}
                     Err(error) => {
-                        assert_eq!(error.kind(), ErrorKind::Quota);
+                        assert_eq!(error.kind(), ErrorKind::NoRoom);
                         failed += 1;
                     }
                 }
                 expected.push((u32::from(n), n + 1));
             }
             assert_eq!(failed, 7, "the one that fills the pack, and all that follow");
-            assert_eq!(kind(p.flush(&id).await), Some(ErrorKind::Quota));
+            assert_eq!(kind(p.flush(&id).await), Some(ErrorKind::NoRoom));
             p.disk_full(None);
             // Those that were refused for the batch before them were not accepted: once more.
             for &(index, value) in &expected[63..] {
@@ -385,7 +385,7 @@ fn a_cancelled_flush_that_fails_later_keeps_what_was_put() {
         let go_on = cancel_in(&p, Call::Create, "pending/", p.flush(&id)).await;
         p.disk_full(Some("pending/"));
         go_on.send(()).unwrap();
-        assert_eq!(kind(p.flush(&id).await), Some(ErrorKind::Quota));
+        assert_eq!(kind(p.flush(&id).await), Some(ErrorKind::NoRoom));
         p.disk_full(None);
         p.flush(&id).await.unwrap();
         space.process().complete(&id, count(2)).await.unwrap();

@@ -17,7 +17,7 @@ const MAX_REFUSAL: usize = 1 << 20;
 
 /// Ends an answer that is longer than any of the service: the SDK collects whatever comes.
 #[derive(Debug)]
-pub(super) struct Bounded;
+pub(crate) struct Bounded;
 
 impl Intercept for Bounded {
     fn name(&self) -> &'static str {

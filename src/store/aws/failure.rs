@@ -12,6 +12,7 @@ use aws_sdk_ebs::operation::RequestId;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::DispatchFailure;
 
+use crate::shown::is_hidden;
 use crate::store::request::Outcome;
 use crate::store::{Error, ErrorKind, causes};
 
@@ -27,8 +28,8 @@ const OF_THE_KEY: [&str; 4] = [
 const MAX_SHOWN: usize = 120;
 
 /// What to do where nothing is answered, and where nothing is taken, as the end of a message.
-pub(super) const SILENT: &str = "; `fspfs doctor` shows whether the service can be reached";
-pub(super) const TOO_MUCH: &str =
+pub(crate) const SILENT: &str = "; `fspfs doctor` shows whether the service can be reached";
+pub(crate) const TOO_MUCH: &str =
     "; something else may use up what the account may send: try again when it is done";
 
 /// What can be done about a failure.
@@ -78,7 +79,7 @@ pub(crate) enum NoAnswer {
 /// A request that failed.
 #[derive(Debug)]
 pub(crate) struct Failure {
-    pub(super) class: Class,
+    pub(crate) class: Class,
     /// Why the service said nothing; `None` if it answered.
     pub(crate) no_answer: Option<NoAnswer>,
     /// The code of a refusal, or its status.
@@ -91,7 +92,7 @@ pub(crate) struct Failure {
 
 impl Failure {
     /// What is wrong with an answer.
-    pub(super) fn new(class: Class, text: impl Into<String>) -> Self {
+    pub(crate) fn new(class: Class, text: impl Into<String>) -> Self {
         let text = text.into();
         Self { class, no_answer: None, code: None, foreign: false, text, request_id: None }
     }
@@ -120,24 +121,24 @@ impl Failure {
     }
 
     /// Whether nothing came for as long as one waits.
-    pub(super) fn is_silence(&self) -> bool {
+    pub(crate) fn is_silence(&self) -> bool {
         self.no_answer == Some(NoAnswer::Silence)
     }
 
     /// Whether the service says this, in lower case.
-    pub(super) fn mentions(&self, what: &str) -> bool {
+    pub(crate) fn mentions(&self, what: &str) -> bool {
         self.text.to_ascii_lowercase().contains(what)
     }
 
     /// Whether the service itself has refused: else what was asked for may be done all the same.
-    pub(super) fn is_verdict(&self) -> bool {
+    pub(crate) fn is_verdict(&self) -> bool {
         self.no_answer.is_none()
             && !self.foreign
             && !matches!(self.class, Class::Transient | Class::Foreign)
     }
 
     /// What the limiter learns from it.
-    pub(super) fn outcome(&self) -> Outcome {
+    pub(crate) fn outcome(&self) -> Outcome {
         match self.class {
             _ if self.is_silence() => Outcome::Silence,
             _ if self.no_answer.is_some() => Outcome::Unanswered,
@@ -239,7 +240,7 @@ impl Failure {
     }
 
     /// The kind of error that it is for whoever called.
-    pub(super) fn kind(&self) -> ErrorKind {
+    pub(crate) fn kind(&self) -> ErrorKind {
         match self.class {
             Class::AccountThrottled | Class::SnapshotThrottled | Class::Overloaded => {
                 ErrorKind::Throttled
@@ -253,13 +254,13 @@ impl Failure {
     }
 
     /// The error of an operation that tried so often for so long.
-    pub(super) fn after(&self, doing: impl fmt::Display, attempts: u32, time: Duration) -> Error {
+    pub(crate) fn after(&self, doing: impl fmt::Display, attempts: u32, time: Duration) -> Error {
         let told = self.told(doing, attempts, time);
         Error::new(self.kind(), format!("{told}{}", self.cure()))
     }
 
     /// What failed like this, without what to do about it.
-    pub(super) fn told(&self, doing: impl fmt::Display, attempts: u32, time: Duration) -> String {
+    pub(crate) fn told(&self, doing: impl fmt::Display, attempts: u32, time: Duration) -> String {
         let tries = match attempts {
             0 | 1 => String::new(),
             n => format!(" after {n} attempts in {:.1} s", time.as_secs_f64()),
@@ -270,6 +271,9 @@ impl Failure {
     /// What one may do about it, as the end of a message.
     fn cure(&self) -> &'static str {
         match self.class {
+            _ if self.code() == Some("InvalidObjectState") => {
+                "; it is of an archive class, and can be read when it was restored there"
+            }
             Class::Final(ErrorKind::Denied) if OF_THE_KEY.iter().any(|r| self.text.contains(r)) => {
                 "; it is about the KMS key of the snapshot, which has to be enabled, with the rights that docs/iam.md names"
             }
@@ -298,7 +302,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // A terminal does what control characters say.
         for character in self.text.chars() {
-            f.write_char(if character.is_control() { ' ' } else { character })?;
+            f.write_char(if is_hidden(character) { ' ' } else { character })?;
         }
         match &self.request_id {
             Some(id) => write!(f, " [request {id}]"),
@@ -396,12 +400,19 @@ fn classify(status: u16, code: &str, reason: Option<&str>, message: &str) -> Cla
             | "ExpiredToken"
             | "RequestExpired"
             | "UnrecognizedClientException"
+            | "InvalidAccessKeyId"
+            | "InvalidToken"
+            | "RequestTimeTooSkewed"
             | "InvalidClientTokenId"
             | "AuthFailure",
             _,
         ) => Class::Credentials,
         (_, Some(reason)) if OF_THE_KEY.contains(&reason) => Class::Final(Kind::Denied),
-        ("ResourceNotFoundException" | "InvalidSnapshot.NotFound", _) => Class::NotFound,
+        (
+            "ResourceNotFoundException" | "InvalidSnapshot.NotFound" | "NoSuchKey" | "NotFound",
+            _,
+        ) => Class::NotFound,
+        ("NoSuchBucket", _) => Class::Final(Kind::Invalid),
         // A 400 that is none: documented as worth repeating.
         ("ValidationException", _) if message.contains("Failed to read block data") => {
             Class::Transient

@@ -5,22 +5,24 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::account::Account;
-use super::clients::Clients;
-use super::failure::{Class, Failure, SILENT, TOO_MUCH};
-use super::kinds;
+use super::failure::{Class, Failure, NoAnswer, SILENT, TOO_MUCH};
 use crate::model::SnapshotId;
 use crate::store::limiter::{Permit, User};
 use crate::store::request::{Kind, Outcome, Sent};
 use crate::store::{Error, ErrorKind, Priority, StoreOptions, Usage};
 
 /// How long one attempt may take, from its first byte to the last of its answer.
-pub(super) const ATTEMPT: Duration = Duration::from_secs(20);
+pub(crate) const ATTEMPT: Duration = Duration::from_secs(20);
 
 /// The same, while there is something to see of a block that comes, or one that goes: many share a slow line.
 const ATTEMPT_OF_BLOCK: Duration = Duration::from_secs(35);
+
+/// Bytes a second of the slowest line for which there is time.
+const SLOWEST: usize = 128 << 10;
 
 /// The first wait is at most this long, each further one at most twice the one before.
 const BASE: Duration = Duration::from_millis(50);
@@ -42,6 +44,10 @@ const MAX_WRONG: u32 = 6;
 /// again is a warning, though not one for each of the many that fail for the same reason.
 const MANY: u32 = 5;
 const LONG: Duration = Duration::from_secs(10);
+
+/// How long a service is looked for that has never answered, where its name leads nowhere or nobody listens: nobody
+/// waits a minute to learn of a typing error.
+const FIRST_CONTACT: Duration = Duration::from_secs(5);
 
 /// How long a request waits for its turn at most.
 const TURN: Duration = Duration::from_mins(10);
@@ -89,22 +95,30 @@ impl NotSent {
 
 /// How long a request is tried, and whether what is not found may come.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct RetryPolicy {
+pub(crate) struct RetryPolicy {
     deadline: Duration,
+    /// What an attempt may take beyond what most may.
+    extra: Duration,
     not_found_until: Option<Instant>,
 }
 
 impl RetryPolicy {
     /// That of most requests.
-    pub(super) fn standard() -> Self {
-        Self { deadline: DEADLINE, not_found_until: None }
+    pub(crate) fn standard() -> Self {
+        Self { deadline: DEADLINE, extra: Duration::ZERO, not_found_until: None }
+    }
+
+    /// For an object of so many bytes that is sent: a slow line takes long for a large one.
+    pub(crate) fn for_bytes(bytes: usize) -> Self {
+        let extra = Duration::from_secs((bytes / SLOWEST) as u64);
+        Self { extra, ..Self::standard() }
     }
 
     /// For a snapshot of which not all of the service may know until then.
-    pub(super) fn until_known(until: Instant) -> Self {
+    pub(crate) fn until_known(until: Instant) -> Self {
         let left = until.saturating_duration_since(Instant::now());
         // It may come to be known at the last moment, and then takes as long as any.
-        Self { deadline: DEADLINE + left, not_found_until: Some(until) }
+        Self { deadline: DEADLINE + left, not_found_until: Some(until), ..Self::standard() }
     }
 
     /// Whether it is worth sending a request again that has failed like this, after so many answers that were
@@ -125,43 +139,46 @@ impl RetryPolicy {
 
 /// What is asked of the service.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Request<'a> {
-    pub(super) kind: &'static Kind,
+pub(crate) struct Request<'a> {
+    pub(crate) kind: &'static Kind,
     /// What it is about.
-    pub(super) snapshot: Option<&'a SnapshotId>,
+    pub(crate) snapshot: Option<&'a SnapshotId>,
     /// As in "cannot …".
-    pub(super) doing: &'a str,
-    pub(super) policy: RetryPolicy,
+    pub(crate) doing: &'a str,
+    pub(crate) policy: RetryPolicy,
 }
 
 /// One use of an account: everything that stands between a store and its clients.
 #[derive(Debug)]
-pub(super) struct Service {
-    pub(super) account: Arc<Account>,
+pub(crate) struct Service<A> {
+    pub(crate) account: Arc<A>,
     limiter: User,
     sent: Sent,
+    /// It has answered something, whatever that was.
+    has_answered: AtomicBool,
 }
 
-impl Service {
+impl<A: Account> Service<A> {
     /// The limits in `options` count for all who use the account, as long as this lives.
-    pub(super) fn new(account: Arc<Account>, options: &StoreOptions) -> Self {
+    pub(crate) fn new(account: Arc<A>, kinds: &[&'static Kind], options: &StoreOptions) -> Self {
         let limiter = account.limiter().join(options);
-        Self { account, limiter, sent: Sent::new(&kinds::ALL) }
+        let has_answered = AtomicBool::new(false);
+        Self { account, limiter, sent: Sent::new(kinds), has_answered }
     }
 
-    /// A permit to read a block.
+    /// A permit to send a request.
     #[cfg(test)]
-    pub(super) async fn permit(&self) -> Permit {
-        self.limiter.admit(&kinds::GET_SNAPSHOT_BLOCK, None, Priority::background()).await
+    pub(crate) async fn permit(&self, kind: &'static Kind) -> Permit {
+        self.limiter.admit(kind, None, Priority::background()).await
     }
 
     /// Blocks that may be under way at the same time.
-    pub(super) fn max_in_flight(&self) -> usize {
+    pub(crate) fn max_in_flight(&self) -> usize {
         self.limiter.max_in_flight()
     }
 
     /// What was sent so far, for this use of the account.
-    pub(super) fn usage(&self) -> Usage {
+    pub(crate) fn usage(&self) -> Usage {
         Usage { in_flight_limit: self.limiter.in_flight_limit() as u64, ..self.sent.usage() }
     }
 
@@ -171,10 +188,10 @@ impl Service {
     ///
     /// The last failure, with the number of attempts and the time that they took; `Timeout` if there
     /// was no answer to the last one.
-    pub(super) async fn call<T, F>(
+    pub(crate) async fn call<T, F>(
         &self,
         request: Request<'_>,
-        mut attempt: impl FnMut(Arc<Clients>) -> F,
+        mut attempt: impl FnMut(Arc<A::Clients>) -> F,
     ) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Failure>>,
@@ -192,12 +209,13 @@ impl Service {
             };
             let began = Instant::now();
             let most = if kind.is_bulk { ATTEMPT_OF_BLOCK } else { ATTEMPT };
-            let time = most.min(policy.deadline.saturating_sub(tried));
+            let time = most.min(policy.deadline.saturating_sub(tried)) + policy.extra;
             let clients = self.account.clients();
             self.sent.count(kind);
             let answer = tokio::time::timeout(time, attempt(Arc::clone(&clients))).await;
             let failure = match answer {
                 Ok(Ok(value)) => {
+                    self.has_answered.store(true, Ordering::Relaxed);
                     permit.ended(Outcome::Answered);
                     if attempts > 1 {
                         tracing::debug!("{doing}: succeeded in attempt {attempts}");
@@ -222,7 +240,15 @@ impl Service {
                 continue;
             }
             let wait = longest_wait(attempts).mul_f64(fastrand::f64());
-            let is_over = tried + wait + LEAST >= policy.deadline;
+            let nobody = matches!(failure.no_answer, Some(NoAnswer::Name | NoAnswer::Nobody));
+            if failure.no_answer.is_none() {
+                self.has_answered.store(true, Ordering::Relaxed);
+            }
+            let deadline = match nobody && !self.has_answered.load(Ordering::Relaxed) {
+                true => FIRST_CONTACT,
+                false => policy.deadline + policy.extra,
+            };
+            let is_over = tried + wait + LEAST >= deadline;
             wrong += u32::from(matches!(failure.class, Class::Corrupt | Class::Foreign));
             if is_over || !policy.allows(failure.class, wrong) {
                 let error = failure.after(doing, attempts, tried);
@@ -301,6 +327,7 @@ fn longest_wait(attempts: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::limiter::Limiter;
 
     #[test]
     fn waits_grow_to_a_cap() {
@@ -310,22 +337,40 @@ mod tests {
         assert_eq!(longest_wait(u32::MAX), CAP);
     }
 
-    /// One that has nothing to send to.
-    fn service() -> Service {
-        let shared = aws_config::SdkConfig::builder()
-            .behavior_version(aws_config::BehaviorVersion::latest())
-            .endpoint_url("http://127.0.0.1:9")
-            .build();
-        let clients = Clients::of(&shared, &crate::store::ebs::EbsUrl::default());
-        Service::new(Arc::new(Account::alone(clients)), &StoreOptions::default())
+    static GET: Kind = Kind { name: "Get", quota: Some(1000.0), nanodollars: 0, is_bulk: true };
+
+    /// One that sends nothing by itself.
+    #[derive(Debug)]
+    struct Nobody(Arc<Limiter>);
+
+    impl Account for Nobody {
+        type Clients = ();
+
+        fn clients(&self) -> Arc<()> {
+            Arc::new(())
+        }
+
+        fn limiter(&self) -> Arc<Limiter> {
+            Arc::clone(&self.0)
+        }
+
+        async fn renew(&self, _: &Arc<()>) {}
+
+        fn may_warn(&self) -> bool {
+            false
+        }
+    }
+
+    fn service() -> Service<Nobody> {
+        let account = Nobody(Arc::new(Limiter::new(false)));
+        Service::new(Arc::new(account), &[&GET], &StoreOptions::default())
     }
 
     #[tokio::test]
     async fn gives_up_waiting_after_the_deadline_while_all_is_refused() {
         let service = service();
-        let policy = RetryPolicy { deadline: Duration::from_secs(3), not_found_until: None };
-        let request =
-            Request { kind: &kinds::GET_SNAPSHOT_BLOCK, snapshot: None, doing: "read it", policy };
+        let policy = RetryPolicy { deadline: Duration::from_secs(3), ..RetryPolicy::standard() };
+        let request = Request { kind: &GET, snapshot: None, doing: "read it", policy };
         let refuse = |_| {
             let refusal = Failure::new(Class::AccountThrottled, "too many");
             std::future::ready(Err::<(), _>(refusal))
@@ -342,7 +387,7 @@ mod tests {
     #[tokio::test]
     async fn waiting_while_others_are_refused_is_not_counted_as_trying() {
         let service = service();
-        let kind = &kinds::GET_SNAPSHOT_BLOCK;
+        let kind = &GET;
         for _ in 0..5 {
             let permit = service.limiter.admit(kind, None, Priority::urgent()).await;
             permit.ended(Outcome::AccountThrottled);

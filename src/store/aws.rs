@@ -1,0 +1,9 @@
+//! What the services of AWS have in common: the configuration, the accounts, the one place that sends requests, and
+//! what these can end with.
+
+pub(crate) mod account;
+pub(crate) mod answer;
+pub(crate) mod config;
+pub(crate) mod failure;
+pub(crate) mod http;
+pub(crate) mod service;
