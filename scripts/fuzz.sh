@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Feeds the request parsers of `fspfs serve` with arbitrary bytes for a while.
+# Feeds what reads the bytes of others with arbitrary bytes for a while.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/common.sh
@@ -7,12 +7,12 @@ cd "$(dirname "$0")/.."
 
 usage() {
     cat <<'END'
-Usage: scripts/fuzz.sh [SECONDS] [ARGUMENT...]
+Usage: scripts/fuzz.sh [SECONDS] [TARGET...]
 
 Builds fuzz/ with the coverage instrumentation of libFuzzer, which a stable Rust
-can do, and runs the target `requests` for SECONDS (60) from the seeds in
-fuzz/seeds/. What it learns is kept beside the build; an input that fails is
-written to fuzz/artifacts/ and shown. The arguments go to libFuzzer.
+can do, and runs each TARGET (all of fuzz/fuzz_targets/) for SECONDS (60) from its
+seeds in fuzz/seeds/. What it learns is kept beside the build; an input that fails
+is written to fuzz/artifacts/ and shown.
 END
 }
 
@@ -21,6 +21,10 @@ case ${1:-} in
 esac
 seconds=${1:-60}
 [ $# -eq 0 ] || shift
+targets=("$@")
+if [ ${#targets[@]} -eq 0 ]; then
+    mapfile -t targets < <(basename -s .rs fuzz/fuzz_targets/*.rs)
+fi
 
 need_rust
 choose_target_dir
@@ -41,7 +45,12 @@ triple=$(rustc -vV | sed -n 's/^host: //p')
 RUSTFLAGS="${flags[*]}" cargo build --locked --release --manifest-path fuzz/Cargo.toml \
     --target "$triple" --target-dir "$target"
 
-mkdir -p "$target/corpus/requests" fuzz/artifacts
-"$target/$triple/release/requests" -max_total_time="$seconds" -timeout=10 -max_len=4096 \
-    -rss_limit_mb=2048 -print_final_stats=1 -artifact_prefix=fuzz/artifacts/ "$@" \
-    "$target/corpus/requests" fuzz/seeds/requests
+for name in "${targets[@]}"; do
+    echo "--> $name"
+    mkdir -p "$target/corpus/$name" fuzz/artifacts
+    # The superblock of btrfs begins at 64 KiB.
+    "$target/$triple/release/$name" -max_total_time="$seconds" -timeout=10 \
+        -max_len="$([ "$name" = images ] && echo 81920 || echo 4096)" \
+        -rss_limit_mb=2048 -print_final_stats=1 -artifact_prefix=fuzz/artifacts/ \
+        "$target/corpus/$name" "fuzz/seeds/$name"
+done

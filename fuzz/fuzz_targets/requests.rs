@@ -2,4 +2,4 @@
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| fspfs::serve::fuzz::request_from(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fspfs::fuzz::requests(data));

@@ -1,0 +1,5 @@
+//! Objects of a repository, made of arbitrary bytes. `scripts/fuzz.sh` runs it.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fspfs::fuzz::format(data));
