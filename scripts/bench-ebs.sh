@@ -6,21 +6,13 @@ gib=$((size / 1024))
 [ "$gib" -ge 1 ] || gib=1
 ram=$(mktemp -d /dev/shm/fspfs-bench.XXXXXX)
 rams+=("$ram")
-export AWS_ACCESS_KEY_ID=bench AWS_SECRET_ACCESS_KEY=bench AWS_REGION=us-east-1 AWS_EC2_METADATA_DISABLED=true
+for_ebs
 
 # serve_for_ebs STORE ARGUMENT...: starts a server, and points fspfs and coldsnap at it.
 serve_for_ebs() {
     start_server "$@"
     endpoint=http://$address
     export AWS_ENDPOINT_URL_EBS=$endpoint AWS_ENDPOINT_URL_EC2=$endpoint
-}
-
-# timed COMMAND...: runs it; sets elapsed and cpu, in seconds.
-timed() {
-    local TIMEFORMAT='%R %U %S' said
-    said=$({ time "$@" >"$work/out" 2>"$work/err"; } 2>&1) || { cat "$work/err" >&2 && exit 1; }
-    elapsed=${said%% *}
-    cpu=$(awk '{ print $2 + $3 }' <<<"$said")
 }
 
 # The requests that the server has answered, and those that it has refused.
@@ -41,7 +33,7 @@ read_cold() {
 }
 
 coldsnap=$(command -v coldsnap || true)
-[ -n "$coldsnap" ] || echo "There is no coldsnap: it is left out. cargo install coldsnap --locked" >&2
+[ -n "$coldsnap" ] || echo "There is no coldsnap: it is left out. cargo install coldsnap --version 0.12.0 --locked" >&2
 dense=snap-00000000000100001
 
 down=() down_cpu=() cold_down=() cold_down_cpu=() up=() up_cpu=() cold_up=() cold_up_cpu=() reads=() down_before=() up_before=()

@@ -5,16 +5,19 @@
 # says something about fspfs and not about the machine. Times are medians.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=scripts/common.sh
+. scripts/common.sh
 
 usage() {
     cat <<'END'
-Usage: scripts/bench.sh [--runs N] [--size MIB] [--dir DIR] [--only PART] [--before FILE]
+Usage: scripts/bench.sh [--yes] [--runs N] [--size MIB] [--dir DIR] [--only PART] [--before FILE]
 
+  --yes        do not ask before packages are installed
   --runs N     how often each thing is measured (default 5)
   --size MIB   size of the large image (default 2048)
   --dir DIR    where to work: a disk with three times that much free (default: a
                temporary directory)
-  --only PART  `mount`, `serve` or `ebs`; all otherwise
+  --only PART  `mount`, `serve`, `ebs` or `operations`; all otherwise
   --before FILE  an fspfs of before, to be measured beside this one (`ebs`)
 
 Needs root (mounts, loop devices, dropping the page cache), fio, jq, openssl,
@@ -22,10 +25,11 @@ python3, e2fsprogs, nginx and wrk; the cores should have nothing else to do.
 END
 }
 
-runs=5 size=2048 base=${TMPDIR:-/tmp} only= before=
+ask=yes runs=5 size=2048 base=${TMPDIR:-/tmp} only= before=
 while [ $# -gt 0 ]; do
     case $1 in
         -h | --help) usage && exit 0 ;;
+        -y | --yes) ask=no && shift ;;
         --runs) runs=$2 && shift 2 ;;
         --size) size=$2 && shift 2 ;;
         --dir) base=$2 && shift 2 ;;
@@ -35,22 +39,19 @@ while [ $# -gt 0 ]; do
     esac
 done
 [ "$(id -u)" = 0 ] || { echo "bench.sh: this needs root" >&2 && exit 1; }
-missing=()
-for program in fio jq openssl mkfs.ext4 losetup python3 nginx wrk curl; do
-    command -v "$program" >/dev/null || missing+=("${program/mkfs.ext4/e2fsprogs}")
-done
-nginx_is_new=no
-[[ " ${missing[*]} " != *" nginx "* ]] || nginx_is_new=yes
-if [ ${#missing[@]} -gt 0 ]; then
-    echo "Installing ${missing[*]}"
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${missing[@]}" >/dev/null
+mapfile -t packages < <(missing_packages fio=fio jq=jq openssl=openssl mkfs.ext4=e2fsprogs losetup=mount \
+    python3=python3 nginx=nginx wrk=wrk curl=curl)
+if [ ${#packages[@]} -gt 0 ]; then
+    install_packages "$ask" "${packages[@]}"
     # Debian starts what it installs; we run one of our own for a while.
-    [ "$nginx_is_new" = no ] || systemctl disable --now nginx 2>/dev/null || service nginx stop || true
+    [[ " ${packages[*]} " != *" nginx "* ]] || systemctl disable --now nginx 2>/dev/null || service nginx stop || true
 fi
 
 cargo build --release --locked --bins
 # With what only tests and examples need, which builds much of it once more.
-[ "$only" = ebs ] || [ "$only" = mount ] || cargo build --release --locked --example put_load
+if [ -z "$only" ] || [ "$only" = serve ]; then
+    cargo build --release --locked --example put_load
+fi
 fspfs=$(cargo metadata --format-version 1 --no-deps | jq -r .target_directory)/release/fspfs
 
 work=$(mktemp -d "$base/fspfs-bench.XXXXXX")
@@ -78,6 +79,14 @@ seconds() {
     echo "$began $EPOCHREALTIME" | awk '{ printf "%.6f\n", $2 - $1 }'
 }
 
+# timed COMMAND...: runs it; sets elapsed and cpu, in seconds.
+timed() {
+    local TIMEFORMAT='%R %U %S' said
+    said=$({ time "$@" >"$work/out" 2>"$work/err"; } 2>&1) || { cat "$work/err" >&2 && exit 1; }
+    elapsed=${said%% *}
+    cpu=$(awk '{ print $2 + $3 }' <<<"$said")
+}
+
 # start_server STORE ARGUMENT...: starts a server; sets server, address.
 start_server() {
     local store=$1
@@ -93,9 +102,15 @@ start_server() {
     address=$(sed 's|.* http://||' "$work/ready")
 }
 
+# stop_server: stops all of them.
 stop_server() {
-    kill "$server" && wait "$server"
+    kill "${servers[@]}" && wait "${servers[@]}"
     servers=()
+}
+
+# What fspfs needs of AWS for an `ebs:` store.
+for_ebs() {
+    export AWS_ACCESS_KEY_ID=bench AWS_SECRET_ACCESS_KEY=bench AWS_REGION=us-east-1 AWS_EC2_METADATA_DISABLED=true
 }
 
 median() { sort -n | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
@@ -148,6 +163,10 @@ fi
 if [ -z "$only" ] || [ "$only" = ebs ]; then
     # shellcheck source=scripts/bench-ebs.sh
     . scripts/bench-ebs.sh
+fi
+if [ -z "$only" ] || [ "$only" = operations ]; then
+    # shellcheck source=scripts/bench-operations.sh
+    . scripts/bench-operations.sh
 fi
 [ -z "$only" ] || [ "$only" = mount ] || exit 0
 

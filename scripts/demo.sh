@@ -329,7 +329,7 @@ if [ -n "$keep" ]; then
   getfattr -d -m user.fspfs $image
   cat $mnt/control/metrics
   cp $disk $mnt/new/again.img; getfattr -d $mnt/new/again.img
-  qemu-img convert -O qcow2 $image disk.qcow2
+  qemu-img convert -f raw -O qcow2 $image disk.qcow2
   fls -r -o 2048 $image
   $fspfs -s $store verify
 

@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 
 usage() {
     cat <<'END'
-Usage: scripts/interop.sh [--dir DIR] [--program FILE]
+Usage: scripts/interop.sh [--yes] [--dir DIR] [--program FILE]
 
 Installs coldsnap (https://crates.io/crates/coldsnap) beside the build, if it is
 not on the path, which takes ten minutes and more on two cores, then lets it
@@ -16,16 +16,19 @@ upload, download, wait and make a child against a server over a repository, and
 compares every image byte by byte. fspfs reads and writes the repository itself,
 and over the server, as ebs:, where it mounts too. Too slow for CI.
 
+  --yes           do not ask before coldsnap is installed
   --dir DIR       where to work: a disk with 5 GiB free (default: a temporary directory)
   --program FILE  use this fspfs instead of building one
 END
 }
 
 base=${TMPDIR:-/tmp}
-fspfs=
+fspfs= ask=yes
+[ -z "${CI:-}" ] || ask=no
 while [ $# -gt 0 ]; do
     case $1 in
         -h | --help) usage && exit 0 ;;
+        -y | --yes) ask=no && shift ;;
         --dir) base=${2:?$1 needs a directory} && shift 2 ;;
         --program) fspfs=$(realpath -e "${2:?$1 needs a file}") && shift 2 ;;
         *) usage >&2 && exit 2 ;;
@@ -40,7 +43,10 @@ if [ -z "$fspfs" ]; then
     fspfs=$target/release/fspfs
 fi
 PATH=$target/tools/bin:$PATH
-have coldsnap || cargo install coldsnap --locked --root "$target/tools"
+if ! have coldsnap; then
+    [ "$ask" = no ] || confirm "Install coldsnap into $target/tools?" "Nothing was installed."
+    cargo install coldsnap --version 0.12.0 --locked --root "$target/tools"
+fi
 
 work=$(mktemp -d "$base/fspfs-interop.XXXXXX")
 export XDG_STATE_HOME=$work/state FSPFS_STORE=$work/snaps

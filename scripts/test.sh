@@ -17,7 +17,7 @@ was skipped, and why, is listed at the end. The arguments go to the runner:
   scripts/test.sh --test mount           one file of tests
   scripts/test.sh -E 'test(cp_gives)'    what nextest's filter selects
 
-  --yes    do not ask before packages are installed
+  --yes    do not ask before something is installed
 
 As root every test runs. Where CI is set nothing may be skipped, nothing is
 asked, and the build is kept outside the clone.
@@ -40,7 +40,8 @@ mapfile -t packages < <(
     missing_packages cc=gcc fusermount3=fuse3 mkfs.ext4=e2fsprogs mkfs.xfs=xfsprogs \
         mkfs.btrfs=btrfs-progs qemu-img=qemu-utils fls=sleuthkit rsync=rsync getfattr=attr \
         strace=strace tar=tar python3=python3 zstd=zstd mandoc=mandoc sfdisk=fdisk \
-        sgdisk=gdisk losetup=mount partx=util-linux setpriv=util-linux
+        sgdisk=gdisk losetup=mount partx=util-linux setpriv=util-linux \
+        mkfs.fat=dosfstools mkfs.ntfs=ntfs-3g genisoimage=genisoimage pv=pv zip=zip bzip2=bzip2 xz=xz-utils
     [ -e /usr/include/stdio.h ] || echo libc6-dev
     # Debian keeps what makes a venv apart.
     ! have python3 || python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
@@ -51,20 +52,20 @@ if [ ${#packages[@]} -gt 0 ]; then
 fi
 
 # What others wrote is kept beside the build: the one module that scripts/restore.py takes, the
-# clients of `fspfs serve`, and moto, a service for `ebs:` stores. What moto does otherwise than AWS
-# differs between its versions, so it is always the same one.
+# clients of `fspfs serve`, moto, a service for `ebs:` stores and for buckets, and SeaweedFS, another one
+# for buckets.
 venv=$(realpath -m "${CARGO_TARGET_DIR:-target}")/venv
-moto=5.2.5
-# Asked of what pip noted, since to import moto takes seconds.
-has_all="import zstandard, boto3, importlib.metadata as m; exit(m.version('moto') != '$moto')"
-if ! [ -x "$venv/bin/aws" ] || ! [ -x "$venv/bin/moto_server" ] ||
-    ! "$venv/bin/python3" -c "$has_all" 2>/dev/null; then
-    echo "Installing zstandard, boto3, awscli and moto $moto into $venv"
-    {
-        python3 -m venv --clear "$venv" &&
-            "$venv/bin/python3" -m pip -q --disable-pip-version-check install \
-                zstandard boto3 awscli "moto[server,ec2,ebs]==$moto"
-    } || [ -z "${CI:-}" ]
+install_modules() {
+    if [ "$ask" = yes ]; then
+        confirm "Install the Python modules of scripts/requirements.in into $venv?" "Nothing was installed."
+    fi
+    python3 -m venv --clear "$venv" &&
+        "$venv/bin/python3" -m pip -q --disable-pip-version-check install --require-hashes \
+            -r scripts/requirements.txt &&
+        cp scripts/requirements.txt "$venv/"
+}
+if ! cmp -s scripts/requirements.txt "$venv/requirements.txt"; then
+    (install_modules) || [ -z "${CI:-}" ]
 fi
 export FSPFS_PYTHON=$venv/bin/python3
 
