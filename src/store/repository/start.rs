@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
 
 use super::describe::{Found, not_found};
@@ -17,6 +18,9 @@ use crate::store::{Error, ErrorKind, Result, StartRequest};
 
 /// Longest client token in characters, as in the EBS direct service.
 const MAX_CLIENT_TOKEN: usize = 64;
+
+const SECOND: SignedDuration = SignedDuration::from_secs(1);
+const MILLISECOND: SignedDuration = SignedDuration::from_millis(1);
 
 impl Repository {
     pub(super) async fn start_snapshot(&self, request: StartRequest) -> Result<Snapshot> {
@@ -58,7 +62,7 @@ impl Repository {
             volume_id: request.volume_id.clone(),
             origin: request.origin.clone(),
             description: request.description.clone(),
-            start_time: self.objects.now().await?,
+            start_time: self.start_time(parent.as_ref()).await?,
             client_token: request.client_token.clone(),
         };
         check_manifest_len(&metadata)?;
@@ -83,6 +87,15 @@ impl Repository {
             self.add_tags(id, start.metadata.attempt, &request.tags).await?;
         }
         Ok(start.snapshot(request.tags))
+    }
+
+    /// The time by the clock of the store, and after the parent's: the clock of a bucket has whole
+    /// seconds, and the newest of a lineage must be told.
+    async fn start_time(&self, parent: Option<&Manifest>) -> Result<Timestamp> {
+        let now = self.objects.now().await?;
+        let Some(parent) = parent.map(|parent| parent.metadata.start_time) else { return Ok(now) };
+        let is_same_second = parent >= now && parent.duration_since(now) < SECOND;
+        Ok(if is_same_second { parent + MILLISECOND } else { now })
     }
 
     /// The snapshot that an earlier start with the same client token made.

@@ -23,6 +23,23 @@ fn the_later_put_of_one_writer_wins_in_one_batch_or_several() {
 }
 
 #[test]
+fn a_child_starts_after_its_parent_by_a_clock_that_stands_still() {
+    run(async {
+        let space = Space::new(1);
+        let p = space.process();
+        let mut times = Vec::new();
+        let mut parent = None;
+        for name in ["snap-0c", "snap-0b", "snap-0a"] {
+            let id = start(&p, StartRequest { parent, ..chosen(name) }).await;
+            p.complete(&id, count(0)).await.unwrap();
+            times.push(p.describe(&id).await.unwrap().start_time);
+            parent = Some(id);
+        }
+        assert!(times.is_sorted_by(|a, b| a < b), "{times:?}");
+    });
+}
+
+#[test]
 fn packs_are_as_small_as_what_may_be_unsaved() {
     run(async {
         for (mib, packs) in [(0, 33), (8, 9), (127, 1), (1 << 20, 1)] {
