@@ -160,7 +160,7 @@ async fn damage_among_neighbours_is_that_of_one_block() {
 
 #[tokio::test]
 async fn a_bucket_of_many_snapshots_is_opened_by_one_request() {
-    const SNAPSHOTS: u32 = 10_000;
+    const SNAPSHOTS: u32 = 2_000;
     if !has_buckets() {
         return;
     }
@@ -180,6 +180,58 @@ async fn a_bucket_of_many_snapshots_is_opened_by_one_request() {
     let requests = counted.way.requests();
     assert!(requests.len() == 1 && requests[0].kind() == "GET", "{requests:#?}");
     assert!(requests[0].line.contains("/snaps/fspfs.json"), "{requests:#?}");
+}
+
+#[tokio::test]
+async fn a_list_reads_what_is_new_since_the_last_one() {
+    if !has_buckets() {
+        return;
+    }
+    let counted = Counted::new();
+    counted.sandbox.random("disk.img", MIB);
+    let upload = |name: &str| {
+        let id = counted.sandbox.upload("disk.img", &["--name", name]);
+        id.parse::<SnapshotId>().unwrap()
+    };
+    let (a, b) = (upload("a"), upload("b"));
+    let (store, other) = (counted.open().await, counted.open().await);
+    let listed = async || {
+        counted.way.requests();
+        let page = store.list(None).await.unwrap();
+        let requests = counted.way.requests();
+        let read = requests.iter().filter(|request| request.kind() == "GET").count();
+        let mut names: Vec<_> = page
+            .snapshots
+            .iter()
+            .map(|one| (one.id.clone(), one.name().unwrap().to_owned()))
+            .collect();
+        names.sort_by(|a, b| a.1.cmp(&b.1));
+        (names, read)
+    };
+    let named = |id: &SnapshotId, name: &str| (id.clone(), name.to_owned());
+    assert_eq!(listed().await, (vec![named(&a, "a"), named(&b, "b")], 4));
+    assert_eq!(listed().await, (vec![named(&a, "a"), named(&b, "b")], 0));
+    let c = upload("c");
+    assert_eq!(listed().await, (vec![named(&a, "a"), named(&b, "b"), named(&c, "c")], 2));
+    // Tags that another host has changed, and a snapshot that it has deleted and made again.
+    let tags = [("Name".to_owned(), "z".to_owned())].into_iter().collect();
+    other.set_tags(&b, tags).await.unwrap();
+    assert_eq!(listed().await, (vec![named(&a, "a"), named(&c, "c"), named(&b, "z")], 2));
+    other.delete(&c).await.unwrap();
+    let again = fspfs::store::StartRequest {
+        id: Some(c.clone()),
+        tags: [("Name".to_owned(), "y".to_owned())].into_iter().collect(),
+        ..fspfs::store::StartRequest::new(fspfs::model::VolumeSize::from_gib(2).unwrap())
+    };
+    other.start(again).await.unwrap();
+    other
+        .complete(&c, fspfs::store::CompleteRequest { changed_blocks: 0, checksum: None })
+        .await
+        .unwrap();
+    assert_eq!(listed().await.0, [named(&a, "a"), named(&c, "y"), named(&b, "z")]);
+    let page = store.list(None).await.unwrap();
+    let found = page.snapshots.iter().find(|one| one.id == c).unwrap();
+    assert_eq!(found.volume_size.gib(), 2);
 }
 
 /// Requests by their kind.

@@ -27,6 +27,7 @@ pub(crate) use self::bucket::Foreign;
 pub use self::bucket::{BucketUrl, InvalidBucketUrl};
 use self::describe::RecentManifests;
 use self::directory::Directory;
+use self::listed::Listed;
 use self::objects::Objects;
 use self::pack::PACK_BLOCKS;
 use self::read::PageCache;
@@ -45,6 +46,7 @@ mod document;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod gc;
+mod listed;
 mod manifest;
 mod names;
 mod objects;
@@ -82,6 +84,7 @@ pub struct Repository {
     objects: Arc<dyn Objects>,
     pages: PageCache,
     manifests: RecentManifests,
+    listed: Listed,
     writers: Mutex<HashMap<SnapshotId, Arc<Writer>>>,
     /// Held by whoever looks for what a new writer has to know.
     opening_writer: tokio::sync::Mutex<()>,
@@ -219,6 +222,7 @@ impl Repository {
             objects,
             pages: PageCache::default(),
             manifests: RecentManifests::default(),
+            listed: Listed::default(),
             writers: Mutex::default(),
             opening_writer: tokio::sync::Mutex::default(),
             pack_blocks: PACK_BLOCKS,

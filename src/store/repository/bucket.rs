@@ -47,6 +47,9 @@ const MAX_DELETED: usize = 1000;
 /// Bytes of a key at most (the limit of S3).
 const MAX_KEY: usize = 1024;
 
+/// Bytes of an `ETag` that is remembered, at most: those of S3 have 34, with a count of parts a few more.
+const MAX_ETAG: usize = 128;
+
 /// Bytes of an answer to a part of an object at most: a service without ranges gives a whole pack, which has 33 MiB at
 /// most.
 const MAX_PART: u64 = 40 << 20;
@@ -420,6 +423,10 @@ impl Objects for Bucket {
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<String>> {
+        Ok(self.list_versions(prefix).await?.into_iter().map(|(name, _)| name).collect())
+    }
+
+    async fn list_versions(&self, prefix: &str) -> Result<Vec<(String, Option<String>)>> {
         let root = self.url.key("");
         let (all, doing) = (self.url.key(prefix), format!("list {prefix}"));
         let (mut names, mut next, mut idle) = (Vec::new(), None::<String>, 0);
@@ -431,10 +438,12 @@ impl Objects for Bucket {
             });
             let page = page.await?;
             idle = if page.contents().is_empty() { idle + 1 } else { 0 };
-            let keys = page.contents().iter().filter_map(|object| object.key());
-            // A longer one is none of ours.
-            let keys = keys.filter(|key| key.len() <= MAX_KEY);
-            names.extend(keys.filter_map(|key| key.strip_prefix(&root)).map(str::to_owned));
+            names.extend(page.contents().iter().filter_map(|object| {
+                // A longer one is none of ours.
+                let key = object.key().filter(|key| key.len() <= MAX_KEY)?;
+                let version = object.e_tag().filter(|tag| (1..=MAX_ETAG).contains(&tag.len()));
+                Some((key.strip_prefix(&root)?.to_owned(), version.map(str::to_owned)))
+            }));
             if names.len() > MAX_NAMES {
                 return Err(too_many(prefix));
             }

@@ -1,5 +1,6 @@
 //! Describing and listing snapshots.
 
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -23,6 +24,9 @@ pub(super) enum Found {
     Completed(Manifest),
     Pending(Start),
 }
+
+/// What a list says of the content of each manifest, where it says that.
+type Versions = HashMap<SnapshotId, Option<String>>;
 
 /// Objects that are read at the same time for a list.
 const LIST_CONCURRENCY: usize = 16;
@@ -149,7 +153,8 @@ impl Repository {
     }
 
     pub(super) async fn list_snapshots(&self, token: Option<ListToken>) -> Result<SnapshotPage> {
-        let (mut ids, pending) = self.ids_and_pending().await?;
+        let (mut ids, pending, versions) = self.ids_and_pending().await?;
+        self.listed.retain(&ids);
         if let Some(ListToken(after)) = token {
             ids.retain(|id| id.as_str() > after.as_str());
         }
@@ -160,7 +165,7 @@ impl Repository {
         let mut tags = self.all_tags().await?;
         tags.are_changing(pending.into_iter().collect());
         let snapshots: Vec<Option<Snapshot>> = stream::iter(ids)
-            .map(|id| self.describe_listed(id, &tags))
+            .map(|id| self.describe_listed(id, &versions, &tags))
             .buffered(LIST_CONCURRENCY)
             .try_collect()
             .await?;
@@ -172,23 +177,38 @@ impl Repository {
         Ok(self.ids_and_pending().await?.0)
     }
 
-    /// As [`snapshot_ids`](Self::snapshot_ids), and those of them that had a start.
-    async fn ids_and_pending(&self) -> Result<(Vec<SnapshotId>, Vec<SnapshotId>)> {
+    /// As [`snapshot_ids`](Self::snapshot_ids), those of them that had a start, and the versions of manifests.
+    async fn ids_and_pending(&self) -> Result<(Vec<SnapshotId>, Vec<SnapshotId>, Versions)> {
         // Pending first: a snapshot that is completed meanwhile is then in one list at least.
         let pending = self.objects.list(names::PENDING).await?;
-        let completed = self.objects.list(names::SNAPSHOTS).await?;
+        let completed = self.objects.list_versions(names::SNAPSHOTS).await?;
         let pending: Vec<_> = pending.iter().filter_map(|name| names::start_id(name)).collect();
-        let completed = completed.iter().filter_map(|name| names::manifest_id(name));
-        let mut ids: Vec<_> = completed.chain(pending.iter().cloned()).collect();
+        let completed = completed.into_iter();
+        let completed = completed.filter_map(|(name, is)| Some((names::manifest_id(&name)?, is)));
+        let versions: Versions = completed.collect();
+        let mut ids: Vec<_> = versions.keys().chain(&pending).cloned().collect();
         ids.sort_unstable();
         ids.dedup();
-        Ok((ids, pending))
+        Ok((ids, pending, versions))
     }
 
-    async fn describe_listed(&self, id: SnapshotId, all: &AllTags) -> Result<Option<Snapshot>> {
+    async fn describe_listed(
+        &self,
+        id: SnapshotId,
+        versions: &Versions,
+        all: &AllTags,
+    ) -> Result<Option<Snapshot>> {
+        let version = versions.get(&id).and_then(Option::as_deref);
+        if let Some(same) = version.and_then(|version| self.listed.get(&id, version, all)) {
+            return Ok(Some(same));
+        }
         let described = async {
             let (snapshot, attempt) = self.untagged(&id).await?;
-            with_tags(snapshot, self.listed_tags(&id, attempt, all).await)
+            let snapshot = with_tags(snapshot, self.listed_tags(&id, attempt, all).await)?;
+            if let Some(version) = version {
+                self.listed.put(version, all.newest(&id, attempt), attempt, &snapshot);
+            }
+            Ok::<_, Error>(snapshot)
         };
         match described.await {
             Ok(snapshot) => Ok(Some(snapshot)),

@@ -135,6 +135,11 @@ pub(super) trait Objects: Debug + Send + Sync + 'static {
     /// What was created before the call began is in it; what others create meanwhile may be.
     async fn list(&self, prefix: &str) -> Result<Vec<String>>;
 
+    /// As [`list`](Self::list), with what tells one content of a name from another, where a list says that.
+    async fn list_versions(&self, prefix: &str) -> Result<Vec<(String, Option<String>)>> {
+        Ok(self.list(prefix).await?.into_iter().map(|name| (name, None)).collect())
+    }
+
     /// When an object was made, by the clock of this place.
     ///
     /// # Errors

@@ -33,7 +33,26 @@ pub(super) struct AllTags {
     tagged: HashSet<SnapshotId>,
 }
 
+/// What a list tells of the set of tags that is valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Newest {
+    Untagged,
+    /// Its number.
+    Set(u64),
+    /// Another attempt may have been made meanwhile, or they may be changing.
+    Unknown,
+}
+
 impl AllTags {
+    /// Which set of a snapshot is valid.
+    pub(super) fn newest(&self, id: &SnapshotId, attempt: Uuid) -> Newest {
+        match self.newest.get(&(id.clone(), attempt)) {
+            Some(&number) => Newest::Set(number),
+            None if self.tagged.contains(id) => Newest::Unknown,
+            None => Newest::Untagged,
+        }
+    }
+
     /// These may have got tags meanwhile.
     pub(super) fn are_changing(&mut self, ids: HashSet<SnapshotId>) {
         self.newest.retain(|(id, _), _| !ids.contains(id));
@@ -94,12 +113,11 @@ impl Repository {
         attempt: Uuid,
         all: &AllTags,
     ) -> Result<Tags> {
-        let Some(&number) = all.newest.get(&(id.clone(), attempt)) else {
-            // Another attempt may have been made of it meanwhile.
-            let has_none = !all.tagged.contains(id);
-            return if has_none { Ok(Tags::new()) } else { self.tags(id, attempt).await };
+        let newest = match all.newest(id, attempt) {
+            Newest::Unknown => return self.tags(id, attempt).await,
+            Newest::Untagged => return Ok(Tags::new()),
+            Newest::Set(number) => TagsId { id: id.clone(), attempt, number },
         };
-        let newest = TagsId { id: id.clone(), attempt, number };
         match self.read_document::<TagSet>(&newest.name()).await? {
             Some(set) => set.of(&newest),
             None => self.tags(id, attempt).await,
