@@ -38,13 +38,20 @@ impl Signals {
 
     /// Why an operation ended; where it can go on, how.
     pub(super) fn explained(&self, error: Error, store: &StoreUrl) -> anyhow::Error {
-        let (doing, cause) = match error {
-            Error::Doing { doing, cause } => (Some(doing), *cause),
-            error => (None, error),
-        };
-        let (cause, left) = match cause {
-            Error::Unfinished { cause, left } => (*cause, Some(left)),
-            cause => (cause, None),
+        let (mut doing, mut left, mut cause) = (Vec::new(), None, error);
+        // An operation may be a part of another one.
+        let cause = loop {
+            cause = match cause {
+                Error::Doing { doing: this, cause } => {
+                    doing.push(this);
+                    *cause
+                }
+                Error::Unfinished { cause, left: this } => {
+                    left.get_or_insert(this);
+                    *cause
+                }
+                cause => break cause,
+            };
         };
         let cause = match (cause, self.first.get()) {
             (
@@ -53,11 +60,8 @@ impl Signals {
             ) => Error::Interrupted(name),
             (cause, _) => cause,
         };
-        let error = anyhow::Error::from(cause);
-        let error = match doing {
-            Some(doing) => error.context(format!("cannot {doing}")),
-            None => error,
-        };
+        let within = |error: anyhow::Error, doing| error.context(format!("cannot {doing}"));
+        let error = doing.into_iter().rev().fold(anyhow::Error::from(cause), within);
         match left {
             None => error,
             Some(left) => anyhow::anyhow!("{error:#}\n{}", how_to_go_on(&left, store)),
