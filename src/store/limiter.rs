@@ -303,7 +303,7 @@ mod tests {
     use crate::store::StoreOptions;
 
     const fn kind(name: &'static str, is_bulk: bool) -> Kind {
-        Kind { name, quota: None, nanodollars: 0, is_bulk }
+        Kind { name, action: "", quota: None, nanodollars: 0, is_bulk }
     }
 
     static GET: Kind = kind("GetSnapshotBlock", true);

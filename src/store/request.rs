@@ -9,6 +9,8 @@ use super::Usage;
 pub(crate) struct Kind {
     /// The name of the operation, as in the documentation of the service.
     pub(crate) name: &'static str,
+    /// What IAM calls the right to it.
+    pub(crate) action: &'static str,
     /// Requests a second that an account has, if that is documented.
     pub(crate) quota: Option<f64>,
     /// Billionths of a dollar, in the example region of the price list.

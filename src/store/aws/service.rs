@@ -251,6 +251,10 @@ impl<A: Account> Service<A> {
             let is_over = tried + wait + LEAST >= deadline;
             wrong += u32::from(matches!(failure.class, Class::Corrupt | Class::Foreign));
             if is_over || !policy.allows(failure.class, wrong) {
+                let doing = match failure.is_denial() {
+                    true => format!("{doing}, which needs {}", kind.action),
+                    false => doing.to_owned(),
+                };
                 let error = failure.after(doing, attempts, tried);
                 return Err(if failure.is_silence() {
                     error.of_kind(ErrorKind::Timeout)
@@ -337,7 +341,8 @@ mod tests {
         assert_eq!(longest_wait(u32::MAX), CAP);
     }
 
-    static GET: Kind = Kind { name: "Get", quota: Some(1000.0), nanodollars: 0, is_bulk: true };
+    static GET: Kind =
+        Kind { name: "Get", action: "s3:Get", quota: Some(1000.0), nanodollars: 0, is_bulk: true };
 
     /// One that sends nothing by itself.
     #[derive(Debug)]

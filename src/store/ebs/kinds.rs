@@ -5,16 +5,21 @@
 
 use crate::store::request::Kind;
 
-pub(super) static LIST_SNAPSHOT_BLOCKS: Kind = ebs("ListSnapshotBlocks", 50.0, 600, false);
-pub(super) static LIST_CHANGED_BLOCKS: Kind = ebs("ListChangedBlocks", 50.0, 600, false);
-pub(super) static GET_SNAPSHOT_BLOCK: Kind = ebs("GetSnapshotBlock", 1000.0, 3_000, true);
-pub(super) static PUT_SNAPSHOT_BLOCK: Kind = ebs("PutSnapshotBlock", 1000.0, 6_000, true);
-pub(super) static START_SNAPSHOT: Kind = ebs("StartSnapshot", 10.0, 0, false);
-pub(super) static COMPLETE_SNAPSHOT: Kind = ebs("CompleteSnapshot", 10.0, 0, false);
-pub(super) static DESCRIBE_SNAPSHOTS: Kind = ec2("DescribeSnapshots");
-pub(super) static DELETE_SNAPSHOT: Kind = ec2("DeleteSnapshot");
-pub(super) static CREATE_TAGS: Kind = ec2("CreateTags");
-pub(super) static DELETE_TAGS: Kind = ec2("DeleteTags");
+pub(super) static LIST_SNAPSHOT_BLOCKS: Kind =
+    ebs("ListSnapshotBlocks", "ebs:ListSnapshotBlocks", 50.0, 600, false);
+pub(super) static LIST_CHANGED_BLOCKS: Kind =
+    ebs("ListChangedBlocks", "ebs:ListChangedBlocks", 50.0, 600, false);
+pub(super) static GET_SNAPSHOT_BLOCK: Kind =
+    ebs("GetSnapshotBlock", "ebs:GetSnapshotBlock", 1000.0, 3_000, true);
+pub(super) static PUT_SNAPSHOT_BLOCK: Kind =
+    ebs("PutSnapshotBlock", "ebs:PutSnapshotBlock", 1000.0, 6_000, true);
+pub(super) static START_SNAPSHOT: Kind = ebs("StartSnapshot", "ebs:StartSnapshot", 10.0, 0, false);
+pub(super) static COMPLETE_SNAPSHOT: Kind =
+    ebs("CompleteSnapshot", "ebs:CompleteSnapshot", 10.0, 0, false);
+pub(super) static DESCRIBE_SNAPSHOTS: Kind = ec2("DescribeSnapshots", "ec2:DescribeSnapshots");
+pub(super) static DELETE_SNAPSHOT: Kind = ec2("DeleteSnapshot", "ec2:DeleteSnapshot");
+pub(super) static CREATE_TAGS: Kind = ec2("CreateTags", "ec2:CreateTags");
+pub(super) static DELETE_TAGS: Kind = ec2("DeleteTags", "ec2:DeleteTags");
 
 /// All of them, in the order in which they are shown.
 pub(super) const ALL: [&Kind; 10] = [
@@ -30,12 +35,18 @@ pub(super) const ALL: [&Kind; 10] = [
     &DELETE_TAGS,
 ];
 
-const fn ebs(name: &'static str, quota: f64, nanodollars: u64, is_bulk: bool) -> Kind {
-    Kind { name, quota: Some(quota), nanodollars, is_bulk }
+const fn ebs(
+    name: &'static str,
+    action: &'static str,
+    quota: f64,
+    nanodollars: u64,
+    is_bulk: bool,
+) -> Kind {
+    Kind { name, action, quota: Some(quota), nanodollars, is_bulk }
 }
 
-const fn ec2(name: &'static str) -> Kind {
-    Kind { name, quota: None, nanodollars: 0, is_bulk: false }
+const fn ec2(name: &'static str, action: &'static str) -> Kind {
+    Kind { name, action, quota: None, nanodollars: 0, is_bulk: false }
 }
 
 #[cfg(test)]
