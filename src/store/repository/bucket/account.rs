@@ -51,8 +51,7 @@ impl BucketAccount {
     /// Takes note of the region that the bucket is in; whether that is news.
     pub(super) fn is_in(&self, region: &str) -> bool {
         let mut known = self.region.lock().unwrap_or_else(PoisonError::into_inner);
-        // One that an endpoint stands for is what it is.
-        let is_news = known.is_none() && self.endpoint.is_none();
+        let is_news = known.is_none();
         if is_news {
             *known = Some(region.to_owned());
         }
