@@ -40,7 +40,7 @@ mapfile -t packages < <(
     missing_packages cc=gcc fusermount3=fuse3 mkfs.ext4=e2fsprogs mkfs.xfs=xfsprogs \
         mkfs.btrfs=btrfs-progs qemu-img=qemu-utils fls=sleuthkit rsync=rsync getfattr=attr \
         strace=strace tar=tar python3=python3 zstd=zstd mandoc=mandoc sfdisk=fdisk \
-        sgdisk=gdisk losetup=mount partx=util-linux setpriv=util-linux \
+        faketime=faketime node=nodejs npm=npm sgdisk=gdisk losetup=mount partx=util-linux setpriv=util-linux \
         mkfs.fat=dosfstools mkfs.ntfs=ntfs-3g genisoimage=genisoimage pv=pv zip=zip bzip2=bzip2 xz=xz-utils
     [ -e /usr/include/stdio.h ] || echo libc6-dev
     # Debian keeps what makes a venv apart.
@@ -52,19 +52,22 @@ if [ ${#packages[@]} -gt 0 ]; then
 fi
 
 # What others wrote is kept beside the build: the one module that scripts/restore.py takes, the
-# clients of `fspfs serve`, moto, a service for `ebs:` stores and for buckets, and SeaweedFS, another one
-# for buckets.
+# clients of `fspfs serve`, moto, a service for `ebs:` stores and for buckets, and SeaweedFS and s3rver,
+# others for buckets.
 venv=$(realpath -m "${CARGO_TARGET_DIR:-target}")/venv
 install_modules() {
     if [ "$ask" = yes ]; then
-        confirm "Install the Python modules of scripts/requirements.in into $venv?" "Nothing was installed."
+        confirm "Install the modules of scripts/requirements.in and scripts/s3rver/ into $venv?" "Nothing was installed."
     fi
     python3 -m venv --clear "$venv" &&
         "$venv/bin/python3" -m pip -q --disable-pip-version-check install --require-hashes \
             -r scripts/requirements.txt &&
+        cp -r scripts/s3rver "$venv/" &&
+        npm --prefix "$venv/s3rver" ci --ignore-scripts --no-audit --no-fund &&
         cp scripts/requirements.txt "$venv/"
 }
-if ! cmp -s scripts/requirements.txt "$venv/requirements.txt"; then
+if ! cmp -s scripts/requirements.txt "$venv/requirements.txt" ||
+    ! cmp -s scripts/s3rver/package-lock.json "$venv/s3rver/package-lock.json"; then
     (install_modules) || [ -z "${CI:-}" ]
 fi
 export FSPFS_PYTHON=$venv/bin/python3

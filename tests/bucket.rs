@@ -4,13 +4,14 @@
 mod support;
 
 use std::os::unix::fs::FileExt as _;
+use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rstest::rstest;
 use support::between::Between;
-use support::service::has_buckets;
+use support::service::{has_buckets, has_s3rver};
 use support::{BLOCK, MIB, Mount, Sandbox, can_mount, run, text, wait};
 
 const RUNS: [(u64, u64); 3] = [(0, MIB), (3 * MIB + 77, 5), (5 * MIB, 20 * MIB)];
@@ -122,6 +123,100 @@ fn where_a_name_is_not_created_once_one_alone_writes() {
     assert!(support::same(&image, sandbox.join("out.img")));
     let refused = sandbox.fails(&["-s", &url, "upload", "disk.img"]);
     assert!(refused.contains("--single-writer"), "{refused}");
+}
+
+#[test]
+fn a_service_that_takes_no_notice_of_conditions_has_one_writer() {
+    if !has_s3rver() {
+        return;
+    }
+    let sandbox = Sandbox::with_lax_bucket();
+    let image = sandbox.image("disk.img", 64 * MIB, &RUNS);
+    let message = sandbox.fails(&["init"]);
+    assert!(message.contains("If-None-Match") && message.contains("--single-writer"), "{message}");
+    let alone = |words: &[&str]| sandbox.ok(&[&["--single-writer"], words].concat());
+    alone(&["init"]);
+    let id = alone(&["-q", "upload", "disk.img"]).trim_end().to_owned();
+    sandbox.assert_downloads(&id, &image);
+    assert!(sandbox.ok(&["verify"]).contains("Everything is intact"));
+    alone(&["delete", "--yes", &id]);
+    alone(&["gc"]);
+    assert_eq!(sandbox.ok(&["list", "-q"]), "");
+}
+
+/// The program on a host whose clock is off.
+fn at_another_time(sandbox: &Sandbox, off: &str, words: &[&str]) -> (bool, String) {
+    let mut command = Command::new("faketime");
+    command.args(["-f", off, env!("CARGO_BIN_EXE_fspfs")]).args(words);
+    command.current_dir(&sandbox.path).env("XDG_STATE_HOME", sandbox.join("other"));
+    sandbox.service().show_to(&mut command);
+    let output = run(&mut command);
+    (output.status.success(), text(&output))
+}
+
+#[test]
+fn a_collection_goes_by_the_clock_of_the_bucket() {
+    if !has_buckets() || !support::has(&["faketime"]) {
+        return;
+    }
+    let sandbox = Sandbox::with_bucket(false);
+    let image = sandbox.image("disk.img", 64 * MIB, &RUNS);
+    let kept = sandbox.upload("disk.img", &[]);
+    sandbox.random("other.img", 3 * MIB);
+    let deleted = sandbox.upload("other.img", &[]);
+    sandbox.ok(&["delete", "--yes", &deleted]);
+    let objects = sandbox.service().keys("snaps/packs/");
+    for off in ["+1h", "-3h", "+30d"] {
+        let (is_done, said) = at_another_time(&sandbox, off, &["gc"]);
+        assert!(is_done && said.contains("0 objects deleted"), "{off}: {said}");
+        // What another host writes meanwhile is kept, too.
+        let (is_done, said) = at_another_time(&sandbox, off, &["-q", "upload", "other.img"]);
+        assert!(is_done, "{off}: {said}");
+        sandbox.assert_downloads(said.lines().last().unwrap(), &sandbox.join("other.img"));
+    }
+    sandbox.assert_downloads(&kept, &image);
+    let now = sandbox.service().keys("snaps/packs/");
+    assert!(objects.iter().all(|object| now.contains(object)));
+}
+
+#[test]
+fn a_bucket_that_keeps_versions_or_encrypts_is_a_bucket() {
+    if !has_buckets() {
+        return;
+    }
+    let sandbox = Sandbox::with_bucket(false);
+    let image = sandbox.image("disk.img", 64 * MIB, &RUNS);
+    let configure = |words: &[&str]| {
+        let done = sandbox.service().aws(&[&["s3api"], words, &["--bucket", "bucket"]].concat());
+        assert!(done.status.success(), "{}", text(&done));
+    };
+    configure(&["put-bucket-versioning", "--versioning-configuration", "Status=Enabled"]);
+    configure(&[
+        "put-bucket-encryption",
+        "--server-side-encryption-configuration",
+        r#"{"Rules":[{"ApplyServerSideEncryptionByDefault":{"SSEAlgorithm":"aws:kms"}}]}"#,
+    ]);
+    let url = format!(
+        "s3://bucket/snaps?endpoint={}&class=STANDARD_IA&kms-key=alias/backup",
+        sandbox.service().url
+    );
+    let at = |words: &[&str]| run(sandbox.fspfs().args(["-s", &url]).args(words));
+    let uploaded = at(&["upload", "disk.img", "--name", "web"]);
+    let said = String::from_utf8_lossy(&uploaded.stderr).into_owned();
+    assert_eq!(said.matches("keeps versions").count(), 1, "{said}");
+    let id = text(&uploaded).lines().find(|l| l.starts_with("snap-")).unwrap().to_owned();
+    sandbox.assert_downloads(&id, &image);
+    let [pack] = &sandbox.service().keys("snaps/packs/")[..] else { panic!("one pack") };
+    let head = ["s3api", "head-object", "--bucket", "bucket", "--key", pack];
+    let head = text(&sandbox.service().aws(&head));
+    assert!(head.contains("STANDARD_IA") && head.contains("alias/backup"), "{head}");
+    assert!(at(&["delete", "--yes", &id]).status.success());
+    assert!(at(&["gc"]).status.success());
+    assert_eq!(sandbox.ok(&["list", "-q"]), "");
+    // Its id may be used once more, and its name is created once.
+    let moved = at(&["-q", "upload", "disk.img", "--name", "web"]);
+    assert!(moved.status.success(), "{}", text(&moved));
+    assert!(sandbox.ok(&["verify"]).contains("Everything is intact"));
 }
 
 #[test]

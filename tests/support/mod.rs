@@ -114,6 +114,13 @@ impl Sandbox {
         sandbox
     }
 
+    /// One before a bucket whose service takes no notice of conditions. It has no repository.
+    pub fn with_lax_bucket() -> Self {
+        let mut sandbox = Self::new();
+        sandbox.service = Some(service::Service::s3rver(&sandbox));
+        sandbox
+    }
+
     /// The service before the store.
     pub fn service(&self) -> &service::Service {
         self.service.as_ref().expect("it is served")

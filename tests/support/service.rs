@@ -53,6 +53,28 @@ pub fn has_buckets() -> bool {
     )
 }
 
+/// The server of `s3rver`, beside it, which takes no notice of conditions.
+fn s3rver_program() -> PathBuf {
+    python().parent().unwrap().with_file_name("s3rver").join("node_modules/.bin/s3rver")
+}
+
+/// Whether it is there.
+pub fn has_s3rver() -> bool {
+    let program = s3rver_program();
+    let missing = (!program.exists()).then(|| format!("{} (FSPFS_PYTHON)", program.display()));
+    skip(&missing.into_iter().collect::<Vec<_>>())
+}
+
+/// A port that nobody listens at, below those that outgoing connections get.
+fn free_port() -> u16 {
+    loop {
+        let port = fastrand::u16(10_000..32_000);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
 /// A service over the store of a sandbox, which ends with it.
 pub struct Service {
     /// `http://127.0.0.1:PORT`
@@ -60,6 +82,7 @@ pub struct Service {
     child: Child,
     home: PathBuf,
     bucket: Option<&'static str>,
+    keys: [(&'static str, &'static str); 2],
 }
 
 impl Service {
@@ -116,13 +139,7 @@ impl Service {
         }]});
         std::fs::write(sandbox.join("keys.json"), keys.to_string()).unwrap();
         // Its own connections would take a port of those that anybody gets.
-        let below = |_| loop {
-            let port = fastrand::u16(10_000..32_000);
-            if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-                break port;
-            }
-        };
-        let ports: Vec<_> = (0..8).map(below).collect();
+        let ports: Vec<_> = (0..8).map(|_| free_port()).collect();
         let names = ["master.port", "master.port.grpc", "volume.port", "volume.port.grpc"];
         let names =
             names.iter().chain(&["filer.port", "filer.port.grpc", "s3.port", "s3.port.grpc"]);
@@ -138,7 +155,26 @@ impl Service {
             .stderr(std::fs::File::create(sandbox.join("weed.log")).unwrap());
         let child = command.spawn().unwrap();
         let url = format!("http://127.0.0.1:{}", ports[6]);
-        let mut service = Self { url, child, home: sandbox.path.clone(), bucket: None };
+        let mut service = Self { url, child, home: sandbox.path.clone(), bucket: None, keys: KEYS };
+        service.make_bucket();
+        service
+    }
+
+    /// A bucket in an `s3rver`, which takes no notice of conditions.
+    pub fn s3rver(sandbox: &Sandbox) -> Self {
+        let port = free_port();
+        let mut command = Command::new(s3rver_program());
+        command
+            .current_dir(&sandbox.path)
+            .args(["-a", "127.0.0.1", "-d", "s3rver", "-p", &port.to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        std::fs::create_dir(sandbox.join("s3rver")).unwrap();
+        let child = command.spawn().unwrap();
+        let url = format!("http://127.0.0.1:{port}");
+        let keys = [(KEYS[0].0, "S3RVER"), (KEYS[1].0, "S3RVER")];
+        let mut service = Self { url, child, home: sandbox.path.clone(), bucket: None, keys };
         service.make_bucket();
         service
     }
@@ -192,7 +228,7 @@ impl Service {
             }
         });
         let home = sandbox.path.clone();
-        let mut service = Self { url: String::new(), child, home, bucket: None };
+        let mut service = Self { url: String::new(), child, home, bucket: None, keys: KEYS };
         service.url = ready.recv_timeout(patience).expect("it says where it is");
         service
     }
@@ -213,7 +249,7 @@ impl Service {
             Some(bucket) => format!("s3://{bucket}/snaps?region={REGION}&endpoint={}", self.url),
             None => format!("ebs://{REGION}?endpoint={}", self.url),
         };
-        command.env("FSPFS_STORE", store).env("AWS_EC2_METADATA_DISABLED", "true").envs(KEYS);
+        command.env("FSPFS_STORE", store).env("AWS_EC2_METADATA_DISABLED", "true").envs(self.keys);
     }
 
     /// Runs a function of one of the scripts in `tests/serve` with boto3, in the directory of the

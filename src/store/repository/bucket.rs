@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -109,6 +110,8 @@ pub(super) struct Bucket {
     exclusive: OnceCell<bool>,
     /// Parts of packs that are about to be read.
     gatherer: Gatherer,
+    /// It was told that the bucket keeps versions.
+    told_of_versions: AtomicBool,
 }
 
 impl Bucket {
@@ -134,6 +137,7 @@ impl Bucket {
             state: options.state.clone(),
             exclusive: OnceCell::new(),
             gatherer: Gatherer::default(),
+            told_of_versions: AtomicBool::new(false),
         }
     }
 

@@ -1,5 +1,7 @@
 //! Objects that are deleted.
 
+use std::sync::atomic::Ordering;
+
 use aws_sdk_s3::error::ProvideErrorMetadata as _;
 use aws_sdk_s3::types::{Delete, ObjectIdentifier};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -19,8 +21,17 @@ impl Bucket {
             async move { delete.send().await.map_err(|error| self.failed(&client, &error)) }
         });
         match deleted.await {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+            Ok(deleted) => {
+                let has_versions = deleted.delete_marker() == Some(true);
+                if has_versions && !self.told_of_versions.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        "the bucket keeps versions: what is deleted takes room until a rule removes it (docs/s3.md)"
+                    );
+                }
+                Ok(())
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
