@@ -17,11 +17,12 @@ Usage: scripts/bench.sh [--yes] [--runs N] [--size MIB] [--dir DIR] [--only PART
   --size MIB   size of the large image (default 2048)
   --dir DIR    where to work: a disk with three times that much free (default: a
                temporary directory)
-  --only PART  `mount`, `serve`, `ebs` or `operations`; all otherwise
+  --only PART  `mount`, `serve`, `ebs`, `operations` or `s3`; all otherwise
   --before FILE  an fspfs of before, to be measured beside this one (`ebs`)
 
 Needs root (mounts, loop devices, dropping the page cache), fio, jq, openssl,
-python3, e2fsprogs, nginx and wrk; the cores should have nothing else to do.
+python3, e2fsprogs, zstd, nginx and wrk, for `s3` also what scripts/test.sh
+installs; the cores should have nothing else to do.
 END
 }
 
@@ -40,7 +41,7 @@ while [ $# -gt 0 ]; do
 done
 [ "$(id -u)" = 0 ] || { echo "bench.sh: this needs root" >&2 && exit 1; }
 mapfile -t packages < <(missing_packages fio=fio jq=jq openssl=openssl mkfs.ext4=e2fsprogs losetup=mount \
-    python3=python3 nginx=nginx wrk=wrk curl=curl)
+    python3=python3 nginx=nginx wrk=wrk curl=curl zstd=zstd)
 if [ ${#packages[@]} -gt 0 ]; then
     install_packages "$ask" "${packages[@]}"
     # Debian starts what it installs; we run one of our own for a while.
@@ -49,10 +50,11 @@ fi
 
 cargo build --release --locked --bins
 # With what only tests and examples need, which builds much of it once more.
-if [ -z "$only" ] || [ "$only" = serve ]; then
-    cargo build --release --locked --example put_load
+if [ -z "$only" ] || [ "$only" = serve ] || [ "$only" = s3 ]; then
+    cargo build --release --locked --examples
 fi
-fspfs=$(cargo metadata --format-version 1 --no-deps | jq -r .target_directory)/release/fspfs
+built=$(cargo metadata --format-version 1 --no-deps | jq -r .target_directory)
+fspfs=$built/release/fspfs
 
 work=$(mktemp -d "$base/fspfs-bench.XXXXXX")
 export XDG_STATE_HOME=$work/state FSPFS_STORE=$work/snaps
@@ -167,6 +169,10 @@ fi
 if [ -z "$only" ] || [ "$only" = operations ]; then
     # shellcheck source=scripts/bench-operations.sh
     . scripts/bench-operations.sh
+fi
+if [ -z "$only" ] || [ "$only" = s3 ]; then
+    # shellcheck source=scripts/bench-s3.sh
+    . scripts/bench-s3.sh
 fi
 [ -z "$only" ] || [ "$only" = mount ] || exit 0
 

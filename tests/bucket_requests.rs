@@ -15,7 +15,7 @@ use fspfs::store::{ErrorKind, ListFrom, ListedBlock, SnapshotStore as _, StoreOp
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use support::between::{Between, Request};
 use support::service::has_buckets;
-use support::{BLOCK, MIB, Sandbox, can_mount};
+use support::{BLOCK, GIB, MIB, Sandbox, can_mount};
 
 /// A bucket, and the way to it on which requests are counted.
 struct Counted {
@@ -240,9 +240,8 @@ fn by_kind(requests: &[Request]) -> [(&'static str, usize); 5] {
         .map(|kind| (kind, requests.iter().filter(|request| request.kind() == kind).count()))
 }
 
-/// What `docs/costs.md` says that an archive costs which is the first in its bucket.
-fn formula(packs: usize) -> [(&'static str, usize); 5] {
-    let parts = 1;
+/// What `docs/costs.md` says that an archive costs, by its packs and parts, which is the first in its bucket.
+fn first(packs: usize, parts: usize) -> [(&'static str, usize); 5] {
     [
         ("PUT", 2 * packs + parts + 6),
         ("LIST", 9),
@@ -252,29 +251,71 @@ fn formula(packs: usize) -> [(&'static str, usize); 5] {
     ]
 }
 
+/// The same of a child, of whose parts some are changed, beside so many others.
+fn child(packs: usize, parts: usize, changed: usize, others: usize) -> [(&'static str, usize); 5] {
+    [
+        ("PUT", 2 * packs + changed + 6),
+        ("LIST", 10),
+        ("GET", 3 * packs + parts + changed + 2 * others + 20),
+        ("HEAD", packs + 5),
+        ("DELETE", 2),
+    ]
+}
+
+/// Packs that were put, and requests by their kind; the packs of an archive of so many blocks are checked.
+fn counted(requests: &[Request], blocks: u64) -> (usize, [(&'static str, usize); 5]) {
+    let is_pack = |r: &&Request| r.kind() == "PUT" && r.line.contains("/packs/");
+    let packs = requests.iter().filter(is_pack).count();
+    // Where it is slow what there is after ten seconds is saved before it fills a pack.
+    let full = usize::try_from(blocks).unwrap().div_ceil(64);
+    assert!(packs == full || packs == full + 1, "{packs}");
+    (packs, by_kind(requests))
+}
+
 #[test]
 fn an_archive_costs_what_the_formula_says() {
     if !has_buckets() {
         return;
     }
-    let counted = Counted::new();
-    let Counted { sandbox, way } = &counted;
+    let far = Counted::new();
+    let Counted { sandbox, way } = &far;
     sandbox.ok(&["-s", "here", "init"]);
-    for blocks in [64_usize, 320] {
-        sandbox.random("disk.img", blocks as u64 * BLOCK);
-        let id = sandbox.ok(&["-s", "here", "-q", "upload", "disk.img"]).trim_end().to_owned();
-        let url = format!("bucket/{blocks}?endpoint={}", way.url);
+    let local =
+        |words: &[&str]| sandbox.ok(&[&["-s", "here", "-q"], words].concat()).trim_end().to_owned();
+    // Where the data of each part of 8 GiB is, and how many blocks the next archive changes there.
+    for (name, runs, changes) in [
+        ("small", &[(0, 64 * BLOCK)][..], &[(0, 3)][..]),
+        ("large", &[(0, 320 * BLOCK)], &[(0, 70)]),
+        ("parts", &[(0, 10 * BLOCK), (9 * GIB, 20 * BLOCK), (17 * GIB, BLOCK)], &[(9 * GIB, 2)]),
+        ("all parts", &[(0, BLOCK), (9 * GIB, BLOCK)], &[(0, 1), (9 * GIB, 1)]),
+    ] {
+        let file = format!("{name}.img");
+        let image = sandbox.image(&file, 20 * GIB, runs);
+        let mut parent = local(&["upload", &file]);
+        let url = format!("bucket/{}?endpoint={}", name.replace(' ', "-"), way.url);
         // What is learnt of the service is kept.
         sandbox.ok(&["init", &format!("s3://{url}")]);
         way.requests();
-        sandbox.ok(&["-s", "here", "movetos3", &id, &url]);
-        let requests = way.requests();
-        let lines: Vec<_> = requests.iter().map(|request| &request.line).collect();
-        let is_pack = |r: &&Request| r.kind() == "PUT" && r.line.contains("/packs/");
-        let packs = requests.iter().filter(is_pack).count();
-        // Where it is slow what there is after ten seconds is saved before it fills a pack.
-        assert!(packs == blocks.div_ceil(64) || packs == blocks.div_ceil(64) + 1, "{packs}");
-        assert_eq!(by_kind(&requests), formula(packs), "{lines:#?}");
+        sandbox.ok(&["-s", "here", "movetos3", &parent, &url]);
+        let blocks = runs.iter().map(|(_, len)| len / BLOCK).sum::<u64>();
+        let (packs, found) = counted(&way.requests(), blocks);
+        assert_eq!(found, first(packs, runs.len()), "{name}");
+        let image = std::fs::File::options().write(true).open(image).unwrap();
+        for others in 1..3 {
+            for &(at, blocks) in changes {
+                for block in 0..blocks {
+                    image.write_all_at(&[0xee], at + block * BLOCK + 8 * block + others).unwrap();
+                }
+            }
+            let id = local(&["upload", &file, "--parent", &parent]);
+            way.requests();
+            sandbox.ok(&["-s", "here", "movetos3", &id, &url]);
+            let blocks = changes.iter().map(|(_, blocks)| blocks).sum();
+            let (packs, found) = counted(&way.requests(), blocks);
+            let others = usize::try_from(others).unwrap();
+            assert_eq!(found, child(packs, runs.len(), changes.len(), others), "{name}");
+            parent = id;
+        }
     }
 }
 

@@ -190,13 +190,18 @@ impl PackBuilder {
     }
 
     /// Puts frames into the order in which they are given here, where they are told their new places. Those that are
-    /// not given are left out. Answers the frames that there were, with their new places, and the memory that was used.
+    /// not given are left out. They go into the memory of `spare`, where that is given. Answers the frames that there
+    /// were, with their new places, and the memory that was used.
     pub(super) fn arrange<'a>(
         &mut self,
         frames: impl Iterator<Item = (&'a mut Frame, Digest)>,
+        spare: Option<Spare>,
     ) -> (Vec<(Digest, Option<Frame>)>, BytesMut) {
-        let mut arranged = Self { id: Arc::clone(&self.id), ..Self::default() };
-        arranged.data = aligned(MAX_LEN);
+        let mut arranged = spare.map(Spare::take).map(Self::reusing).unwrap_or_default();
+        arranged.id = Arc::clone(&self.id);
+        if arranged.data.capacity() == 0 {
+            arranged.data = aligned(MAX_LEN);
+        }
         let mut places = HashMap::new();
         for (frame, digest) in frames.filter(|(frame, _)| Arc::ptr_eq(&frame.pack, &self.id)) {
             let place = places.entry(frame.offset).or_insert_with(|| {
@@ -372,7 +377,7 @@ mod tests {
             (&mut *second, digests[2]),
             (&mut again, digests[2]),
         ];
-        let (places, _) = builder.arrange(order.into_iter());
+        let (places, _) = builder.arrange(order.into_iter(), None);
         let kept: Vec<_> = places.iter().map(|(digest, at)| (*digest, at.is_some())).collect();
         assert_eq!(kept, [(digests[2], true), (digests[0], true), (digests[1], false)]);
         assert_eq!((first.offset, second.offset), (0, first.length));

@@ -481,7 +481,8 @@ impl Writer {
     fn arrange(&self, batch: &mut Batch) {
         let blocks = batch.blocks.values_mut();
         let frames = blocks.filter_map(|(frame, digest)| Some((frame.as_mut()?, *digest)));
-        let (places, memory) = batch.pack.arrange(frames);
+        let spare = self.state().spare.pop();
+        let (places, memory) = batch.pack.arrange(frames, spare);
         let mut state = self.state();
         for (digest, place) in places {
             let is_of_it = |known: &Frame| Arc::ptr_eq(&known.pack, &batch.pack.id);
