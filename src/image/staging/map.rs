@@ -11,7 +11,7 @@ use std::path::Path;
 use roaring::RoaringBitmap;
 use uuid::Uuid;
 
-use crate::model::Digest;
+use crate::model::{BLOCK_SIZE_U64, Digest, MAX_VOLUME_BYTES};
 use crate::own;
 
 /// Where the records begin; before them are two headers, of which the later valid one counts.
@@ -20,6 +20,10 @@ const HEADERS: [u64; 2] = [0, 2048];
 const HEADER_LEN: usize = 64;
 const RECORD_LEN: usize = 32;
 const MAGIC: &[u8; 8] = b"FSPSMAP1";
+
+/// Blocks of the largest image.
+#[allow(clippy::cast_possible_truncation)]
+const MAX_BLOCKS: u32 = (MAX_VOLUME_BYTES / BLOCK_SIZE_U64) as u32;
 
 /// What a record says of a run of blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -273,7 +277,9 @@ fn decode(bytes: &[u8; RECORD_LEN], id: Uuid, at: u64) -> Option<Record> {
     }
     let number = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"));
     let mark = MARKS.into_iter().find(|mark| *mark as u8 == bytes[0])?;
-    Some(Record { mark, start: number(4), count: number(8) })
+    let (start, count) = (number(4), number(8));
+    // No image is larger, and what is said of more blocks would take long to note.
+    (start.checked_add(count)? <= MAX_BLOCKS).then_some(Record { mark, start, count })
 }
 
 fn checksum(said: &[u8], id: Uuid, at: u64) -> [u8; 16] {
@@ -316,6 +322,18 @@ mod tests {
         map.append(&[record(Mark::CutOff, 0, 0)]).unwrap();
         marks.apply(record(Mark::CutOff, 0, 0));
         assert_eq!(MapFile::open(&dir.path().join("map"), ID, true, true).unwrap().1, marks);
+    }
+
+    #[test]
+    fn a_record_of_more_blocks_than_an_image_has_is_not_valid() {
+        let valid = |start, count| {
+            let said = record(Mark::Staged, start, count);
+            decode(&encode(said, ID, 32), ID, 32).is_some()
+        };
+        assert!(valid(0, 1 << 27) && valid((1 << 27) - 1, 1));
+        for (start, count) in [(1, 1 << 27), (1 << 27, 1), (u32::MAX, 1), (0, u32::MAX)] {
+            assert!(!valid(start, count), "{start}, {count}");
+        }
     }
 
     #[test]
