@@ -102,6 +102,9 @@ for _ in $(seq "$runs"); do
     far_in_place+=("$elapsed")
 done
 kill "${servers[@]}"
+sleep 2
+# SeaweedFS does not always end when it is told to.
+kill -KILL "${servers[@]}" 2>/dev/null || true
 servers=()
 rm -rf "$ram"
 
