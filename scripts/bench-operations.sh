@@ -1,6 +1,6 @@
 # The part of bench.sh that measures operations with several ends. Sourced by it, not run.
 # shellcheck shell=bash
-# shellcheck disable=SC2154 # what bench.sh sets
+# shellcheck disable=SC2034,SC2154 # what bench.sh sets, and what it is given
 
 gib=$((size / 1024))
 [ "$gib" -ge 1 ] || gib=1

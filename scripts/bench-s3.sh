@@ -1,6 +1,6 @@
 # The part of bench.sh that measures archives in a bucket. Sourced by it, not run.
 # shellcheck shell=bash
-# shellcheck disable=SC2154 # what bench.sh sets
+# shellcheck disable=SC2034,SC2154 # what bench.sh sets, and what it is given
 
 venv=$built/venv
 [ -x "$venv/bin/weed" ] || { echo "bench.sh: there is no $venv/bin/weed; run scripts/test.sh first" >&2 && exit 1; }

@@ -26,7 +26,7 @@ installs; the cores should have nothing else to do.
 END
 }
 
-ask=yes runs=5 size=2048 base=${TMPDIR:-/tmp} only= before=
+ask=yes runs=5 size=2048 base=${TMPDIR:-/tmp} only='' before=''
 while [ $# -gt 0 ]; do
     case $1 in
         -h | --help) usage && exit 0 ;;

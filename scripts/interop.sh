@@ -23,7 +23,7 @@ END
 }
 
 base=${TMPDIR:-/tmp}
-fspfs= ask=yes
+fspfs='' ask=yes
 [ -z "${CI:-}" ] || ask=no
 while [ $# -gt 0 ]; do
     case $1 in
