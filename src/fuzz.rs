@@ -9,6 +9,16 @@ use crate::store::StoreUrl;
 pub use crate::store::ebs::ec2::fuzz::answers;
 pub use crate::store::repository::fuzz::format;
 
+/// Answers of the EBS direct APIs and of S3: a byte tells of which, another one to what, a third one the status; lines of
+/// headers follow up to an empty one, then the body.
+pub fn services(data: &[u8]) {
+    let Some((&which, data)) = data.split_first() else { return };
+    let _ = match which % 2 {
+        0 => crate::store::ebs::fuzz::blocks(data),
+        _ => crate::store::repository::fuzz::bucket(data),
+    };
+}
+
 /// Lines of the files in `control/`, after a byte that tells which, and URLs of stores.
 pub fn control(data: &[u8]) {
     let Some((&which, line)) = data.split_first() else { return };
@@ -52,6 +62,7 @@ mod tests {
             super::images(&data);
             super::staging(&data);
             super::answers(&data);
+            super::services(&data);
             super::format(&data);
         }
 
@@ -60,6 +71,7 @@ mod tests {
             let data = [&[kind], text.as_bytes()].concat();
             super::control(&data);
             super::answers(&data);
+            super::services(&data);
             super::format(&data);
         }
     }

@@ -5,5 +5,7 @@ pub(crate) mod account;
 pub(crate) mod answer;
 pub(crate) mod config;
 pub(crate) mod failure;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub(crate) mod http;
 pub(crate) mod service;

@@ -25,6 +25,8 @@ mod account;
 mod catalog;
 pub(crate) mod clients;
 pub(crate) mod ec2;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod kinds;
 mod read;
 #[cfg(test)]

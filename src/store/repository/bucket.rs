@@ -38,6 +38,8 @@ mod clock;
 mod create;
 mod delete;
 mod exclusive;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 mod gather;
 mod kinds;
 mod url;

@@ -11,6 +11,11 @@ use super::{document, gc, pack, page_list, writer};
 use crate::model::{BlockIndex, Digest, SnapshotId};
 use crate::store::document::seal;
 
+/// Reads what a bucket answers.
+pub(crate) fn bucket(data: &[u8]) -> bool {
+    super::bucket::fuzz::objects(data)
+}
+
 /// Reads an object: a byte that tells of which kind, then what is in it. Checksums are put right before.
 pub fn format(data: &[u8]) {
     let Some((&kind, data)) = data.split_first() else { return };
