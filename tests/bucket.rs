@@ -220,6 +220,34 @@ fn a_bucket_that_keeps_versions_or_encrypts_is_a_bucket() {
 }
 
 #[test]
+fn a_bucket_that_locks_objects_is_written() {
+    if !has_buckets() {
+        return;
+    }
+    let sandbox = Sandbox::with_bucket(false);
+    let image = sandbox.image("disk.img", 64 * MIB, &RUNS);
+    let service = sandbox.service();
+    for words in [
+        &["create-bucket", "--object-lock-enabled-for-bucket"][..],
+        &[
+            "put-object-lock-configuration",
+            "--object-lock-configuration",
+            r#"{"ObjectLockEnabled":"Enabled","Rule":{"DefaultRetention":{"Mode":"COMPLIANCE","Days":1}}}"#,
+        ],
+    ] {
+        let done = service.aws(&[&["s3api"], words, &["--bucket", "locked"]].concat());
+        assert!(done.status.success(), "{}", text(&done));
+    }
+    let url = format!("s3://locked/snaps?endpoint={}", service.url);
+    let id = sandbox.ok(&["-q", "movetos3", "disk.img", &url, "--name", "web"]);
+    sandbox.ok(&["getfroms3", id.trim_end(), &url, "--output", "out.img"]);
+    assert!(support::same(&image, sandbox.join("out.img")));
+    sandbox.ok(&["-s", &url, "delete", "--yes", id.trim_end()]);
+    assert!(sandbox.ok(&["-s", &url, "gc"]).contains("wait for the grace period"));
+    assert_eq!(sandbox.ok(&["-s", &url, "list", "-q"]), "");
+}
+
+#[test]
 fn a_source_is_deleted_only_if_its_archive_can_be_read() {
     if !has_buckets() {
         return;

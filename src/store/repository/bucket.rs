@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -114,6 +114,8 @@ pub(super) struct Bucket {
     gatherer: Gatherer,
     /// It was told that the bucket keeps versions.
     told_of_versions: AtomicBool,
+    /// What is put needs a checksum, since the bucket locks objects.
+    needs_checksum: AtomicBool,
 }
 
 impl Bucket {
@@ -140,6 +142,7 @@ impl Bucket {
             exclusive: OnceCell::new(),
             gatherer: Gatherer::default(),
             told_of_versions: AtomicBool::new(false),
+            needs_checksum: AtomicBool::new(false),
         }
     }
 
@@ -182,7 +185,7 @@ impl Bucket {
         Box::pin(self.service.call(request, attempt)).await
     }
 
-    /// What an answer means. One that names another region is followed, once.
+    /// What an answer means. One that names another region is followed, once; one that wants a checksum gets it.
     fn failed<E>(&self, client: &Client, error: &SdkError<E, HttpResponse>) -> Failure
     where
         E: std::error::Error + ProvideErrorMetadata + 'static,
@@ -195,7 +198,13 @@ impl Bucket {
             // The client is made anew then.
             return Failure::new(Class::Credentials, format!("the bucket is in {region}"));
         }
-        Failure::of_sdk(error, None)
+        let failure = Failure::of_sdk(error, None);
+        if failure.mentions("content-md5") {
+            self.needs_checksum.store(true, Ordering::Relaxed);
+            // Sent a few times more, not for a minute.
+            return Failure::new(Class::Foreign, failure.to_string());
+        }
+        failure
     }
 
     /// What is known of an object without its content.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
 use aws_sdk_s3::primitives::ByteStream;
-use aws_sdk_s3::types::ServerSideEncryption;
+use aws_sdk_s3::types::{ChecksumAlgorithm, ServerSideEncryption};
 use bytes::Bytes;
 use uuid::Uuid;
 
@@ -19,6 +19,10 @@ impl Bucket {
     pub(super) fn put(&self, client: &Client, name: &str, data: &Bytes) -> PutObjectFluentBuilder {
         let put = client.put_object().bucket(&self.url.bucket).key(self.url.key(name));
         let put = put.body(ByteStream::from(data.clone()));
+        let put = match self.needs_checksum.load(Ordering::Relaxed) {
+            true => put.checksum_algorithm(ChecksumAlgorithm::Crc32),
+            false => put,
+        };
         let put = match &self.url.kms_key {
             Some(key) => {
                 put.server_side_encryption(ServerSideEncryption::AwsKms).ssekms_key_id(key)
