@@ -243,7 +243,7 @@ impl Image {
         let start = BlockIndex(span * SPAN_BLOCKS);
         let volume = self.map().end();
         let end = BlockIndex(start.0 + SPAN_BLOCKS).min(volume);
-        let list = Blocks(self.snapshot.id.clone());
+        let list = Blocks((&*self.snapshot).into());
         let listed =
             list_span(&self.store, &list, start..end, volume, SPAN_BLOCKS as usize).await?;
         let (mut blocks, covered) = (listed.items, listed.covered);

@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use jiff::Timestamp;
 
 use crate::model::{Block, BlockIndex, Digest, Snapshot, SnapshotId, Tags, VolumeSize};
 
@@ -307,6 +308,8 @@ pub struct BlockPage {
     pub covered: Option<BlockIndex>,
     /// Leads to the next page; `None` on the last.
     pub next: Option<PageToken>,
+    /// When the snapshot was started that is listed, where the store tells: another one may have got its id meanwhile.
+    pub started: Option<Timestamp>,
 }
 
 /// A block in which two snapshots differ.
@@ -327,6 +330,8 @@ pub struct ChangedPage {
     pub blocks: Vec<ChangedBlock>,
     /// Leads to the next page; `None` on the last.
     pub next: Option<PageToken>,
+    /// As in a [`BlockPage`], of the first and of the second.
+    pub started: Option<(Timestamp, Timestamp)>,
 }
 
 /// What a snapshot is started with.

@@ -155,13 +155,13 @@ impl SnapshotStore for Computed {
         };
         if every(self.manners.empty, &self.pages) {
             let next = Some(PageToken(at.to_string()));
-            return Ok(BlockPage { blocks: vec![], covered: None, next });
+            return Ok(BlockPage { blocks: vec![], covered: None, next, started: None });
         }
         let end = self.snapshot.volume_size.blocks();
         let mut blocks = Vec::new();
         while blocks.len() < max.min(self.manners.page) {
             let Some((index, data)) = self.content.at_or_behind(at, end.0) else {
-                return Ok(BlockPage { blocks, covered: Some(end), next: None });
+                return Ok(BlockPage { blocks, covered: Some(end), next: None, started: None });
             };
             // Of a computed snapshot with a million blocks nobody wants to hash all.
             let digest = match (data, self.manners.digests) {
@@ -173,7 +173,7 @@ impl SnapshotStore for Computed {
             at = index + 1;
         }
         let next = Some(PageToken(at.to_string()));
-        Ok(BlockPage { blocks, covered: Some(BlockIndex(at)), next })
+        Ok(BlockPage { blocks, covered: Some(BlockIndex(at)), next, started: None })
     }
 
     async fn list_changed_blocks(
@@ -604,6 +604,55 @@ async fn a_repository_reads_as_the_model() {
     assert_eq!(counters.total(), before, "a hole that is known costs no call");
 }
 
+/// Of an id that is another snapshot's by now, what was not listed before is an error, and never the other's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_is_never_of_two_snapshots_of_one_id() {
+    let dir = tempfile::tempdir().unwrap();
+    let store: SharedStore = Arc::new(Repository::create(&dir.path().join("store")).await.unwrap());
+    // In each of three parts of 8 GiB.
+    let blocks = [0, 17_000, 40_000];
+    let make = async |content: u8| {
+        let size = VolumeSize::from_gib(32).unwrap();
+        let id = Some("snap-0a".parse().unwrap());
+        let started = store.start(StartRequest { id, ..StartRequest::new(size) }).await.unwrap();
+        for index in blocks {
+            let block = Block::new(vec![content; BLOCK_SIZE].into());
+            store.put_block(&started.id, BlockIndex(index), block).await.unwrap();
+        }
+        let request = CompleteRequest { changed_blocks: 3, checksum: None };
+        Arc::new(store.complete(&started.id, request).await.unwrap())
+    };
+    let first = make(b'a').await;
+    let reader = async |of: &Arc<Snapshot>| {
+        let image = Image::new(Arc::clone(of), Arc::clone(&store), Cache::new(MIN_BUDGET));
+        let reader = Reader::new(image);
+        let mut found = Vec::new();
+        for index in blocks {
+            let read = read(&reader, BlockIndex(index).offset(), 1).await;
+            found.push(read.map(|bytes| bytes[0]));
+        }
+        found
+    };
+    assert_eq!(reader(&first).await, [Ok(b'a'); 3]);
+    let image = Image::new(Arc::clone(&first), Arc::clone(&store), Cache::new(MIN_BUDGET));
+    let open = Reader::new(image);
+    assert_eq!(read(&open, 0, 1).await.unwrap()[..], b"a"[..]);
+    store.delete(&first.id).await.unwrap();
+    let second = make(b'b').await;
+    assert_eq!(read(&open, 0, 1).await.unwrap()[..], b"a"[..]);
+    for index in &blocks[1..] {
+        let error = read(&open, BlockIndex(*index).offset(), 1).await.unwrap_err();
+        assert_eq!(error, ErrorKind::NotFound);
+    }
+    // Whoever still knows the first only gets nothing of the second, and the other way round.
+    assert_eq!(reader(&first).await, [Err(ErrorKind::NotFound); 3]);
+    assert_eq!(reader(&second).await, [Ok(b'b'); 3]);
+    let changed =
+        store.list_changed_blocks(&second.id, &second.id, ListFrom::Index(BlockIndex::ZERO), 100);
+    let started = (second.start_time, second.start_time);
+    assert_eq!(changed.await.unwrap().started, Some(started));
+}
+
 /// No thread but the reader's own has anything to do with it: there is none to spawn a task on.
 #[test]
 fn what_is_in_memory_is_read_ahead_by_nobody() {
@@ -682,7 +731,7 @@ async fn a_listing_without_end_or_order_is_an_error() {
             };
             let blocks = (self.1)(page).into_iter().map(block).collect();
             let next = Some(PageToken((page + 1).to_string()));
-            Ok(BlockPage { blocks, covered: None, next })
+            Ok(BlockPage { blocks, covered: None, next, started: None })
         }
         async fn list_changed_blocks(
             &self,

@@ -31,7 +31,7 @@ const PAGE: usize = 500;
 ///
 /// Those of the store.
 pub(super) async fn sample(store: &SharedStore, snapshot: &Snapshot) -> Result<Vec<ListedBlock>> {
-    let (list, end) = (Blocks(snapshot.id.clone()), snapshot.volume_size.blocks());
+    let (list, end) = (Blocks(snapshot.into()), snapshot.volume_size.blocks());
     let page = async |start: BlockIndex| {
         list_span(store, &list, start..start.next(), end, PAGE).await.map(|span| span.items)
     };

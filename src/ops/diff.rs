@@ -108,7 +108,7 @@ impl Difference {
     ) -> Result<Self> {
         let began = Instant::now();
         let end = first.volume_size.max(second.volume_size).blocks();
-        let changes = Changes(first.id.clone(), second.id.clone());
+        let changes = Changes(first.into(), second.into());
         let mut listing = Listing::new(store.clone(), changes, end);
         let (mut added, mut overwritten, mut dropped) = (0, 0, 0);
         while let Some(change) = listing.next().await? {

@@ -347,7 +347,7 @@ impl SnapshotStore for Archives {
         let blocks: Vec<_> = indexes.by_ref().take(max).map(listed).collect();
         let next = indexes.next().map(BlockIndex);
         let covered = Some(next.unwrap_or(archive.size.blocks()));
-        Ok(BlockPage { blocks, covered, next: next.map(page_token) })
+        Ok(BlockPage { blocks, covered, next: next.map(page_token), started: None })
     }
 
     async fn list_changed_blocks(

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
+use jiff::Timestamp;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
@@ -52,9 +53,39 @@ pub(crate) struct Page<T> {
     next: Option<PageToken>,
 }
 
+/// The snapshot that is listed. Its id may be another one's by now.
+#[derive(Clone, Debug)]
+pub(crate) struct Of {
+    id: SnapshotId,
+    started: Timestamp,
+}
+
+impl From<&Snapshot> for Of {
+    fn from(snapshot: &Snapshot) -> Self {
+        Self { id: snapshot.id.clone(), started: snapshot.start_time }
+    }
+}
+
+impl Of {
+    /// Checks that what was listed is of this one.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` if it was deleted, and another one has its id: pages of both would make an image of neither.
+    pub(crate) fn check(&self, started: Option<Timestamp>) -> Result<()> {
+        match started {
+            Some(started) if started != self.started => {
+                let why = "was deleted meanwhile, and another one was made of this id";
+                Err(Error::new(ErrorKind::NotFound, format!("{} {why}", self.id)))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// The blocks of a snapshot.
 #[derive(Clone, Debug)]
-pub(crate) struct Blocks(pub(crate) SnapshotId);
+pub(crate) struct Blocks(pub(crate) Of);
 
 impl List for Blocks {
     type Item = ListedBlock;
@@ -64,7 +95,7 @@ impl List for Blocks {
     }
 
     fn id(&self) -> &SnapshotId {
-        &self.0
+        &self.0.id
     }
 
     async fn page(
@@ -73,14 +104,15 @@ impl List for Blocks {
         from: ListFrom,
         max: usize,
     ) -> Result<Page<ListedBlock>> {
-        let page = store.list_blocks(&self.0, from, max).await?;
+        let page = store.list_blocks(&self.0.id, from, max).await?;
+        self.0.check(page.started)?;
         Ok(Page { items: page.blocks, covered: page.covered, next: page.next })
     }
 }
 
 /// The blocks in which the second snapshot differs from the first.
 #[derive(Clone, Debug)]
-pub(crate) struct Changes(pub(crate) SnapshotId, pub(crate) SnapshotId);
+pub(crate) struct Changes(pub(crate) Of, pub(crate) Of);
 
 impl List for Changes {
     type Item = ChangedBlock;
@@ -90,7 +122,7 @@ impl List for Changes {
     }
 
     fn id(&self) -> &SnapshotId {
-        &self.1
+        &self.1.id
     }
 
     async fn page(
@@ -99,7 +131,10 @@ impl List for Changes {
         from: ListFrom,
         max: usize,
     ) -> Result<Page<ChangedBlock>> {
-        let page = store.list_changed_blocks(&self.0, &self.1, from, max).await?;
+        let page = store.list_changed_blocks(&self.0.id, &self.1.id, from, max).await?;
+        let (first, second) = page.started.unzip();
+        self.0.check(first)?;
+        self.1.check(second)?;
         Ok(Page { items: page.blocks, covered: None, next: page.next })
     }
 }
@@ -217,7 +252,7 @@ struct Asked<T> {
 impl Listing<Blocks> {
     /// The blocks of a snapshot.
     pub(crate) fn blocks(store: SharedStore, snapshot: &Snapshot) -> Self {
-        Self::new(store, Blocks(snapshot.id.clone()), snapshot.volume_size.blocks())
+        Self::new(store, Blocks(snapshot.into()), snapshot.volume_size.blocks())
     }
 
     /// What is listed at `index`; nothing, if it is a hole. The indexes that are asked for ascend.

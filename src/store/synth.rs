@@ -143,6 +143,7 @@ impl SnapshotStore for Synth {
             blocks: self.listed(&version, &blocks).collect(),
             covered: Some(next.unwrap_or(self.recipe.size.blocks())),
             next: next.map(page_token),
+            started: None,
         })
     }
 
@@ -171,7 +172,7 @@ impl SnapshotStore for Synth {
                 if turned { (Some(after), before) } else { (before, Some(after)) };
             ChangedBlock { index: *index, first, second }
         });
-        Ok(ChangedPage { blocks: blocks.collect(), next: page.next.map(page_token) })
+        Ok(ChangedPage { blocks: blocks.collect(), next: page.next.map(page_token), started: None })
     }
 
     async fn get_block(

@@ -19,6 +19,7 @@ use super::super::refusal::Refusal;
 use super::token::About;
 use super::{Answer, Parameters, block_index, epoch, json, parameter, snapshot_id};
 use crate::model::{BLOCK_SIZE_U64, BlockIndex, Snapshot};
+use crate::store::listing::Of;
 use crate::store::{Error, ErrorKind, ListFrom, ListedBlock, PageToken};
 
 /// Bounds of MaxResults; fewer are as many as the lowest (service model).
@@ -178,6 +179,7 @@ pub(in crate::serve) async fn list_blocks(
     }
     let found =
         endpoint.store.list_blocks(&id, asked.from, asked.max).await.map_err(|e| refused(&e))?;
+    Of::from(&seen.snapshot).check(found.started).map_err(|e| refused(&e))?;
     let known = found.covered.or(found.blocks.last().map(|last| last.index.next()));
     let next = found.next.map(|next| resuming(known, &next));
     let listed = |block: &ListedBlock| Listed {
@@ -218,6 +220,11 @@ pub(in crate::serve) async fn list_changed_blocks(
     let store = &endpoint.store;
     let found = store.list_changed_blocks(&first, &second, asked.from, asked.max).await;
     let found = found.map_err(|e| refused(&e))?;
+    for (of, started) in
+        [(&one, found.started.map(|two| two.0)), (&two, found.started.map(|two| two.1))]
+    {
+        Of::from(&of.snapshot).check(started).map_err(|e| refused(&e))?;
+    }
     let known = found.blocks.last().map(|last| last.index.next());
     let next = found.next.map(|next| resuming(known, &next));
     let token = |of: &Snapshot, listed: &Option<ListedBlock>| {

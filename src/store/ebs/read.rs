@@ -183,7 +183,7 @@ impl Ebs {
             None => Some(end),
             Some(_) => cut.or(blocks.last().map(|block| block.index.next())),
         };
-        Ok(BlockPage { blocks, covered, next })
+        Ok(BlockPage { blocks, covered, next, started: None })
     }
 
     pub(super) async fn list_changed_page(
@@ -227,7 +227,7 @@ impl Ebs {
         let cut = blocks.get(max).map(|block| block.index);
         let full = behind(&blocks, max, |block| block.index);
         blocks.truncate(max);
-        Ok(ChangedPage { blocks, next: next(cut, token, full) })
+        Ok(ChangedPage { blocks, next: next(cut, token, full), started: None })
     }
 
     pub(super) async fn read_block(

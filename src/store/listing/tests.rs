@@ -107,7 +107,7 @@ async fn a_long_list_is_asked_for_ahead_and_comes_in_order() {
     for recipe in ["?size=64GiB&density=1", "?size=256GiB&density=0.4", "?size=100GiB&density=0.01"]
     {
         let (inner, snapshot) = synth(recipe).await;
-        let (list, end) = (Blocks(snapshot.id.clone()), snapshot.volume_size.blocks());
+        let (list, end) = (Blocks((&snapshot).into()), snapshot.volume_size.blocks());
         let all = list_span(&inner, &list, BlockIndex::ZERO..end, end, MAX_PAGE_BLOCKS);
         let expected: Vec<u32> = all.await.unwrap().items.iter().map(|b| b.index.0).collect();
         let slow =
@@ -201,7 +201,7 @@ async fn changes_are_followed_to_their_end() {
         let Some(next) = page.next else { break };
         from = ListFrom::Page(next);
     }
-    let list = Changes(first.id.clone(), second.id.clone());
+    let list = Changes(first.into(), second.into());
     let mut listing = Listing::new(store, list, second.volume_size.blocks());
     let mut found = Vec::new();
     while let Some(block) = listing.next().await.unwrap() {

@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
+use jiff::Timestamp;
 use lru::LruCache;
 use serde::Serialize;
 
@@ -194,17 +195,18 @@ impl Repository {
         let (from, max) = (start_index(from)?, max.clamp(1, MAX_PAGE_BLOCKS));
         let manifest = self.listable(id).await.map_err(failed)?;
         let end = manifest.metadata.volume_size.blocks();
+        let started = Some(manifest.metadata.start_time);
         let pages = self.page_list(manifest.pages).await.map_err(failed)?;
         let first = pages.partition_point(|page| page.span < span_of(from));
         let Some(page) = pages.get(first) else {
-            return Ok(BlockPage { blocks: Vec::new(), covered: Some(end), next: None });
+            return Ok(BlockPage { blocks: Vec::new(), covered: Some(end), next: None, started });
         };
         let there = span_start(page.span);
         if there > from {
             // A hole comes first, and is one whatever may be wrong with that page.
             let (blocks, next) = (Vec::new(), there.min(end));
             let token = (next < end).then(|| page_token(next));
-            return Ok(BlockPage { blocks, covered: Some(next), next: token });
+            return Ok(BlockPage { blocks, covered: Some(next), next: token, started });
         }
         let table = self.page(page).await.map_err(failed)?;
         let position = table.position(from);
@@ -219,7 +221,8 @@ impl Repository {
             pages.get(first + 1).map(|page| span_start(page.span))
         };
         let next = next.filter(|next| *next < end);
-        Ok(BlockPage { blocks, covered: Some(next.unwrap_or(end)), next: next.map(page_token) })
+        let covered = Some(next.unwrap_or(end));
+        Ok(BlockPage { blocks, covered, next: next.map(page_token), started })
     }
 
     pub(super) async fn list_changed_page(
@@ -231,8 +234,9 @@ impl Repository {
     ) -> Result<ChangedPage> {
         let failed = |e: Error| e.context(format_args!("cannot compare {first} and {second}"));
         let (from, max) = (start_index(from)?, max.clamp(1, MAX_PAGE_BLOCKS));
-        let one = self.pages_of(first).await.map_err(failed)?;
-        let two = self.pages_of(second).await.map_err(failed)?;
+        let (first_started, one) = self.pages_of(first).await.map_err(failed)?;
+        let (second_started, two) = self.pages_of(second).await.map_err(failed)?;
+        let started = Some((first_started, second_started));
         let mut blocks = Vec::new();
         for (span, a, b) in pairs(&one, &two, span_of(from)) {
             // Equal content costs nothing: not even the pages are read.
@@ -244,21 +248,23 @@ impl Repository {
             let start = from.max(span_start(span));
             for (index, x, y) in differences(&a, &b, start) {
                 if blocks.len() == max {
-                    return Ok(ChangedPage { blocks, next: Some(page_token(index)) });
+                    return Ok(ChangedPage { blocks, next: Some(page_token(index)), started });
                 }
                 let listed = |entry: Option<Entry>| entry.map(|e| listed(&e, token(&e)));
                 blocks.push(ChangedBlock { index, first: listed(x), second: listed(y) });
             }
             if !blocks.is_empty() {
-                return Ok(ChangedPage { blocks, next: Some(page_token(span_start(span + 1))) });
+                let next = Some(page_token(span_start(span + 1)));
+                return Ok(ChangedPage { blocks, next, started });
             }
         }
-        Ok(ChangedPage { blocks, next: None })
+        Ok(ChangedPage { blocks, next: None, started })
     }
 
-    async fn pages_of(&self, id: &SnapshotId) -> Result<Arc<Vec<PageRef>>> {
-        let Manifest { pages, .. } = self.listable(id).await?;
-        self.page_list(pages).await
+    /// When a snapshot was started, and its pages.
+    async fn pages_of(&self, id: &SnapshotId) -> Result<(Timestamp, Arc<Vec<PageRef>>)> {
+        let Manifest { metadata, pages, .. } = self.listable(id).await?;
+        Ok((metadata.start_time, self.page_list(pages).await?))
     }
 
     async fn page_or_empty(&self, page: Option<&PageRef>) -> Result<Table> {

@@ -43,7 +43,7 @@ impl Source for DeltaSource {
     fn changes(&self) -> BoxStream<'static, Result<Change>> {
         let grown_from = self.first.volume_size.blocks();
         let end = self.second.volume_size.blocks();
-        let changes = Changes(self.first.id.clone(), self.second.id.clone());
+        let changes = Changes((&self.first).into(), (&self.second).into());
         let listing = Listing::new(self.store.clone(), changes, grown_from.max(end));
         let state = (listing, grown_from, None::<ChangedBlock>);
         stream::try_unfold(state, move |(mut listing, at, held)| async move {
