@@ -127,6 +127,22 @@ impl Error {
         Self::Doing { doing: doing.into(), cause: Box::new(self) }
     }
 
+    /// This, of an operation on the store `store`, which is not the one of `-s`.
+    pub(crate) fn elsewhere(self, store: &StoreUrl) -> Self {
+        match self {
+            Self::Doing { doing, cause } => cause.elsewhere(store).doing(doing),
+            Self::Unfinished { cause, left } => {
+                let left = match left {
+                    Left::Snapshot(id, None) => Left::Snapshot(id, Some(store.clone())),
+                    Left::Asked(None) => Left::Asked(Some(store.clone())),
+                    left => left,
+                };
+                Self::Unfinished { cause, left }
+            }
+            error => error,
+        }
+    }
+
     /// Something has to be asked, and nobody is there.
     pub(crate) fn unasked() -> Self {
         Self::Refused("nobody can be asked here; give --yes".to_owned())

@@ -208,10 +208,13 @@ impl Movetos3Args {
                     Copied::DryRun { to, .. } => return Ok(Moved::DryRun { to }),
                 }
             }
-            None => match self.upload(cx).run(&over(cx, url, false)).await? {
-                Uploaded::Done { snapshot, blocks, .. } => (snapshot, blocks),
-                Uploaded::DryRun { .. } => return Ok(Moved::DryRun { to: url.to_string() }),
-            },
+            None => {
+                let uploaded = self.upload(cx).run(&over(cx, url, false)).await;
+                match uploaded.map_err(|error| error.elsewhere(url))? {
+                    Uploaded::Done { snapshot, blocks, .. } => (snapshot, blocks),
+                    Uploaded::DryRun { .. } => return Ok(Moved::DryRun { to: url.to_string() }),
+                }
+            }
         };
         let stored = cx.run.unless_stopped(repository.stored(&snapshot.id)).await??;
         if delete_source {
