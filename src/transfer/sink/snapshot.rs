@@ -139,6 +139,8 @@ impl SnapshotSink {
             Some(_) if block.is_zero() => Ok(false),
             // What differs is known; to compare would cost half of what a put does.
             None if parent.is_base => Ok(true),
+            // In a bucket what there is stays, and reading all of it each night would cost more than to store it.
+            Some(_) if self.store.neighbours() > 1 => Ok(false),
             // The block is kept only as the parent's: it has to be there. And a block that is put is paid for as
             // long as the snapshot is there, while reading one costs half a put, once.
             _ => {
