@@ -412,7 +412,7 @@ impl Repository {
             |count: fn(&PageRef) -> u32| draft.pages.iter().map(|p| u64::from(count(p))).sum();
         let manifest = Manifest {
             metadata: start.metadata.clone(),
-            completed_time: self.objects.now().await?,
+            completed_time: self.objects.now().await?.max(start.metadata.start_time),
             content_digest: content_digest(start.metadata.volume_size, &draft.pages),
             data_blocks: sum(|page| page.data_blocks),
             zero_blocks: sum(|page| page.zero_blocks),

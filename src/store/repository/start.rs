@@ -90,9 +90,11 @@ impl Repository {
     }
 
     /// The time by the clock of the store, and after the parent's: the clock of a bucket has whole
-    /// seconds, and the newest of a lineage must be told.
+    /// seconds, and the newest of a name must be told. Where it agrees with this host's, that one has more of them.
     async fn start_time(&self, parent: Option<&Manifest>) -> Result<Timestamp> {
-        let now = self.objects.now().await?;
+        let (now, here) = (self.objects.now().await?, Timestamp::now());
+        let agree = here >= now && here.duration_since(now) < 2 * SECOND;
+        let now = if now.subsec_nanosecond() == 0 && agree { here } else { now };
         let Some(parent) = parent.map(|parent| parent.metadata.start_time) else { return Ok(now) };
         let is_same_second = parent >= now && parent.duration_since(now) < SECOND;
         Ok(if is_same_second { parent + MILLISECOND } else { now })
@@ -169,13 +171,21 @@ impl Repository {
             self.forget_writer(id, |of| attempts.contains(&of));
         }
         for attempt in attempts {
-            self.delete_tags(id, attempt).await?;
-            // Others may build on what a manifest has named.
-            let packs = if completed { Vec::new() } else { self.packs_of(id, attempt).await? };
-            self.delete_records(id, attempt).await?;
-            self.objects.delete(&packs).await?;
+            // It is gone, whatever becomes of the rest.
+            if let Err(error) = self.delete_rest(id, attempt, completed).await {
+                tracing::warn!("{id} is deleted; what is left of it `gc` will find: {error}");
+            }
         }
         Ok(())
+    }
+
+    /// Deletes what only one attempt of a snapshot has needed.
+    async fn delete_rest(&self, id: &SnapshotId, attempt: Uuid, completed: bool) -> Result<()> {
+        self.delete_tags(id, attempt).await?;
+        // Others may build on what a manifest has named.
+        let packs = if completed { Vec::new() } else { self.packs_of(id, attempt).await? };
+        self.delete_records(id, attempt).await?;
+        self.objects.delete(&packs).await
     }
 
     /// The names of the packs that the records of one attempt refer to, as far as they can be read, and that nobody
