@@ -134,6 +134,7 @@ fn a_part_is_not_what_is_given(#[case] whole: u64) {
 #[case("PUT", "s3:PutObject")]
 #[case("LIST", "s3:ListBucket")]
 #[case("GET", "s3:GetObject")]
+#[case("HEAD", "s3:GetObject")]
 #[case("DELETE", "s3:DeleteObject")]
 fn an_action_that_is_denied_is_named(#[case] kind: &'static str, #[case] action: &str) {
     if !has_buckets() {

@@ -274,6 +274,10 @@ impl Failure {
             _ if self.code() == Some("InvalidObjectState") => {
                 "; it is of an archive class, and can be read when it was restored there"
             }
+            _ if self.code() == Some("RequestTimeTooSkewed") => "; set the clock of this host",
+            _ if self.code() == Some("NoSuchBucket") => {
+                "; name a bucket that there is: fspfs makes none"
+            }
             Class::Final(ErrorKind::Denied) if OF_THE_KEY.iter().any(|r| self.text.contains(r)) => {
                 "; it is about the KMS key of the snapshot, which has to be enabled, with the rights that docs/iam.md names"
             }

@@ -251,7 +251,9 @@ impl<A: Account> Service<A> {
             let is_over = tried + wait + LEAST >= deadline;
             wrong += u32::from(matches!(failure.class, Class::Corrupt | Class::Foreign));
             if is_over || !policy.allows(failure.class, wrong) {
-                let doing = match failure.is_denial() {
+                // The answer to a HEAD has no code.
+                let is_denied = failure.is_denial() || failure.code() == Some("status 403");
+                let doing = match is_denied {
                     true => format!("{doing}, which needs {}", kind.action),
                     false => doing.to_owned(),
                 };
