@@ -77,6 +77,7 @@ fn an_archive_has_the_id_of_its_source_and_what_differs(#[case] is_seaweed: bool
     assert!(text(&again).contains("already"), "{}", text(&again));
     let archive = ["-s", &format!("s3://{url}")];
     assert_eq!(sandbox.ok(&[&archive[..], &["list", "-q"]].concat()).lines().count(), 2);
+    assert_eq!(sandbox.ok(&["list", "-q", archive[1]]).lines().count(), 2);
     sandbox.ok(&["getfroms3", &second, &url, "--output", "out.img"]);
     assert!(support::same(&image, sandbox.join("out.img")));
     sandbox.ok(&["-s", "there", "init"]);

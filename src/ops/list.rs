@@ -1,26 +1,28 @@
 //! `list`: which snapshots there are, and how large one is.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde::Serialize;
 
-use super::Result;
+use super::bucket::over;
 use super::context::Context;
 use super::reference::{Reference, describe};
 use super::table::{Operation, Report};
 use super::text::{columns, contains, size};
+use super::{Error, Result};
 use crate::arguments::ScopeArgs;
 use crate::model::{BLOCK_SIZE_U64, Snapshot, SnapshotId, SnapshotState};
 use crate::shown::one_line;
-use crate::store::SharedStore;
 use crate::store::listing::Listing;
 use crate::store::page::list_all;
+use crate::store::{SharedStore, StoreUrl};
 
 /// List the snapshots, or say how large one is
 #[derive(Args, Debug)]
 pub(crate) struct ListArgs {
-    /// Say how many blocks this snapshot has, named as for `download`
+    /// Say how many blocks this snapshot has, named as for `download`; or list what is at `s3://BUCKET/PREFIX`
     #[arg(value_name = "SNAP")]
     snapshot: Option<Reference>,
     #[command(flatten)]
@@ -50,7 +52,17 @@ impl Operation for ListArgs {
     const READS: bool = true;
     type Report = Listed;
 
-    async fn run(self, cx: &Context) -> Result<Listed> {
+    async fn run(mut self, cx: &Context) -> Result<Listed> {
+        let bucket = self.snapshot.as_ref().and_then(Reference::image).and_then(Path::to_str);
+        let bucket = bucket.filter(|text| text.starts_with("s3://")).map(str::parse::<StoreUrl>);
+        let elsewhere = match bucket {
+            Some(url) => {
+                self.snapshot = None;
+                Some(over(cx, &url.map_err(|error| Error::Refused(error.to_string()))?, false))
+            }
+            None => None,
+        };
+        let cx = elsewhere.as_ref().unwrap_or(cx);
         let store = cx.open_scope(&self.scope).await?;
         let listed = async {
             let Some(snapshot) = &self.snapshot else {
