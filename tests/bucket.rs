@@ -102,7 +102,7 @@ fn an_archive_has_the_id_of_its_source_and_what_differs(#[case] is_seaweed: bool
 }
 
 #[test]
-fn where_a_name_is_not_created_once_one_alone_writes() {
+fn a_bucket_that_ignores_conditions_needs_single_writer() {
     if !has_buckets() {
         return;
     }

@@ -272,7 +272,7 @@ fn an_upload_that_is_too_slow_makes_no_snapshot() {
 }
 
 #[test]
-fn what_somebody_else_thaws_makes_no_snapshot() {
+fn a_thaw_by_somebody_else_makes_no_snapshot() {
     if !can_mount(&["fsfreeze", "mkfs.ext4"]) {
         return;
     }
@@ -310,7 +310,7 @@ fn refuses(disk: &Disk, command: &mut Command, says: &str) {
 }
 
 #[test]
-fn what_would_wait_for_itself_is_refused() {
+fn a_freeze_that_would_wait_for_itself_is_refused() {
     if !can_mount(&["fsfreeze", "mkfs.ext4"]) {
         return;
     }
@@ -351,7 +351,7 @@ fn what_would_wait_for_itself_is_refused() {
 }
 
 #[test]
-fn what_cannot_be_frozen_is_refused() {
+fn a_freeze_that_cannot_be_had_is_refused() {
     if !can_mount(&["fsfreeze", "mkfs.ext4"]) {
         return;
     }

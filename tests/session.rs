@@ -236,7 +236,7 @@ fn a_mount_point_is_a_link_or_any_bytes_and_may_be_moved() {
 }
 
 #[test]
-fn where_no_thread_can_be_made_that_is_an_error() {
+fn a_limit_on_threads_is_an_error_and_no_panic() {
     if !can_mount_as_nobody(&[]) {
         return;
     }

@@ -71,7 +71,7 @@ fn assert_no_file_is_left(sandbox: &Sandbox) {
 }
 
 #[rstest]
-fn what_comes_on_stdin_becomes_a_snapshot(
+fn an_image_on_stdin_becomes_a_snapshot(
     #[values(1, BLOCK - 1, BLOCK, BLOCK + 1, 63 * BLOCK, 64 * BLOCK, 65 * BLOCK - 1, 130 * BLOCK + 5)]
     len: u64,
 ) {
@@ -193,7 +193,7 @@ fn a_killed_upload_leaves_no_staged_file() {
 }
 
 #[test]
-fn what_ended_too_early_is_a_snapshot_of_what_came() {
+fn a_stream_that_ends_early_is_a_snapshot_of_what_came() {
     let sandbox = sandbox();
     let mut sender = Command::new("sh");
     sender.args(["-c", "head -c 700000 /dev/zero | tr '\\0' x; kill -9 $$"]);
@@ -210,7 +210,7 @@ fn what_ended_too_early_is_a_snapshot_of_what_came() {
 }
 
 #[rstest]
-fn what_cannot_be_read_makes_no_snapshot(#[values(true, false)] sized: bool) {
+fn a_stream_that_cannot_be_read_makes_no_snapshot(#[values(true, false)] sized: bool) {
     let sandbox = sandbox();
     let size = if sized { "--size 1GiB" } else { "" };
     let program = env!("CARGO_BIN_EXE_fspfs");
@@ -237,7 +237,7 @@ fn stdin_that_is_a_terminal_is_refused() {
 }
 
 #[test]
-fn what_does_not_go_with_stdin_is_refused() {
+fn options_that_do_not_go_with_stdin_are_refused() {
     let sandbox = sandbox();
     std::fs::write(sandbox.join("image"), "x").unwrap();
     let message = sandbox.fails(&["upload", "--size", "1GiB", "image"]);
