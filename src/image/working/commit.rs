@@ -295,7 +295,7 @@ impl WorkingImage {
             }
             return Err(error);
         }
-        self.go_on();
+        self.go_on_with(&commit);
         Ok(if running && behind { Begun::Queued(commit) } else { Begun::Running(commit) })
     }
 
@@ -395,7 +395,7 @@ fn is_of(layer: &Layer, commit: &Arc<Commit>) -> bool {
 
 impl Inner {
     /// The generation that is committed by this; `None` once it is a snapshot.
-    fn layer_of(&mut self, commit: &Arc<Commit>) -> Option<&mut Layer> {
+    pub(super) fn layer_of(&mut self, commit: &Arc<Commit>) -> Option<&mut Layer> {
         self.layers.iter_mut().find(|layer| is_of(layer, commit))
     }
 }

@@ -20,6 +20,23 @@ impl WorkingImage {
     /// Commits what is frozen, in the background, if that is not under way.
     pub(super) fn go_on(self: &Arc<Self>) {
         let begun = self.state().phase.begin();
+        self.run_commits(begun);
+    }
+
+    /// The same, unless `commit` has ended: a run that ends takes those with it that wait for it.
+    pub(super) fn go_on_with(self: &Arc<Self>, commit: &Arc<Commit>) {
+        let begun = {
+            let mut state = self.state();
+            if state.layer_of(commit).is_none() {
+                return;
+            }
+            state.phase.begin()
+        };
+        self.run_commits(begun);
+    }
+
+    /// Runs the commits that have begun under this number.
+    fn run_commits(self: &Arc<Self>, begun: Option<u64>) {
         if let Some(number) = begun {
             let run = Run { image: Arc::clone(self), number };
             tokio::spawn(async move {

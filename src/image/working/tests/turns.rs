@@ -114,6 +114,30 @@ async fn a_commit_that_was_asked_for_takes_all_at_its_turn(
 }
 
 #[tokio::test]
+#[expect(clippy::await_holding_lock, reason = "nobody else takes it on this thread")]
+async fn a_commit_that_is_being_queued_ends_with_the_one_that_is_cancelled() {
+    let (mut world, image, first) = hanging().await;
+    let second = {
+        // It is not written down yet that it is to be committed.
+        let _recording = image.recording.lock().unwrap();
+        let second = ask(&image);
+        becomes(&image, State::Queued).await;
+        image.cancel().unwrap();
+        becomes(&image, State::Interrupted).await;
+        second
+    };
+    for commit in [first, second] {
+        let error = commit.await.unwrap().unwrap_err();
+        assert!(matches!(error, Error::Cancelled), "{error}");
+    }
+    world.life().trap.release();
+    world.quiet().await;
+    assert_eq!(image.status().state, State::Interrupted);
+    world.check_store().await;
+    assert_eq!(world.snapshots.len(), 0);
+}
+
+#[tokio::test]
 async fn an_image_cut_short_meanwhile_is_not_committed() {
     let (mut world, image, first) = hanging().await;
     let second = ask(&image);
