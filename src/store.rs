@@ -172,6 +172,17 @@ pub trait SnapshotStore: Debug + Send + Sync + 'static {
         self.flush(id).await
     }
 
+    /// Tells what the last one who put to a pending snapshot has got durably: blocks, and the SHA-256 of each. Who
+    /// goes on with it need not bring that again. A store that cannot tell says nothing.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading it; what was told before holds.
+    async fn put_before(&self, id: &SnapshotId, tell: Tell<'_>) -> Result<()> {
+        let _ = (id, tell);
+        Ok(())
+    }
+
     /// Makes every block that this process put durable, and visible to a completion by another.
     async fn flush(&self, id: &SnapshotId) -> Result<()>;
 
@@ -228,6 +239,9 @@ pub trait SnapshotStore: Debug + Send + Sync + 'static {
         None
     }
 }
+
+/// Learns which blocks a pending snapshot has, with their SHA-256.
+pub type Tell<'a> = &'a (dyn Fn(&[(BlockIndex, Digest)]) + Send + Sync);
 
 /// Requests to a service, and what they cost.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

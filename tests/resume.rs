@@ -141,6 +141,27 @@ fn an_upload_goes_on_where_it_was(#[case] signal: Signal) {
     assert!(same(sandbox.join("a.img"), sandbox.join("b.img")));
 }
 
+#[test]
+fn a_copy_that_is_killed_brings_nothing_again_that_the_repository_has() {
+    let sandbox = served();
+    sandbox.ok(&["init", "other"]);
+    image(&sandbox, "a.img", 400, 0);
+    let id = sandbox.upload("a.img", &[]);
+    let copy = ["copy", &id, "--to", "other", "--max-requests-per-second"];
+    // What is saved: a pack, and then its record.
+    let records = || sandbox.sh("find other -path '*/pending/*' -name '*-*-*' | wc -l").trim().parse().unwrap();
+    let child = begin(&sandbox, &[&copy[..], &["200"]].concat());
+    support::until("two packs are saved", || records() >= 2);
+    let (_, said) = end(child, &[Signal::SIGKILL]);
+    assert_eq!(noted(&sandbox), 0, "{said}");
+    let saved: u64 = records();
+    let said = succeeds(&sandbox, &[&copy[..], &["2000"]].concat());
+    assert!(kept(&said) >= 64 * saved, "{} of {saved} packs: {said}", kept(&said));
+    let made = said.lines().find(|line| line.starts_with("snap-")).unwrap();
+    sandbox.ok(&["-s", "other", "download", made, "b.img"]);
+    assert!(same(sandbox.join("a.img"), sandbox.join("b.img")));
+}
+
 #[rstest]
 #[case::killed(Signal::SIGKILL)]
 #[case::interrupted(Signal::SIGINT)]

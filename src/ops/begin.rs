@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::context::Context;
 use super::{Ending, Error, Left, Result, Resume};
-use crate::model::{Digest, Snapshot, SnapshotId, SnapshotState};
+use crate::model::{BlockIndex, Digest, Snapshot, SnapshotId, SnapshotState};
 use crate::store::{self, ErrorKind, SharedStore, StartRequest, StoreUrl};
 use crate::transfer;
 use crate::transfer::engine::{Destination, Finished, Run, transfer_to};
@@ -275,6 +275,7 @@ where
             }
             SnapshotState::Pending if is_same => {
                 tracing::info!("going on with {id}");
+                self.catch_up(&id).await?;
                 return Ok(Some(state));
             }
             SnapshotState::Completed => {
@@ -298,6 +299,17 @@ where
             }
         }
         Ok(None)
+    }
+
+    /// Notes what the earlier run has put since it noted something last.
+    async fn catch_up(&self, id: &SnapshotId) -> Result<()> {
+        let Some(journal) = &self.journal else { return Ok(()) };
+        let tell = |blocks: &[(BlockIndex, Digest)]| journal.catch_up(blocks);
+        let told = self.begin.store.put_before(id, &tell);
+        if let Err(error) = self.run.unless_stopped(told).await? {
+            tracing::warn!("what {id} has got last may be put again: {error}");
+        }
+        Ok(())
     }
 
     /// Starts a snapshot, in a task of its own: the id of one that is started when nobody waits for it any more

@@ -34,10 +34,11 @@ use self::read::PageCache;
 use self::writer::Writer;
 use super::{
     BlockPage, BlockToken, ChangedPage, CompleteRequest, Error, ErrorKind, ListFrom, ListToken,
-    Packing, Result, SnapshotPage, SnapshotStore, StartRequest, StoreOptions, Usage,
+    Packing, Result, SnapshotPage, SnapshotStore, StartRequest, StoreOptions, Tell, Usage,
 };
 use crate::model::{BLOCK_SIZE_U64, Block, BlockIndex, Snapshot, SnapshotId, Tags};
 
+mod again;
 mod bucket;
 mod complete;
 mod describe;
@@ -372,6 +373,10 @@ impl SnapshotStore for Repository {
         block: Block,
     ) -> Result<()> {
         self.put(id, index, block, true).await
+    }
+
+    async fn put_before(&self, id: &SnapshotId, tell: Tell<'_>) -> Result<()> {
+        self.tell_last_writer(id, tell).await
     }
 
     async fn flush(&self, id: &SnapshotId) -> Result<()> {

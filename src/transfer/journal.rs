@@ -235,6 +235,13 @@ impl FileJournal {
         File::open(&self.directory)?.sync_all()
     }
 
+    /// Notes what an earlier run has brought, and did not note before it ended.
+    pub(crate) fn catch_up(&self, blocks: &[(BlockIndex, Digest)]) {
+        for (index, digest) in blocks {
+            self.set(*index, *digest);
+        }
+    }
+
     /// What an earlier run has noted of a block.
     fn noted(&self, index: BlockIndex) -> Option<Digest> {
         if !self.is_old {
@@ -314,9 +321,7 @@ impl Journal for FileJournal {
     }
 
     fn note(&self, blocks: &[(BlockIndex, Digest)]) -> Result<()> {
-        for (index, digest) in blocks {
-            self.set(*index, *digest);
-        }
+        self.catch_up(blocks);
         Ok(())
     }
 

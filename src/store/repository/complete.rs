@@ -6,6 +6,8 @@ use std::collections::btree_map::Entry as MapEntry;
 use std::ops::Range;
 use std::time::Duration;
 
+use futures::stream::{self, Stream};
+use futures::{StreamExt as _, TryStreamExt as _};
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -281,8 +283,8 @@ impl Repository {
         ids: impl IntoIterator<Item = RecordId, IntoIter: Send>,
     ) -> Result<Put> {
         let mut put = Put { records: Vec::new(), blocks: RoaringBitmap::new() };
-        for id in ids {
-            let table = self.record(start, id).await?;
+        let mut tables = std::pin::pin!(self.records(start, ids));
+        while let Some((id, table)) = tables.try_next().await? {
             let (first, last) = match table.len() {
                 0 => (BlockIndex::ZERO, BlockIndex::ZERO),
                 n => (table.index(0), table.index(n - 1)),
@@ -291,6 +293,18 @@ impl Repository {
             put.blocks.extend(table.entries().map(|entry| entry.index.0));
         }
         Ok(put)
+    }
+
+    /// Reads records in the order in which they are asked for, some ahead: where each takes a while, a large snapshot
+    /// has many.
+    pub(super) fn records<'a>(
+        &'a self,
+        start: &'a Start,
+        ids: impl IntoIterator<Item = RecordId, IntoIter: Send> + 'a,
+    ) -> impl Stream<Item = Result<(RecordId, Table)>> + Send + 'a {
+        stream::iter(ids)
+            .map(move |id| async move { Ok((id, self.record(start, id).await?)) })
+            .buffered(self.objects.parallelism())
     }
 
     pub(super) async fn record(&self, start: &Start, id: RecordId) -> Result<Table> {
@@ -341,13 +355,11 @@ impl Repository {
         range: &Range<BlockIndex>,
     ) -> Result<BTreeMap<BlockIndex, NewestPut>> {
         let mut winners = BTreeMap::new();
-        for summary in &put.records {
-            if summary.last < range.start || summary.first >= range.end {
-                continue;
-            }
-            let table = self.record(start, summary.id).await?;
+        let touches = |summary: &&Summary| summary.first < range.end && summary.last >= range.start;
+        let ids: Vec<_> = put.records.iter().filter(touches).map(|summary| summary.id).collect();
+        let mut tables = std::pin::pin!(self.records(start, ids));
+        while let Some((RecordId { epoch, writer, .. }, table)) = tables.try_next().await? {
             for n in table.position(range.start)..table.position(range.end) {
-                let RecordId { epoch, writer, .. } = summary.id;
                 let new = NewestPut { epoch, writer, entry: table.entry(n) };
                 match winners.entry(new.entry.index) {
                     MapEntry::Vacant(vacant) => {
@@ -519,7 +531,7 @@ fn keep_newer(valid: &mut NewestPut, other: NewestPut) -> Result<()> {
 }
 
 /// The records of an attempt that are there.
-async fn record_ids(
+pub(super) async fn record_ids(
     objects: &dyn Objects,
     id: &SnapshotId,
     attempt: Uuid,

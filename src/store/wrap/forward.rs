@@ -9,7 +9,7 @@ use super::Call;
 use crate::model::{Block, BlockIndex, Snapshot, SnapshotId, Tags};
 use crate::store::{
     BlockPage, BlockToken, ChangedPage, CompleteRequest, ListFrom, ListToken, Result, SharedStore,
-    SnapshotPage, SnapshotStore, StartRequest, Usage,
+    SnapshotPage, SnapshotStore, StartRequest, Tell, Usage,
 };
 
 /// A wrapper: by default it changes nothing.
@@ -150,6 +150,10 @@ impl<W: Wrapper> SnapshotStore for W {
         forward!(self, PutBlock, self.inner().put_block_durably(id, index, block))?;
         self.put(id, index);
         Ok(())
+    }
+
+    async fn put_before(&self, id: &SnapshotId, tell: Tell<'_>) -> Result<()> {
+        self.inner().put_before(id, tell).await
     }
 
     async fn flush(&self, id: &SnapshotId) -> Result<()> {

@@ -354,8 +354,9 @@ impl Objects for Handle {
         "memory".to_owned()
     }
 
+    /// A process whose operations take turns makes one call at a time.
     fn parallelism(&self) -> usize {
-        7
+        if self.space.inner().turns.is_some() { 1 } else { 7 }
     }
 
     fn neighbours(&self) -> usize {

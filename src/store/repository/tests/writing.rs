@@ -6,7 +6,7 @@ use futures::future::join_all;
 
 use super::memory::{Call, Process};
 use super::*;
-use crate::model::Digester;
+use crate::model::{Digest, Digester};
 
 #[test]
 fn the_later_put_of_one_writer_wins_in_one_batch_or_several() {
@@ -72,6 +72,57 @@ fn a_writer_that_starts_after_a_flush_has_the_higher_epoch_and_wins() {
             p.complete(&id, count(3)).await.unwrap();
             assert_eq!(read(&p, &id).await.unwrap(), [(0, 2), (1, 2), (2, 3)]);
         }
+    });
+}
+
+/// What is told of the writer that put last: the blocks, with the value that each digest is of.
+async fn put_before(p: &Repository, id: &SnapshotId) -> Vec<(u32, u8)> {
+    let told = std::sync::Mutex::new(Vec::new());
+    let value = |digest| (0..9).find(|&value| block(value).digest() == digest).unwrap();
+    let tell = |blocks: &[(BlockIndex, Digest)]| {
+        told.lock().unwrap().extend(blocks.iter().map(|(index, digest)| (index.0, value(*digest))));
+    };
+    p.put_before(id, &tell).await.unwrap();
+    let mut told = told.into_inner().unwrap();
+    told.sort_unstable();
+    told
+}
+
+#[test]
+fn who_goes_on_is_told_what_the_last_writer_has_put_durably() {
+    run(async {
+        let space = Space::new(1);
+        let p = space.process();
+        let id = start(&p, chosen("snap-0a")).await;
+        assert_eq!(put_before(&p, &id).await, []);
+        put(&p, &id, &[(0, 1), (1, 1), (2, 2), (0, 3)]).await;
+        p.flush(&id).await.unwrap();
+        put(&p, &id, &[(1, 0), (4, 4)]).await;
+        p.flush(&id).await.unwrap();
+        // It dies with this.
+        put(&p, &id, &[(5, 5)]).await;
+        let q = space.process();
+        assert_eq!(put_before(&q, &id).await, [(0, 3), (1, 0), (2, 2), (4, 4)]);
+        put(&q, &id, &[(2, 7)]).await;
+        q.flush(&id).await.unwrap();
+        assert_eq!(put_before(&space.process(), &id).await, [(2, 7)]);
+        q.complete(&id, count(4)).await.unwrap();
+        assert_eq!(put_before(&space.process(), &id).await, []);
+    });
+}
+
+#[test]
+fn nothing_is_told_of_two_who_put_at_the_same_time() {
+    run(async {
+        let space = Space::new(1);
+        let (p, q) = (space.process(), space.process());
+        let id = start(&p, chosen("snap-0a")).await;
+        put(&p, &id, &[(0, 1)]).await;
+        put(&q, &id, &[(0, 2)]).await;
+        p.flush(&id).await.unwrap();
+        assert_eq!(put_before(&space.process(), &id).await, [(0, 1)]);
+        q.flush(&id).await.unwrap();
+        assert_eq!(put_before(&space.process(), &id).await, []);
     });
 }
 
