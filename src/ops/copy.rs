@@ -13,7 +13,7 @@ use super::context::{Context, place_of};
 use super::destination::{
     KmsKey, LabelArgs, ToArgs, ZerosArgs, completed, key_for, open, options, tell_pending,
 };
-use super::image::ImageArgs;
+use super::image::{ImageArgs, Parent};
 use super::list::Counted;
 use super::reference::{HELP, Reference};
 use super::table::{Operation, Report};
@@ -142,7 +142,7 @@ impl Operation for CopyArgs {
         let doing = format!("copy {}", self.snapshot);
         let elsewhere = self.to.elsewhere(cx).map_err(|error| error.doing(doing))?;
         let Self { snapshot, how, .. } = self;
-        Order { snapshot, how, elsewhere, is_archive: false }.run(cx).await
+        Order { snapshot, how, elsewhere, archive: None }.run(cx).await
     }
 }
 
@@ -153,8 +153,8 @@ pub(super) struct Order {
     pub(super) how: HowArgs,
     /// Where it is made, if that is not the store of `-s`.
     pub(super) elsewhere: Option<StoreUrl>,
-    /// It keeps its id, and is a child of the newest one there that it has most in common with.
-    pub(super) is_archive: bool,
+    /// It is an archive, which keeps its id, and what it is a child of.
+    pub(super) archive: Option<Parent>,
 }
 
 impl Order {
@@ -285,7 +285,7 @@ impl<'a> Copy<'a> {
     }
 
     async fn find(order: &'a Order, cx: &Context) -> Result<Found<'a>> {
-        let Order { how, elsewhere, is_archive, .. } = order;
+        let Order { how, elsewhere, archive, .. } = order;
         let from = cx.open().await?;
         let id = order.snapshot.id(cx, &from).await?;
         let snapshot = super::readable(&from, &id).await?;
@@ -293,8 +293,8 @@ impl<'a> Copy<'a> {
         let encrypted = how.encrypted(&snapshot, url)?;
         let kms_key = key_for(&how.kms_keys, url)?;
         let to = open(cx, elsewhere.as_ref()).await?;
-        let parents = match &snapshot.parent {
-            _ if *is_archive => {
+        let parents = match (archive, &snapshot.parent) {
+            (Some(wanted), _) => {
                 let archives = Archives::of(&to, (&from, &snapshot)).await?;
                 if let Some(there) = archives.there {
                     cx.note(format_args!("{id} is in {url} already"));
@@ -306,13 +306,24 @@ impl<'a> Copy<'a> {
                     let (snapshot, elapsed) = (Box::new(there), Duration::ZERO);
                     return Ok(Found::There(Copied::Done { snapshot, origin, put: 0, elapsed }));
                 }
-                archives.parents
+                match wanted {
+                    Parent::Auto => archives.parents,
+                    Parent::None => Vec::new(),
+                    Parent::Named(named) => {
+                        vec![super::readable(&to, &named.id(cx, &to).await?).await?]
+                    }
+                }
             }
-            Some(parent) => copy_of(cx, url, parent).await?,
-            None => Vec::new(),
+            (None, Some(parent)) => copy_of(cx, url, parent).await?,
+            (None, None) => Vec::new(),
         };
+        let found = parents.first().map(|parent| parent.id.clone());
         let parent = parents.into_iter().find(|parent| how.suits(&snapshot, encrypted, parent));
-        let first = match parent.as_ref().filter(|_| *is_archive) {
+        if let (Some(Parent::Named(_)), Some(named), None) = (archive, found, &parent) {
+            let why = format!("{named} cannot be the parent of {id}: its volume is larger");
+            return Err(Error::Refused(why));
+        }
+        let first = match parent.as_ref().filter(|_| archive.is_some()) {
             Some(parent) => archives::first(&from, (&to, parent), &snapshot).await,
             None => None,
         };
@@ -342,7 +353,7 @@ impl<'a> Copy<'a> {
 
     fn tell_parent(&self, cx: &Context, is: &str) {
         let Some(parent) = &self.parent else { return };
-        let what = match (self.order.is_archive, &self.snapshot.parent) {
+        let what = match (self.order.archive.is_some(), &self.snapshot.parent) {
             (false, Some(origin)) => format!("{}, a copy of {origin}", parent.id),
             _ => parent.id.to_string(),
         };
@@ -440,7 +451,7 @@ impl<'a> Copy<'a> {
                 .description
                 .clone()
                 .unwrap_or_else(|| shortened(&snapshot.description)),
-            id: self.order.is_archive.then(|| snapshot.id.clone()),
+            id: self.order.archive.is_some().then(|| snapshot.id.clone()),
             volume_id: snapshot.volume_id.clone(),
             // A child is encrypted as its parent is, and must not be asked for it.
             encrypted: self.encrypted && parent.is_none(),

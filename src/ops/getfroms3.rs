@@ -108,7 +108,7 @@ impl Operation for Getfroms3Args {
         if !to.is_writable() {
             return Err(Error::Refused(format!("{to} cannot be written to")));
         }
-        let order = Order { snapshot, how, elsewhere: Some(to), is_archive: false };
+        let order = Order { snapshot, how, elsewhere: Some(to), archive: None };
         let copied = order.run(&archives).await?;
         let is_whole = copied.missing().is_none();
         if let Some(missing) = copied.missing() {

@@ -34,7 +34,7 @@ const DOLLARS_A_MONTH: f64 = 0.023;
 The archive is a snapshot of a repository in the bucket, which is made if there is none: compressed,
 incremental, and mounted in place with `fspfs mount s3://BUCKET/PREFIX /mnt/fsp`. It has the id, the size,
 the tags and the description of its source. It is a child of the newest archive of the same lineage,
-volume or name, and only what differs is sent. If the store of the snapshot can tell what was changed
+volume or name, unless --parent names another, and only what differs is sent. If the store of the snapshot can tell what was changed
 since then, only that is read.
 
 The source stays, unless --delete-source removes it after the archive was read back and compared.
@@ -65,6 +65,10 @@ pub(crate) struct Movetos3Args {
     /// Blocks of one object of the bucket, at most
     #[arg(long, value_name = "1…64", value_parser = value_parser!(u8).range(1..=64))]
     pack_blocks: Option<u8>,
+    /// The archive that it is a child of: `auto` is the newest one in the bucket of the same lineage, volume or name,
+    /// `none` is none
+    #[arg(long, value_name = "SNAP", default_value = "auto")]
+    parent: Parent,
     #[command(flatten)]
     how: HowArgs,
     /// Delete the snapshot, after its archive was read and compared with it
@@ -202,7 +206,8 @@ impl Movetos3Args {
                     return Err(Error::Refused(format!("{id} is in {url} itself")));
                 }
                 let (snapshot, elsewhere) = (Reference::Id(id), Some(url.clone()));
-                let order = Order { snapshot, how: self.how, elsewhere, is_archive: true };
+                let archive = Some(self.parent);
+                let order = Order { snapshot, how: self.how, elsewhere, archive };
                 match order.run(cx).await? {
                     Copied::Done { snapshot, put, .. } => (snapshot, put),
                     Copied::DryRun { to, .. } => return Ok(Moved::DryRun { to }),
@@ -265,13 +270,13 @@ impl Movetos3Args {
         let mut upload = UploadArgs::plain();
         self.how.image(&mut upload.image);
         (upload.path, upload.size) = (path, self.size);
-        // A parent is found by the name.
-        upload.parent = match upload.image.label.name {
-            Some(_) => Parent::Auto,
-            None => {
+        // A file has nothing but its name to find a parent by.
+        upload.parent = match (self.parent, &upload.image.label.name) {
+            (Parent::Auto, None) => {
                 cx.note("without --name all of it is stored anew: it has no parent");
                 Parent::None
             }
+            (parent, _) => parent,
         };
         upload.resume = self.how.resume;
         upload
