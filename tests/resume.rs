@@ -149,7 +149,9 @@ fn a_copy_that_is_killed_brings_nothing_again_that_the_repository_has() {
     let id = sandbox.upload("a.img", &[]);
     let copy = ["copy", &id, "--to", "other", "--max-requests-per-second"];
     // What is saved: a pack, and then its record.
-    let records = || sandbox.sh("find other -path '*/pending/*' -name '*-*-*' | wc -l").trim().parse().unwrap();
+    let records = || {
+        sandbox.sh("find other -path '*/pending/*' -name '*-*-*' | wc -l").trim().parse().unwrap()
+    };
     let child = begin(&sandbox, &[&copy[..], &["200"]].concat());
     support::until("two packs are saved", || records() >= 2);
     let (_, said) = end(child, &[Signal::SIGKILL]);
