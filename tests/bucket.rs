@@ -137,6 +137,9 @@ fn a_service_that_takes_no_notice_of_conditions_has_one_writer() {
     assert!(message.contains("If-None-Match") && message.contains("--single-writer"), "{message}");
     let alone = |words: &[&str]| sandbox.ok(&[&["--single-writer"], words].concat());
     alone(&["init"]);
+    let url = format!("s3://bucket/snaps?endpoint={}", sandbox.service().url);
+    let (status, why) = told_of(&sandbox, &url, "s3:PutObject");
+    assert!(status == "warning" && why.contains("If-None-Match"), "{status}: {why}");
     let id = alone(&["-q", "upload", "disk.img"]).trim_end().to_owned();
     sandbox.assert_downloads(&id, &image);
     assert!(sandbox.ok(&["verify"]).contains("Everything is intact"));
@@ -403,6 +406,45 @@ fn a_bucket_or_a_server_that_is_not_there_is_told_within_seconds() {
     assert!(empty.contains("fspfs init s3://bucket/x"), "{empty}");
     let taken = sandbox.fails(&["init", &format!("s3://bucket?endpoint={url}")]);
     assert!(taken.contains("something else"), "{taken}");
+}
+
+/// What the doctor says of a check: how it is, and why.
+fn told_of(sandbox: &Sandbox, url: &str, check: &str) -> (String, String) {
+    let checks = sandbox.doctor(url);
+    let found = checks.iter().find(|found| found["check"] == check);
+    let found = found.unwrap_or_else(|| panic!("{check} is not among {checks:?}"));
+    let [status, why] = ["status", "found"].map(|name| found[name].as_str().unwrap().to_owned());
+    assert!(status == "ok" || status == "skipped" || found["cure"].is_string(), "{found}");
+    (status, why)
+}
+
+#[test]
+fn the_doctor_looks_at_a_bucket_and_changes_nothing() {
+    if !has_buckets() || !support::has(&["faketime"]) {
+        return;
+    }
+    let sandbox = Sandbox::with_bucket(true);
+    let url = format!("s3://bucket/snaps?endpoint={}", sandbox.service().url);
+    let status = |check: &str| told_of(&sandbox, &url, check).0;
+    for check in ["credentials", "clock", "s3:ListBucket", "repository", "s3:GetObject"] {
+        assert_eq!(status(check), "ok", "{check}");
+    }
+    let objects = sandbox.service().keys("");
+    assert_eq!(told_of(&sandbox, &url, "s3:PutObject").0, "ok");
+    assert_eq!(sandbox.service().keys(""), objects);
+    let (_, said) = at_another_time(&sandbox, "+1h", &["doctor", "-s", &url]);
+    assert!(said.contains("FAILURE  clock: it is 36") && said.contains("timedatectl"), "{said}");
+    let other = url.replace("//bucket", "//other-bucket");
+    let (status, why) = told_of(&sandbox, &other, "s3:ListBucket");
+    assert!(status == "failure" && why.contains("NoSuchBucket"), "{status}: {why}");
+    assert_eq!(told_of(&sandbox, &other, "repository").0, "skipped");
+    let (status, why) = told_of(&sandbox, &url.replace("/snaps", "/none"), "repository");
+    assert!(status == "failure" && why.contains("fspfs.json"), "{status}: {why}");
+    let began = std::time::Instant::now();
+    let nobody = "s3://bucket/snaps?endpoint=http://127.0.0.1:9";
+    let (status, why) = told_of(&sandbox, nobody, "bucket");
+    assert!(status == "failure" && why.contains("127.0.0.1:9"), "{status}: {why}");
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
 }
 
 #[test]

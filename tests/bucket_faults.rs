@@ -158,6 +158,40 @@ fn an_action_that_is_denied_is_named(#[case] kind: &'static str, #[case] action:
     faulty.assert_restores();
 }
 
+#[rstest]
+#[case("LIST", "s3:ListBucket", "failure")]
+#[case("GET", "s3:GetObject", "failure")]
+#[case("PUT", "s3:PutObject", "warning")]
+fn the_doctor_says_which_action_is_denied(
+    #[case] kind: &'static str,
+    #[case] action: &str,
+    #[case] status: &str,
+) {
+    if !has_buckets() {
+        return;
+    }
+    let is_on = off();
+    let faulty = Faulty::new(&is_on, move |request, head| {
+        let is_denied = request.kind() == kind;
+        if is_denied { Act::error("403 Forbidden", "AccessDenied") } else { Act::Pass(head) }
+    });
+    let (is_done, said) = faulty.moves();
+    assert!(is_done, "{said}");
+    is_on.store(true, Ordering::SeqCst);
+    let checks = faulty.sandbox.doctor(&format!("s3://{}", faulty.url()));
+    for check in ["s3:ListBucket", "s3:GetObject", "s3:PutObject"] {
+        let found = checks.iter().find(|found| found["check"] == check);
+        if check == action {
+            let found = found.unwrap();
+            assert_eq!(found["status"], status, "{found}");
+            assert!(found["cure"].as_str().unwrap().contains("docs/iam.md"), "{found}");
+            assert!(!found["found"].as_str().unwrap().contains("doctor"), "{found}");
+        } else {
+            assert!(found.is_none_or(|f| f["status"] == "ok" || f["status"] == "skipped"));
+        }
+    }
+}
+
 #[test]
 fn a_move_whose_credentials_expire_goes_on_with_new_ones() {
     if !has_buckets() {

@@ -17,11 +17,12 @@ use crate::store::StoreUrl;
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Looks at the store (by default ebs:), at this machine, and at MOUNTPOINT. Nothing is changed. For
-ebs: it makes a few requests, which cost less than a tenth of a cent.
+ebs: and s3: it makes a few requests, which cost less than a tenth of a cent.
 
 Examples:
   fspfs doctor
   fspfs doctor -s ebs://work@us-west-2 /mnt/fsp
+  fspfs doctor -s s3://my-bucket/snaps
   fspfs doctor --json -s /srv/snaps
 
 Exit status: 0 if nothing failed, 1 if something did.")]

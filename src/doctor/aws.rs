@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
+use aws_config::SdkConfig;
+
 use super::report::Findings;
 use crate::store::aws::config::config;
 use crate::store::ebs::EbsUrl;
 use crate::store::ebs::clients::Clients;
 
-mod clock;
-mod credentials;
-mod endpoint;
+pub(super) mod clock;
+pub(super) mod credentials;
+pub(super) mod endpoint;
 mod identity;
 mod keys;
 mod probe;
@@ -31,18 +33,13 @@ pub(super) async fn examine(url: &EbsUrl, report: &mut impl Findings) {
         skip_all("no connection can be made as it is configured", report);
         return;
     }
-    let configuration = config(url.profile.as_deref(), url.region.as_deref());
-    let Ok((shared, _)) = tokio::time::timeout(CONFIGURATION, configuration).await else {
-        report.fail(
-            "configuration",
-            format!("it was not read within {} s", CONFIGURATION.as_secs()),
-            "off EC2, set AWS_EC2_METADATA_DISABLED=true, and name the region: ebs://us-east-1, or AWS_REGION",
-        );
+    let read = configuration(url.profile.as_deref(), url.region.as_deref(), report).await;
+    let Some(shared) = read else {
         skip_all("the configuration cannot be read", report);
         return;
     };
     region::examine(url, &shared, report).await;
-    let signs = credentials::examine(url, &shared, report).await;
+    let signs = credentials::examine(url.profile.as_deref(), &shared, report).await;
     let clients = Clients::of(&shared, url);
     let (ec2, ebs) = tokio::join!(probe::ec2(&clients, signs), probe::ebs(&clients, signs));
     let answers = [endpoint::examine(url, &ec2, report), endpoint::examine(url, &ebs, report)];
@@ -65,6 +62,23 @@ pub(super) async fn examine(url: &EbsUrl, report: &mut impl Findings) {
     Box::pin(writes::examine(&clients, report)).await;
     keys::examine(&clients, report).await;
     quotas(report);
+}
+
+/// Reads the configuration of AWS's tools; `None` if that takes too long, which is reported.
+pub(super) async fn configuration(
+    profile: Option<&str>,
+    region: Option<&str>,
+    report: &mut impl Findings,
+) -> Option<SdkConfig> {
+    let read = tokio::time::timeout(CONFIGURATION, config(profile, region)).await;
+    if read.is_err() {
+        report.fail(
+            "configuration",
+            format!("it was not read within {} s", CONFIGURATION.as_secs()),
+            "off EC2, set AWS_EC2_METADATA_DISABLED=true, and name the region: ebs://us-east-1, s3://BUCKET?region=us-east-1, or AWS_REGION",
+        );
+    }
+    read.ok().map(|(shared, _)| shared)
 }
 
 fn skip_all(because: &str, report: &mut impl Findings) {

@@ -1,27 +1,144 @@
-//! A repository in a bucket.
+//! A repository in a bucket: who signs, whether the service answers, and what it lets these credentials do.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use super::aws::{clock, configuration, credentials, endpoint};
 use super::report::Findings;
-use crate::store::StoreOptions;
-use crate::store::repository::{BucketUrl, Repository};
+use crate::store::repository::{BucketUrl, Trial};
+use crate::store::{Error, ErrorKind, Result};
 
-/// How long opening may take: the configuration is read, and one small object.
-const OPEN: Duration = Duration::from_secs(30);
+/// How long one question may take.
+const ANSWER: Duration = Duration::from_secs(15);
+
+const LISTING: &str = "s3:ListBucket";
+const READING: &str = "s3:GetObject";
+const WRITING: &str = "s3:PutObject";
+const DELETING: &str = "s3:DeleteObject";
+const REPOSITORY: &str = "repository";
 
 pub(super) async fn examine(url: &BucketUrl, report: &mut impl Findings) {
-    let options = StoreOptions::default();
-    let why = match tokio::time::timeout(OPEN, Repository::open_in_bucket(url, &options)).await {
-        Ok(Ok(repository)) => {
-            report.ok("repository", format!("{url} opens: format 1, id {}", repository.id()));
-            return;
+    let mut left = vec![LISTING, REPOSITORY, WRITING, DELETING];
+    if let Err(because) = ask(url, report, &mut left).await {
+        for check in left {
+            report.skip(check, format!("because {because}"));
         }
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => format!("{url} does not answer within {} s", OPEN.as_secs()),
+    }
+}
+
+/// Asks one thing after the other, and takes what was asked off the list.
+///
+/// # Errors
+///
+/// Why the rest is not asked.
+async fn ask(
+    url: &BucketUrl,
+    report: &mut impl Findings,
+    left: &mut Vec<&str>,
+) -> std::result::Result<(), &'static str> {
+    let (profile, region) = (url.profile.as_deref(), url.region.as_deref());
+    if !endpoint::way(report) {
+        return Err("no connection can be made as it is configured");
+    }
+    let shared = configuration(profile, region, report).await;
+    let shared = shared.ok_or("the configuration cannot be read")?;
+    if !credentials::examine(profile, &shared, report).await {
+        return Err("there are no credentials");
+    }
+    let bucket = match within(Trial::open(url)).await {
+        Ok(bucket) => bucket,
+        Err(error) => {
+            report.fail("bucket", told(&error), cure(&error));
+            return Err("no request can be made");
+        }
     };
-    report.fail(
-        "repository",
-        why,
-        format!("name the bucket and the prefix that hold fspfs.json; `fspfs init {url}` makes an empty repository"),
+    match within(bucket.time()).await {
+        Ok(theirs) => clock::tell(SystemTime::now(), theirs.into(), report),
+        Err(error) => {
+            report.fail("bucket", format!("{url}: {}", told(&error)), cure(&error));
+            return Err("the service does not answer");
+        }
+    }
+    left.remove(0);
+    match within(bucket.list()).await {
+        Ok(()) => report.ok(LISTING, "allowed: the bucket was listed"),
+        Err(error) => {
+            report.fail(LISTING, told(&error), cure(&error));
+            if !matches!(error.kind(), ErrorKind::Denied) {
+                return Err("the bucket cannot be used");
+            }
+        }
+    }
+    left.remove(0);
+    match within(bucket.repository()).await {
+        Ok(repository) => {
+            let id = repository.id();
+            report.ok(REPOSITORY, format!("{url} opens: format 1, id {id}"));
+            report.ok(READING, "allowed: fspfs.json was read");
+        }
+        Err(error) => {
+            let cure = match error.kind() {
+                ErrorKind::NotFound => format!(
+                    "name the bucket and the prefix that hold fspfs.json; `fspfs init '{url}'` makes an empty repository"
+                ),
+                _ => cure(&error).to_owned(),
+            };
+            let check = if error.kind() == ErrorKind::Denied { READING } else { REPOSITORY };
+            report.fail(check, told(&error), cure);
+            return Err("the repository does not open");
+        }
+    }
+    left.remove(0);
+    match within(bucket.write()).await {
+        Ok(true) => report.ok(WRITING, "not refused: fspfs.json is there, and was not made anew"),
+        Ok(false) => report.warn(
+            WRITING,
+            "allowed, but the service does not keep to If-None-Match: two writers could take each other's names",
+            "nothing, to read; to write, --single-writer, where nobody else does",
+        ),
+        Err(error) if error.kind() == ErrorKind::Denied => report.warn(
+            WRITING,
+            told(&error),
+            "nothing, to read; else the policy for writing in docs/iam.md",
+        ),
+        Err(error) => report.warn(WRITING, told(&error), cure(&error)),
+    }
+    left.remove(0);
+    report.skip(
+        DELETING,
+        "not tried: to try it is to delete; the policy for writing in docs/iam.md has it",
     );
+    Ok(())
+}
+
+async fn within<T>(answer: impl Future<Output = Result<T>>) -> Result<T> {
+    let late = |_| {
+        let message = format!("there was no answer within {} s", ANSWER.as_secs());
+        Error::new(ErrorKind::Timeout, message)
+    };
+    tokio::time::timeout(ANSWER, answer).await.map_err(late).flatten()
+}
+
+/// What went wrong, without the advice to ask the doctor.
+fn told(error: &Error) -> String {
+    let told = error.to_string();
+    let end = told.find("; `fspfs doctor`").unwrap_or(told.len());
+    told[..end].to_owned()
+}
+
+fn cure(error: &Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::NotFound => {
+            "name a bucket that there is: `aws s3 ls` lists those of the account"
+        }
+        ErrorKind::Denied => {
+            "the policy of these credentials, and that of the bucket, have to allow it: docs/iam.md"
+        }
+        ErrorKind::Credentials => {
+            "keys that this service knows: AWS_PROFILE names a profile, or `profile=` in the URL; `aws sso login` renews those of SSO"
+        }
+        ErrorKind::Corrupt | ErrorKind::Unsupported => "see docs/troubleshooting.md",
+        _ => {
+            "check the endpoint and the region in the URL, that the service runs, and that this machine reaches it"
+        }
+    }
 }

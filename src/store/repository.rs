@@ -23,8 +23,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use self::bucket::Bucket;
-pub(crate) use self::bucket::Foreign;
 pub use self::bucket::{BucketUrl, InvalidBucketUrl};
+pub(crate) use self::bucket::{Foreign, Trial};
 use self::describe::RecentManifests;
 use self::directory::Directory;
 use self::listed::Listed;

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Sandbox, names, same};
+use super::{Sandbox, names, run, same, text};
 
 impl Sandbox {
     /// The URL of the store that is served.
@@ -23,6 +23,13 @@ impl Sandbox {
     pub fn assert_holds_in(&self, store: &str, id: &str, file: &str) {
         self.ok(&["-s", store, "download", id, "out.img"]);
         assert!(same(self.join(file), self.join("out.img")), "{id} in {store} is not {file}");
+    }
+
+    /// What the doctor says of a store: its checks.
+    #[track_caller]
+    pub fn doctor(&self, store: &str) -> Vec<Value> {
+        let output = run(self.fspfs().args(["-s", store, "doctor", "--json"]));
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", text(&output)))
     }
 
     /// How many snapshots a store has.

@@ -11,6 +11,8 @@ const DRIFT: Duration = Duration::from_mins(1);
 /// What signatures may be off.
 const REFUSED: Duration = Duration::from_mins(5);
 
+const SUBJECT: &str = "clock";
+
 /// How a clock is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Clock {
@@ -41,11 +43,14 @@ pub(super) fn parse(header: &str) -> Option<SystemTime> {
 }
 
 pub(super) fn examine(probes: &[&Probe], report: &mut impl Findings) {
-    const SUBJECT: &str = "clock";
-    let Some((ours, theirs)) = probes.iter().find_map(|probe| probe.times) else {
-        report.skip(SUBJECT, "because no answer had a date");
-        return;
-    };
+    match probes.iter().find_map(|probe| probe.times) {
+        Some((ours, theirs)) => tell(ours, theirs, report),
+        None => report.skip(SUBJECT, "because no answer had a date"),
+    }
+}
+
+/// Tells how our clock is beside that of a service.
+pub(in crate::doctor) fn tell(ours: SystemTime, theirs: SystemTime, report: &mut impl Findings) {
     let (off, ahead) = off(ours, theirs);
     let way = if ahead { "ahead of" } else { "behind" };
     let found = format!("it is {} s {way} that of the service", off.as_secs());

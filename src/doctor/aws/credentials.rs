@@ -12,7 +12,6 @@ use jiff::Timestamp;
 use super::sudo::Caller;
 use crate::doctor::report::Findings;
 use crate::store::causes;
-use crate::store::ebs::EbsUrl;
 
 const SUBJECT: &str = "credentials";
 
@@ -25,8 +24,12 @@ const SOON: Duration = Duration::from_mins(15);
 /// Characters of an access key that are shown.
 const SHOWN: usize = 4;
 
-/// Reports the credentials; whether there are any to sign with.
-pub(super) async fn examine(url: &EbsUrl, shared: &SdkConfig, report: &mut impl Findings) -> bool {
+/// Reports the credentials, of the profile that the store names, if it names one; whether there are any to sign with.
+pub(in crate::doctor) async fn examine(
+    profile: Option<&str>,
+    shared: &SdkConfig,
+    report: &mut impl Findings,
+) -> bool {
     let Some(provider) = shared.credentials_provider() else {
         report.fail(SUBJECT, "there is no provider of any", "`aws configure`, or `aws sso login`");
         return false;
@@ -38,7 +41,7 @@ pub(super) async fn examine(url: &EbsUrl, shared: &SdkConfig, report: &mut impl 
         }
         Ok(Err(error)) => {
             let why = match &error {
-                CredentialsError::CredentialsNotLoaded(_) => none_loaded(url),
+                CredentialsError::CredentialsNotLoaded(_) => none_loaded(profile),
                 // None of the causes holds a secret: a provider that fails has none.
                 error => causes(error),
             };
@@ -52,8 +55,8 @@ pub(super) async fn examine(url: &EbsUrl, shared: &SdkConfig, report: &mut impl 
     }
 }
 
-fn none_loaded(url: &EbsUrl) -> String {
-    if let Some(profile) = &url.profile {
+fn none_loaded(profile: Option<&str>) -> String {
+    if let Some(profile) = profile {
         return format!("there are none in the profile {profile}, which the store names");
     }
     let profile = std::env::var("AWS_PROFILE")
@@ -65,7 +68,7 @@ fn none_loaded(url: &EbsUrl) -> String {
 
 fn missing(why: &str, report: &mut impl Findings) {
     let cure = Caller::find().and_then(|caller| caller.advice()).unwrap_or_else(|| {
-        "`aws configure` or `aws configure sso`, then `aws sso login`; or AWS_PROFILE, or the profile in the store: ebs://PROFILE@REGION; docs/aws.md begins with it".to_owned()
+        "`aws configure` or `aws configure sso`, then `aws sso login`; or AWS_PROFILE, or the profile in the store: ebs://PROFILE@REGION, s3://BUCKET?profile=PROFILE; docs/aws.md begins with it".to_owned()
     });
     report.fail(SUBJECT, why, cure);
 }

@@ -101,7 +101,7 @@ fn source(
 
 /// Reports what stands between this machine and AWS, where something is configured; whether that can be
 /// used.
-pub(super) fn way(report: &mut impl Findings) -> bool {
+pub(in crate::doctor) fn way(report: &mut impl Findings) -> bool {
     let settings = match http::settings() {
         Ok(settings) => settings,
         Err(why) => {

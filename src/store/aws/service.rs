@@ -108,6 +108,11 @@ impl RetryPolicy {
         Self { deadline: DEADLINE, extra: Duration::ZERO, not_found_until: None }
     }
 
+    /// For a question whose answer nobody waits for long.
+    pub(crate) fn brief() -> Self {
+        Self { deadline: Duration::from_secs(5), ..Self::standard() }
+    }
+
     /// For an object of so many bytes that is sent: a slow line takes long for a large one.
     pub(crate) fn for_bytes(bytes: usize) -> Self {
         let extra = Duration::from_secs((bytes / SLOWEST) as u64);

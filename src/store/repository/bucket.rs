@@ -21,6 +21,7 @@ use tokio::sync::OnceCell;
 
 use self::account::BucketAccount;
 use self::gather::{Gatherer, NEIGHBOURS, Part};
+pub(crate) use self::trial::Trial;
 pub use self::url::{BucketUrl, InvalidBucketUrl};
 use super::names;
 use super::objects::{Decode, MAX_NAMES, Objects, most_bytes, too_many};
@@ -42,6 +43,7 @@ mod exclusive;
 pub(super) mod fuzz;
 mod gather;
 mod kinds;
+mod trial;
 mod url;
 
 /// Names that one request deletes (the limit of S3).
@@ -116,6 +118,8 @@ pub(super) struct Bucket {
     told_of_versions: AtomicBool,
     /// What is put needs a checksum, since the bucket locks objects.
     needs_checksum: AtomicBool,
+    /// How long most requests are tried.
+    policy: RetryPolicy,
 }
 
 impl Bucket {
@@ -143,6 +147,7 @@ impl Bucket {
             gatherer: Gatherer::default(),
             told_of_versions: AtomicBool::new(false),
             needs_checksum: AtomicBool::new(false),
+            policy: RetryPolicy::standard(),
         }
     }
 
@@ -168,7 +173,7 @@ impl Bucket {
     where
         F: Future<Output = std::result::Result<T, Failure>>,
     {
-        self.call_with(kind, doing, RetryPolicy::standard(), attempt).await
+        self.call_with(kind, doing, self.policy, attempt).await
     }
 
     async fn call_with<T, F>(

@@ -18,7 +18,7 @@ use crate::store::{ErrorKind, Result};
 
 /// What came of creating a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Attempt {
+pub(super) enum Attempt {
     Created,
     Taken,
     /// The service takes no such condition.
@@ -86,7 +86,7 @@ impl Bucket {
         tried
     }
 
-    async fn attempt(&self, name: &str, data: &Bytes) -> Result<Attempt> {
+    pub(super) async fn attempt(&self, name: &str, data: &Bytes) -> Result<Attempt> {
         self.call(&kinds::PUT, "write to the bucket", |client| {
             let put = self.put(&client, name, data).if_none_match("*");
             async move {
