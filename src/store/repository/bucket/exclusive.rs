@@ -3,7 +3,8 @@
 use std::fs::File;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use aws_sdk_s3::error::ProvideErrorMetadata as _;
 use bytes::Bytes;
@@ -25,8 +26,18 @@ pub(super) enum Attempt {
     Refused,
 }
 
+/// How long what was learnt of a service is taken for true.
+const KNOWN_FOR: Duration = Duration::from_hours(24);
+
+/// Whether this file says so, and is not old.
+fn is_known(path: &Path) -> bool {
+    let age = || path.metadata()?.modified()?.elapsed().map_err(std::io::Error::other);
+    own::read(path).is_ok() && age().is_ok_and(|age| age < KNOWN_FOR)
+}
+
 impl Bucket {
-    /// Whether the service keeps to the condition. It is tried once, and remembered if it does.
+    /// Whether the service keeps to the condition. It is tried once a day, and remembered if it does: at an endpoint
+    /// may be another service tomorrow.
     ///
     /// # Errors
     ///
@@ -36,7 +47,7 @@ impl Bucket {
             let known = self.known();
             let at = known.clone();
             if let Some(path) = at
-                && blocking(move || own::read(&path).is_ok()).await
+                && blocking(move || is_known(&path)).await
             {
                 return Ok(true);
             }
@@ -104,5 +115,28 @@ impl Bucket {
             ErrorKind::Denied => error.context("it cannot be tried whether a name is created once"),
             _ => error,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_learnt_of_a_service_is_true_for_a_day() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("known");
+        assert!(!is_known(&path));
+        let mut options = File::options();
+        let file = own::open(&path, options.write(true).create(true).mode(0o600)).unwrap();
+        assert!(is_known(&path));
+        for hours in [25, 24 * 365] {
+            let then = std::time::SystemTime::now() - Duration::from_hours(hours);
+            file.set_modified(then).unwrap();
+            assert!(!is_known(&path), "{hours}");
+        }
+        // A clock that was set back.
+        file.set_modified(std::time::SystemTime::now() + Duration::from_hours(1)).unwrap();
+        assert!(!is_known(&path));
     }
 }
