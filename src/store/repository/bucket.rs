@@ -356,9 +356,10 @@ impl Objects for Bucket {
     }
 
     async fn no_repository(&self) -> Error {
-        let url = &self.url;
+        let url = self.url.to_string();
+        let word = shlex::try_quote(&url).unwrap_or_default();
         let message = format!(
-            "the store {url} is not a repository: it has no fspfs.json; `fspfs init {url}` makes an empty one"
+            "the store {url} is not a repository: it has no fspfs.json; `fspfs init {word}` makes an empty one"
         );
         Error::new(ErrorKind::NotFound, message)
     }
@@ -507,6 +508,10 @@ impl Objects for Bucket {
     }
 
     async fn now(&self) -> Result<Timestamp> {
+        self.time().await
+    }
+
+    async fn now_by_reading(&self) -> Result<Timestamp> {
         self.time().await
     }
 }

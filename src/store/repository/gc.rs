@@ -111,8 +111,10 @@ impl Repository {
         let at_once = grace.is_none();
         let grace = grace.unwrap_or_default();
         let began = since_boot();
-        // That of the repository is told by a file that is made there.
-        let now = if dry_run { Timestamp::now() } else { self.objects.now().await? };
+        let now = match dry_run {
+            true => self.objects.now_by_reading().await?,
+            false => self.objects.now().await?,
+        };
         let matured = found_before(&*self.objects, now, grace).await?;
         // First what there is, then what of it is in use: what is made later is no candidate.
         let candidates = self.candidates().await?;

@@ -158,6 +158,11 @@ pub(super) trait Objects: Debug + Send + Sync + 'static {
     /// The time by the clock of this place, which all who use it share.
     async fn now(&self) -> Result<Timestamp>;
 
+    /// The same without a change to anything; by the clock of this host, where nothing else tells.
+    async fn now_by_reading(&self) -> Result<Timestamp> {
+        Ok(Timestamp::now())
+    }
+
     /// Keeps all others from it until the answer is dropped.
     ///
     /// # Errors
