@@ -257,6 +257,11 @@ pub struct Usage {
 }
 
 impl Usage {
+    /// Requests that were sent, of all kinds.
+    pub fn sent(&self) -> u64 {
+        self.requests.iter().map(|(_, sent)| sent).sum()
+    }
+
     /// The price in dollars.
     #[expect(clippy::cast_precision_loss, reason = "it is a price")]
     pub fn dollars(&self) -> f64 {

@@ -58,7 +58,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
     let exit = runtime.block_on(async {
         match command {
             Asked::Operation { asked, entry, dry_run, before } => {
-                if before.dry_run && !permitted(&global, out, entry).await? {
+                if before.dry_run && asked.uses_store() && !permitted(&global, out, entry).await? {
                     return Ok(Exit::Failed);
                 }
                 if before.dry_run && !entry.can_dry_run() {

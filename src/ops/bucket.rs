@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use clap::Args;
+use serde::Serialize;
 
 use super::context::{Context, House};
 use super::{Error, Result};
 use crate::store::repository::{BucketUrl, Repository};
-use crate::store::{ErrorKind, Packing, StoreOptions, StoreUrl};
+use crate::store::{ErrorKind, Packing, SharedStore, StoreOptions, StoreUrl};
 
 /// A bucket, by the original's options or as a URL.
 #[derive(Args, Clone, Debug)]
@@ -75,23 +76,58 @@ pub(super) async fn ensure(cx: &Context, url: &StoreUrl) -> Result<Option<Arc<Re
         Repository::check_free(bucket, options).await?;
         return Ok(None);
     }
-    match Repository::create_in_bucket(bucket, options).await {
-        Ok(made) => cx.note(format_args!("{url} is a new repository, {}", made.id())),
+    match stores.make_in_bucket(bucket, options).await {
+        Ok(made) => {
+            cx.note(format_args!("{url} is a new repository, {}", made.id()));
+            Ok(Some(made))
+        }
         // Somebody else may have made it meanwhile.
         Err(error) if error.kind() == ErrorKind::Conflict => {
             let made = stores.repository(url, options).await;
-            return made.map(Some).map_err(|_| error.into());
+            made.map(Some).map_err(|_| error.into())
         }
-        Err(error) => return Err(error.into()),
+        Err(error) => Err(error.into()),
     }
-    Ok(Some(stores.repository(url, options).await?))
+}
+
+/// What was asked of a bucket.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct Cost {
+    pub(super) requests: u64,
+    /// By the price list of us-east-1.
+    dollars: f64,
+}
+
+impl Cost {
+    /// That of a store so far.
+    pub(super) fn of(store: &SharedStore) -> Self {
+        let usage = store.usage().unwrap_or_default();
+        Self { requests: usage.sent(), dollars: usage.dollars() }
+    }
 }
 
 /// The same run, where the store of `-s` is another.
-pub(super) fn over(cx: &Context, from: &StoreUrl, salvage: bool) -> Context {
-    let options = StoreOptions { salvage, ..cx.house.options.clone() };
-    let house = House { from: from.clone(), opened: None, options, ..(*cx.house).clone() };
+pub(super) fn over(cx: &Context, from: &StoreUrl) -> Context {
+    let house = House { from: from.clone(), opened: None, ..(*cx.house).clone() };
     Context { house: Arc::new(house), ..cx.clone() }
+}
+
+/// The same run over archives, which are opened once.
+///
+/// # Errors
+///
+/// Those of the store.
+pub(super) async fn over_archives(
+    cx: &Context,
+    url: &StoreUrl,
+    salvage: bool,
+) -> Result<(Context, SharedStore)> {
+    let options = StoreOptions { salvage, ..cx.house.options.clone() };
+    let opening = cx.house.stores.open(url, &options);
+    let store = cx.run.unless_stopped(opening).await??;
+    let (from, opened) = (url.clone(), Some(Arc::clone(&store)));
+    let house = House { from, opened, options, ..(*cx.house).clone() };
+    Ok((Context { house: Arc::new(house), ..cx.clone() }, store))
 }
 
 /// The same run, where repositories store what is put like this.

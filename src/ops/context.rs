@@ -241,7 +241,7 @@ impl Context {
 /// What the requests to a store have cost, if it is paid for.
 fn cost(store: &SharedStore) -> Option<String> {
     let usage = store.usage()?;
-    let sent: u64 = usage.requests.iter().map(|(_, sent)| sent).sum();
+    let sent = usage.sent();
     let again = match usage.again {
         0 => String::new(),
         again => format!(", {again} of them again"),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
-use super::bucket::{BucketArgs, over};
+use super::bucket::{BucketArgs, Cost, over_archives};
 use super::context::Context;
 use super::copy::{Copied, HowArgs, Order};
 use super::destination::{in_region, region};
@@ -53,6 +53,9 @@ pub(crate) struct Getfroms3Args {
 pub(crate) struct Restored {
     #[serde(flatten)]
     what: What,
+    /// What was asked of the bucket.
+    #[serde(flatten)]
+    cost: Cost,
     #[serde(skip)]
     is_whole: bool,
 }
@@ -90,16 +93,20 @@ impl Operation for Getfroms3Args {
     const DRY_RUN: bool = true;
     type Report = Restored;
 
+    fn uses_store(&self) -> bool {
+        self.output.is_none()
+    }
+
     async fn run(self, cx: &Context) -> Result<Restored> {
         let Self { snapshot, bucket, destination_region, output, salvage, how } = self;
         let url = bucket.url(None)?;
-        let archives = over(cx, &url, salvage);
+        let (archives, store) = over_archives(cx, &url, salvage).await?;
         if let Some(path) = output {
             how.check_plain("a file")?;
             let download = DownloadArgs::of(snapshot, path, how.resume);
             let file = download.run(&archives).await?;
             let is_whole = file.is_whole();
-            return Ok(Restored { what: What::File(file), is_whole });
+            return Ok(Restored { what: What::File(file), cost: Cost::of(&store), is_whole });
         }
         let to = match &destination_region {
             Some(region) => in_region(&cx.house.from, region)?,
@@ -114,6 +121,6 @@ impl Operation for Getfroms3Args {
         if let Some(missing) = copied.missing() {
             cx.note(missing);
         }
-        Ok(Restored { what: What::Snapshot(copied), is_whole })
+        Ok(Restored { what: What::Snapshot(copied), cost: Cost::of(&store), is_whole })
     }
 }

@@ -58,7 +58,7 @@ impl Operation for ListArgs {
         let elsewhere = match bucket {
             Some(url) => {
                 self.snapshot = None;
-                Some(over(cx, &url.map_err(|error| Error::Refused(error.to_string()))?, false))
+                Some(over(cx, &url.map_err(|error| Error::Refused(error.to_string()))?))
             }
             None => None,
         };

@@ -8,7 +8,7 @@ use clap::{Args, value_parser};
 use roaring::RoaringBitmap;
 use serde::Serialize;
 
-use super::bucket::{BucketArgs, ensure, over, packed};
+use super::bucket::{BucketArgs, Cost, ensure, over, packed};
 use super::context::Context;
 use super::copy::{Copied, HowArgs, Order};
 use super::destination::region;
@@ -112,8 +112,9 @@ pub(crate) enum Moved {
         snapshot: Box<Snapshot>,
         /// What it takes in the bucket.
         stored: Stored,
-        /// Requests to the bucket.
-        requests: u64,
+        /// What was asked of the bucket.
+        #[serde(flatten)]
+        cost: Cost,
         #[serde(skip)]
         blocks: u64,
         #[serde(skip)]
@@ -126,7 +127,7 @@ pub(crate) enum Moved {
 
 impl Report for Moved {
     fn lines(&self) -> Vec<String> {
-        let Self::Done { snapshot, stored, requests, blocks, elapsed } = self else {
+        let Self::Done { snapshot, stored, cost, blocks, elapsed } = self else {
             return Vec::new();
         };
         let Stored { blocks: all, bytes, new_blocks, new_bytes } = stored;
@@ -142,7 +143,7 @@ impl Report for Moved {
                 size(all * BLOCK_SIZE_U64),
                 size(*new_bytes)
             ),
-            format!("ratio {ratio:.2}, {requests} requests, about ${month:.4} a month"),
+            format!("ratio {ratio:.2}, {} requests, about ${month:.4} a month", cost.requests),
             format!("movetos3 {}", rate(*elapsed, blocks * BLOCK_SIZE_U64)),
             snapshot.id.to_string(),
         ]
@@ -161,6 +162,10 @@ impl Operation for Movetos3Args {
     const LINE: Option<&'static str> = Some("snap-0123456789abcdef0 my-bucket/snaps");
     const DRY_RUN: bool = true;
     type Report = Moved;
+
+    fn uses_store(&self) -> bool {
+        matches!(self.source, Source::Snapshot(_))
+    }
 
     fn check(&self) -> std::result::Result<(), String> {
         match &self.source {
@@ -214,7 +219,7 @@ impl Movetos3Args {
                 }
             }
             None => {
-                let uploaded = self.upload(cx).run(&over(cx, url, false)).await;
+                let uploaded = self.upload(cx).run(&over(cx, url)).await;
                 match uploaded.map_err(|error| error.elsewhere(url))? {
                     Uploaded::Done { snapshot, blocks, .. } => (snapshot, blocks),
                     Uploaded::DryRun { .. } => return Ok(Moved::DryRun { to: url.to_string() }),
@@ -225,9 +230,8 @@ impl Movetos3Args {
         if delete_source {
             delete(cx, &store, &snapshot).await?;
         }
-        let usage = store.usage().unwrap_or_default();
-        let requests = usage.requests.iter().map(|(_, sent)| sent).sum();
-        Ok(Moved::Done { snapshot, stored, requests, blocks, elapsed: began.elapsed() })
+        let cost = Cost::of(&store);
+        Ok(Moved::Done { snapshot, stored, cost, blocks, elapsed: began.elapsed() })
     }
 
     /// The snapshot that is archived, and its store; `None` if it is a file.

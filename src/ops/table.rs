@@ -41,6 +41,11 @@ pub(crate) trait Operation: Args + fmt::Debug + Send + Sync + 'static {
     /// Does it.
     fn run(self, cx: &Context) -> impl Future<Output = Result<Self::Report>> + Send;
 
+    /// Whether it has to do with the store of `-s`.
+    fn uses_store(&self) -> bool {
+        true
+    }
+
     /// What is wrong with it as a line of a control file, beside its grammar.
     fn check(&self) -> std::result::Result<(), String> {
         Ok(())
@@ -102,6 +107,9 @@ pub(crate) trait Asked: fmt::Debug + Send + Sync {
     /// Does it.
     fn run(self: Box<Self>, cx: Context) -> BoxFuture<'static, Result<Outcome>>;
 
+    /// As [`Operation::uses_store`].
+    fn uses_store(&self) -> bool;
+
     /// As [`Operation::check`].
     fn check(&self) -> std::result::Result<(), String>;
 
@@ -120,6 +128,10 @@ impl<T: Operation> Asked for T {
             Ok(Outcome::of(&report, cx.screen))
         };
         run.boxed()
+    }
+
+    fn uses_store(&self) -> bool {
+        Operation::uses_store(self)
     }
 
     fn check(&self) -> std::result::Result<(), String> {

@@ -126,8 +126,9 @@ impl Repository {
     ///
     /// If it is a repository already, or anything else is there; those of the service.
     pub async fn create_in_bucket(url: &BucketUrl, options: &StoreOptions) -> Result<Self> {
-        Self::check_free(url, options).await?;
-        Self::make(Arc::new(Bucket::new(url, options).await?)).await
+        let bucket = Bucket::new(url, options).await?;
+        Self::check_free_of(&bucket).await?;
+        Self::make(Arc::new(bucket)).await
     }
 
     /// Checks that a repository can be made below the prefix of a bucket.
@@ -136,14 +137,17 @@ impl Repository {
     ///
     /// If it is a repository already, or anything else is there; those of the service.
     pub(crate) async fn check_free(url: &BucketUrl, options: &StoreOptions) -> Result<()> {
-        let bucket = Bucket::new(url, options).await?;
+        Self::check_free_of(&Bucket::new(url, options).await?).await
+    }
+
+    async fn check_free_of(bucket: &Bucket) -> Result<()> {
         if bucket.is_free().await? {
             return Ok(());
         }
         if bucket.exists(names::INFO).await? {
             return Err(already_a_repository(&bucket.name()));
         }
-        let message = format!("{url} holds something else: give a prefix of its own");
+        let message = format!("{} holds something else: give a prefix of its own", bucket.name());
         Err(Error::new(ErrorKind::Conflict, message))
     }
 
@@ -285,9 +289,16 @@ impl Repository {
 }
 
 fn read_info(store: &str, text: &[u8]) -> Result<Info> {
+    if text.trim_ascii_start().starts_with(b"<") {
+        let message = format!(
+            "cannot open the store {store}: a page of HTML or XML came in the place of fspfs.json; does something else \
+             answer in the place of the service?"
+        );
+        return Err(Error::new(ErrorKind::Unavailable, message));
+    }
     // What a later format adds must not keep us from telling that it is later.
     let value: serde_json::Value = serde_json::from_slice(text).map_err(|e| {
-        Error::with_source(ErrorKind::Corrupt, format!("{store}/fspfs.json is damaged"), e)
+        Error::with_source(ErrorKind::Corrupt, format!("fspfs.json of {store} is damaged"), e)
     })?;
     let newer = |what: String| {
         Error::new(
@@ -303,19 +314,19 @@ fn read_info(store: &str, text: &[u8]) -> Result<Info> {
             )));
         }
         _ => {
-            let message = format!("{store}/fspfs.json is damaged: it names no known format");
+            let message = format!("fspfs.json of {store} is damaged: it names no known format");
             return Err(Error::new(ErrorKind::Corrupt, message));
         }
     }
     let info: Info = serde_json::from_value(value).map_err(|e| {
-        Error::with_source(ErrorKind::Corrupt, format!("{store}/fspfs.json is damaged"), e)
+        Error::with_source(ErrorKind::Corrupt, format!("fspfs.json of {store} is damaged"), e)
     })?;
     if let Some(unknown) = info.requires.first() {
         return Err(newer(format!("requires {unknown:?}, which this version does not know")));
     }
     if info.block_size != BLOCK_SIZE_U64 {
         let size = info.block_size;
-        let message = format!("{store}/fspfs.json is damaged: it says a block has {size} bytes");
+        let message = format!("fspfs.json of {store} is damaged: it says a block has {size} bytes");
         return Err(Error::new(ErrorKind::Corrupt, message));
     }
     Ok(info)

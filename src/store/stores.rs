@@ -75,19 +75,38 @@ impl Stores {
         match url {
             StoreUrl::Directory(path) => self.in_directory(path, options).await,
             StoreUrl::Bucket(url) => {
-                let open = async {
-                    let repository = Repository::open_in_bucket(url, options).await?;
-                    Ok(Arc::new(repository.with_options(options)))
-                };
-                let StoreOptions { max_unsaved, packing, single_writer, .. } = *options;
-                let key = ((**url).clone(), max_unsaved, packing, single_writer);
-                self.buckets.get(key, open).await
+                self.in_bucket(url, options, Repository::open_in_bucket(url, options)).await
             }
             StoreUrl::Ebs(_) | StoreUrl::Synth(_) => {
                 let message = NoRepository(url.clone()).to_string();
                 Err(Error::new(ErrorKind::Unsupported, message))
             }
         }
+    }
+
+    /// Makes a repository in a bucket, and gives it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Repository::create_in_bucket`].
+    pub(crate) async fn make_in_bucket(
+        &self,
+        url: &BucketUrl,
+        options: &StoreOptions,
+    ) -> Result<Arc<Repository>> {
+        self.in_bucket(url, options, Repository::create_in_bucket(url, options)).await
+    }
+
+    async fn in_bucket(
+        &self,
+        url: &BucketUrl,
+        options: &StoreOptions,
+        open: impl Future<Output = Result<Repository>>,
+    ) -> Result<Arc<Repository>> {
+        let StoreOptions { max_unsaved, packing, single_writer, .. } = *options;
+        let key = (url.clone(), max_unsaved, packing, single_writer);
+        let open = async { Ok(Arc::new(open.await?.with_options(options))) };
+        self.buckets.get(key, open).await
     }
 
     async fn in_directory(&self, path: &Path, options: &StoreOptions) -> Result<Arc<Repository>> {
