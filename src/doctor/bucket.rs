@@ -77,10 +77,10 @@ async fn ask(
         }
         Err(error) => {
             let cure = match error.kind() {
-                ErrorKind::NotFound => format!(
-                    "name the bucket and the prefix that hold fspfs.json; `fspfs init '{url}'` makes an empty repository"
-                ),
-                _ => cure(&error).to_owned(),
+                ErrorKind::NotFound => {
+                    "name the bucket and the prefix that hold fspfs.json, or make a repository there"
+                }
+                _ => cure(&error),
             };
             let check = if error.kind() == ErrorKind::Denied { READING } else { REPOSITORY };
             report.fail(check, told(&error), cure);
