@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rstest::rstest;
+use serde_json::Value;
 use support::between::Between;
 use support::service::{has_buckets, has_s3rver};
 use support::{BLOCK, MIB, Mount, Sandbox, can_mount, run, text, wait};
@@ -99,6 +100,47 @@ fn an_archive_has_the_id_of_its_source_and_what_differs(#[case] is_seaweed: bool
         sandbox.sh("cmp -n 67108864 disk.img out.img");
     }
     assert!(sandbox.ok(&[&archive[..], &["verify"]].concat()).contains("Everything is intact"));
+}
+
+#[test]
+fn an_archive_is_a_child_of_the_one_that_is_named() {
+    if !has_buckets() {
+        return;
+    }
+    let sandbox = Sandbox::with_bucket(false);
+    sandbox.ok(&["-s", "here", "init"]);
+    sandbox.image("disk.img", 8 * MIB, &RUNS[..1]);
+    let url = format!("bucket/archive?endpoint={}", sandbox.service().url);
+    let moved = |words: &[&str]| -> Value {
+        let move_it = ["-s", "here", "movetos3", "--json"];
+        serde_json::from_str(&sandbox.ok(&[&move_it[..], words, &[&url]].concat())).unwrap()
+    };
+    let made = |name: &str| {
+        let upload = ["-s", "here", "-q", "upload", "disk.img", "--name", name];
+        sandbox.ok(&upload).trim_end().to_owned()
+    };
+    let [web, other, alone, last] = ["web", "other", "web", "web"].map(made);
+    assert_eq!(moved(&[&web])["parent"], Value::Null);
+    assert_eq!(moved(&[&other])["parent"], Value::Null);
+    assert_eq!(moved(&["--parent", "none", &alone])["parent"], Value::Null);
+    assert_eq!(moved(&["--parent", "name:other", &last])["parent"], other);
+    let file = ["disk.img", "--name", "file", "--parent"];
+    let report = moved(&[&file[..], &[&web]].concat());
+    assert_eq!(report["parent"], web);
+    assert_eq!(report["stored"]["new_blocks"], 0);
+    assert!(report["dollars"].as_f64().unwrap() > 0.0, "{report}");
+    // Of the store of -s nothing is asked where it has nothing to do with it.
+    let tried = ["-s", "ebs://us-east-1?endpoint=http://127.0.0.1:9", "--dry-run", "movetos3"];
+    sandbox.ok(&[&tried[..], &["disk.img", &url]].concat());
+    let restored = ["getfroms3", &last, &url, "--output", "out.img", "--json"];
+    let report: Value = serde_json::from_str(&sandbox.ok(&restored)).unwrap();
+    assert!(report["requests"].as_u64().unwrap() > 3, "{report}");
+    sandbox.sh("truncate -s 2G large.img");
+    let large = sandbox.ok(&["-s", "here", "-q", "upload", "large.img"]).trim_end().to_owned();
+    moved(&[&large]);
+    let child = made("web");
+    let refused = sandbox.fails(&["-s", "here", "movetos3", &child, &url, "--parent", &large]);
+    assert!(refused.contains("its volume is larger"), "{refused}");
 }
 
 #[test]
@@ -403,7 +445,7 @@ fn a_bucket_or_a_server_that_is_not_there_is_told_within_seconds() {
         "{nobody}"
     );
     let empty = sandbox.fails(&["list", "-s", &format!("s3://bucket/x?endpoint={url}")]);
-    assert!(empty.contains("fspfs init s3://bucket/x"), "{empty}");
+    assert!(empty.contains(&format!("`fspfs init 's3://bucket/x?endpoint={url}'`")), "{empty}");
     let taken = sandbox.fails(&["init", &format!("s3://bucket?endpoint={url}")]);
     assert!(taken.contains("something else"), "{taken}");
 }
