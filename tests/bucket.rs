@@ -521,6 +521,20 @@ fn archives_are_copied_and_fetched_by_tools_that_know_nothing_of_them() {
 }
 
 #[test]
+fn an_endpoint_with_a_password_is_refused_without_showing_it() {
+    let sandbox = Sandbox::new();
+    let at = "http://me:geheim@127.0.0.1:9";
+    for (store, variable) in
+        [("s3://bucket/x", "AWS_ENDPOINT_URL_S3"), ("ebs:", "AWS_ENDPOINT_URL")]
+    {
+        let output = run(sandbox.fspfs().env(variable, at).args(["-s", store, "list"]));
+        let said = text(&output);
+        assert!(!output.status.success() && said.contains("a user or a password"), "{said}");
+        assert!(!said.contains("geheim"), "{said}");
+    }
+}
+
+#[test]
 fn a_profile_that_is_not_there_is_told_at_once() {
     let sandbox = Sandbox::new();
     std::fs::create_dir(sandbox.join(".aws")).unwrap();

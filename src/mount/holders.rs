@@ -5,6 +5,8 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::shown::one_line;
+
 /// Holders that a message names.
 const NAMED: usize = 10;
 
@@ -48,7 +50,8 @@ pub(super) fn list(holders: &[Holder]) -> String {
     }
     let mut text = ":".to_owned();
     for holder in holders.iter().take(NAMED) {
-        text.push_str(&format!("\n  {holder}"));
+        // A name has no line of its own.
+        text.push_str(&format!("\n  {}", one_line(&holder.to_string())));
     }
     if holders.len() > NAMED {
         text.push_str(&format!("\n  and {} more", holders.len() - NAMED));
@@ -110,6 +113,14 @@ fn loops(mount: &Path) -> Vec<Holder> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_makes_no_line_of_its_own() {
+        let name = "sh) has /mnt open\n  process 1 (init".to_owned();
+        let uses = "has /mnt open".to_owned();
+        let text = list(&[Holder::Process { pid: 7, name, uses }]);
+        assert_eq!(text.lines().count(), 2, "{text}");
+    }
 
     #[test]
     fn an_open_file_is_found() {

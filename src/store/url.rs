@@ -176,7 +176,8 @@ impl fmt::Display for StoreUrl {
 pub(super) fn check_endpoint(text: &str) -> Result<(), String> {
     let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
     let Some(rest) = rest else {
-        return Err(format!("{text:?} is not an http or https URL"));
+        let shown = if text.contains('@') { "it".to_owned() } else { format!("{text:?}") };
+        return Err(format!("{shown} is not an http or https URL"));
     };
     let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
     if host.contains('@') {

@@ -17,6 +17,7 @@ use aws_types::os_shim_internal::{Env, Fs};
 use aws_types::service_config::ServiceConfigKey;
 
 use super::http;
+use crate::store::url::check_endpoint;
 use crate::store::{Error, ErrorKind, Result};
 
 /// Where one is if nothing says so.
@@ -32,7 +33,12 @@ const READ: Duration = Duration::from_secs(30);
 /// Profiles that a message lists at most.
 const LISTED: usize = 5;
 
-/// Checks what the environment and the store say, before anything is asked: proxy, certificates, and the profile.
+/// Where the environment says that services are.
+const ENDPOINTS: [&str; 4] =
+    ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_EBS", "AWS_ENDPOINT_URL_EC2", "AWS_ENDPOINT_URL_S3"];
+
+/// Checks what the environment and the store say, before anything is asked: proxy, certificates, endpoints, and the
+/// profile.
 ///
 /// Without its profile the SDK would look for the role of an instance, which takes a minute where there is none.
 ///
@@ -42,6 +48,10 @@ const LISTED: usize = 5;
 pub(crate) async fn check(profile: Option<&str>) -> Result<()> {
     http::settings().map_err(|why| Error::new(ErrorKind::Invalid, why))?;
     let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    for name in ENDPOINTS {
+        let checked = set(name).map_or(Ok(()), |endpoint| check_endpoint(&endpoint));
+        checked.map_err(|why| Error::new(ErrorKind::Invalid, format!("{name}: {why}")))?;
+    }
     let (name, who) = match (profile, set("AWS_ACCESS_KEY_ID"), set("AWS_PROFILE")) {
         (Some(name), ..) => (name.to_owned(), "the store"),
         (None, None, Some(name)) => (name, "AWS_PROFILE"),
