@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -22,7 +22,7 @@ use crate::image::staging::map::{Mark, Marks};
 use crate::image::staging::record::{Attempt, Wishes};
 use crate::model::{
     Block, BlockBuffer, BlockIndex, Digest, LENGTH_TAG, MAX_DESCRIPTION_CHARS, NAME_TAG, Snapshot,
-    SnapshotState, VolumeSize,
+    SnapshotId, SnapshotState, VolumeSize,
 };
 use crate::store::page::newest_named;
 use crate::store::{self, ErrorKind, ListedBlock, StartRequest};
@@ -123,12 +123,12 @@ impl Put {
         is_encrypted: bool,
     ) -> Result<Snapshot> {
         let shop = &self.image.shop;
-        let staged = {
+        let mut staged = {
             let state = self.image.state();
             let layer = state.lowest();
             let is_whole = state.base.known().is_none() || attempt.cut_off;
             let beneath = parent.as_ref().filter(|_| !is_whole);
-            Arc::new(Staged {
+            Staged {
                 image: Arc::clone(&self.image),
                 files: Arc::clone(&layer.files),
                 marks: layer.marks.clone(),
@@ -136,8 +136,12 @@ impl Put {
                 whole_from: beneath
                     .map_or(BlockIndex::ZERO, |base| base.snapshot().volume_size.blocks()),
                 was_changed: attempt.changed,
-            })
+            }
         };
+        if attempt.snapshot.is_some() {
+            staged.catch_up(&snapshot.id).await?;
+        }
+        let staged = Arc::new(staged);
         let (data, zeros) = staged.spoken_of();
         let (image, commit) = (Arc::clone(&self.image), Arc::clone(&self.commit));
         let watched: SharedProgress = Arc::new(Watched { image, commit });
@@ -285,6 +289,39 @@ struct Staged {
 }
 
 impl Staged {
+    /// Notes what the store has got of it since something was noted last: the process that put it was killed.
+    async fn catch_up(&mut self, id: &SnapshotId) -> Result<()> {
+        let noted = Mutex::new(Ok(()));
+        let tell = |blocks: &[(BlockIndex, Digest)]| {
+            let is_new = |block: &&(BlockIndex, Digest)| {
+                self.sum(block.0) == Some(block.1) && !self.marks.put.contains(block.0.0)
+            };
+            let new: Vec<_> = blocks.iter().filter(is_new).copied().collect();
+            if let Err(error) = self.note(&new) {
+                *noted.lock().unwrap_or_else(PoisonError::into_inner) = Err(error);
+            }
+        };
+        let told = in_time(self.image.shop.store.put_before(id, &tell)).await;
+        if let Err(error) = told {
+            tracing::warn!("what {id} has got last may be put again: {error}");
+        }
+        noted.into_inner().unwrap_or_else(PoisonError::into_inner)?;
+        if let Some(layer) = self.image.state().layer_with(&self.files) {
+            self.marks.put.clone_from(&layer.marks.put);
+        }
+        Ok(())
+    }
+
+    /// The SHA-256 of what a block is, as far as it is known.
+    fn sum(&self, index: BlockIndex) -> Option<Digest> {
+        if !self.marks.staged.contains(index.0) {
+            // A hole is put as zeros, where the parent has something.
+            return Some(Digest::OF_ZEROS);
+        }
+        // A sum that cannot be read is computed again.
+        self.marks.hashed.contains(index.0).then(|| self.files.read_sum(index.0).ok()).flatten()
+    }
+
     /// The blocks of data, and those that read as zeros.
     fn spoken_of(&self) -> (RoaringBitmap, RoaringBitmap) {
         let mut staged = self.marks.staged.clone();
@@ -346,15 +383,7 @@ impl Source for Staged {
 
 impl Journal for Staged {
     fn digest(&self, index: BlockIndex) -> Option<Digest> {
-        if !self.marks.put.contains(index.0) {
-            return None;
-        }
-        if !self.marks.staged.contains(index.0) {
-            // A hole is put as zeros, where the parent has something.
-            return Some(Digest::OF_ZEROS);
-        }
-        // A sum that cannot be read is computed again.
-        self.marks.hashed.contains(index.0).then(|| self.files.read_sum(index.0).ok()).flatten()
+        self.marks.put.contains(index.0).then(|| self.sum(index)).flatten()
     }
 
     fn taken(&self, index: BlockIndex) {

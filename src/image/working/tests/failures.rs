@@ -10,7 +10,7 @@ use super::trap::{Fault, Plan};
 use super::world::{Change, PATIENCE, World};
 use crate::image::working::run::Run;
 use crate::image::working::{Error, Settings, State, WorkingImage};
-use crate::model::BLOCK_SIZE_U64;
+use crate::model::{BLOCK_SIZE, BLOCK_SIZE_U64};
 use crate::store::ErrorKind;
 use crate::store::wrap::Call;
 use crate::transfer::run_len;
@@ -49,6 +49,38 @@ impl World {
         self.quiet().await;
         error
     }
+}
+
+#[test]
+fn the_next_mount_puts_no_block_again_that_the_repository_has() {
+    const BLOCKS: usize = 70;
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let process = runtime();
+    let mut world = process.block_on(async {
+        let mut world = World::new().await;
+        world.create(None).await;
+        let len = BLOCKS * BLOCK_SIZE;
+        world.change(0, Change::Write { offset: 0, len, value: 1 }).await.unwrap();
+        world.attempts.push(world.slots[0].content.clone());
+        // Its process dies when a pack of 64 blocks was saved, which nobody has noted yet.
+        let plan = Plan { call: Call::PutBlock, after: 65, fault: Fault::HangAll };
+        world.life().trap.arm(plan);
+        let image = world.slots[0].image();
+        tokio::spawn(async move { image.commit().await });
+        while !world.has_record() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        world
+    });
+    drop(process);
+    world.die();
+    runtime().block_on(async {
+        world.live().await;
+        assert_eq!(world.puts(), (BLOCKS - 64) as u64);
+        assert_eq!(world.slots[0].image().status().state, State::Clean);
+        world.check_store().await;
+        assert_eq!(world.snapshots.len(), 1);
+    });
 }
 
 #[rstest]

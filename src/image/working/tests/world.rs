@@ -460,7 +460,18 @@ impl World {
         runs
     }
 
-    /// Bytes that were put since the process began.
+    /// Whether the repository has a record of something that is pending.
+    pub(super) fn has_record(&self) -> bool {
+        let below = |path: PathBuf| {
+            let found = std::fs::read_dir(path).into_iter().flatten().flatten();
+            found.map(|entry| entry.path()).collect::<Vec<_>>()
+        };
+        let snapshots = below(self.dir.path().join("store/pending"));
+        let attempts = snapshots.into_iter().flat_map(below);
+        attempts.flat_map(below).next().is_some()
+    }
+
+    /// Blocks that were put since the process began.
     pub(super) fn puts(&self) -> u64 {
         self.life().counters.calls(Call::PutBlock)
     }
