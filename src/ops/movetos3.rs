@@ -34,8 +34,8 @@ const DOLLARS_A_MONTH: f64 = 0.023;
 The archive is a snapshot of a repository in the bucket, which is made if there is none: compressed,
 incremental, and mounted in place with `fspfs mount s3://BUCKET/PREFIX /mnt/fsp`. It has the id, the size,
 the tags and the description of its source. It is a child of the newest archive of the same lineage,
-volume or name, unless --parent names another, and only what differs is sent. If the store of the snapshot can tell what was changed
-since then, only that is read.
+volume or name, unless --parent names another, and only what differs is sent. If the store of the
+snapshot can tell what was changed since then, only that is read.
 
 The source stays, unless --delete-source removes it after the archive was read back and compared.
 
