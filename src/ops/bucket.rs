@@ -126,7 +126,7 @@ pub(super) async fn over_archives(
     let opening = cx.house.stores.open(url, &options);
     let store = cx.run.unless_stopped(opening).await??;
     let (from, opened) = (url.clone(), Some(Arc::clone(&store)));
-    let house = House { from, opened, options, ..(*cx.house).clone() };
+    let house = House { from, options, opened, ..(*cx.house).clone() };
     Ok((Context { house: Arc::new(house), ..cx.clone() }, store))
 }
 
