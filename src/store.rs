@@ -407,4 +407,7 @@ pub struct CompleteRequest {
     pub changed_blocks: u64,
     /// SHA-256 over their digests in ascending order of the blocks (the service's LINEAR method).
     pub checksum: Option<Digest>,
+    /// When the snapshot was started that they were put to: a repository may have started another one under its id
+    /// since. `None` if that is not known; EBS uses no id twice.
+    pub started: Option<Timestamp>,
 }

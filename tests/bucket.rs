@@ -384,6 +384,52 @@ fn a_move_that_was_killed_goes_on() {
 }
 
 #[test]
+fn an_archive_that_another_host_has_begun_anew_is_its_own() {
+    if !has_buckets() {
+        return;
+    }
+    let sandbox = Sandbox::with_bucket(false);
+    sandbox.ok(&["-s", "here", "init"]);
+    sandbox.random("disk.img", 60 * MIB);
+    let upload = |words: &[&str]| {
+        let upload = [&["-s", "here", "-q", "upload", "disk.img", "--name", "web"], words].concat();
+        sandbox.ok(&upload).trim_end().to_owned()
+    };
+    let parent = upload(&[]);
+    let url = format!("bucket/archive?endpoint={}", sandbox.service().url);
+    sandbox.ok(&["-s", "here", "movetos3", &parent, &url]);
+    sandbox.random("more", 20 * MIB);
+    sandbox.sh("dd if=more of=disk.img bs=1M seek=10 conv=notrunc status=none");
+    let child = upload(&["--parent", &parent]);
+    // Each host has journals of its own.
+    let moves = |host: &str, words: &[&str]| {
+        let mut command = sandbox.fspfs();
+        command.env("XDG_STATE_HOME", sandbox.join(host));
+        command.args(["-s", "here", "movetos3", &child, &url, "--pack-blocks", "4"]).args(words);
+        command
+    };
+    let killed = |host: &str, words: &[&str], objects: usize| {
+        let mut slowly = moves(host, words);
+        slowly.args(["--max-requests-per-second", "15"]).stderr(std::process::Stdio::null());
+        let mut running = slowly.spawn().unwrap();
+        support::until("something is pending", || {
+            sandbox.service().keys("archive/pending/").len() >= objects
+        });
+        kill(Pid::from_raw(running.id().cast_signed()), Signal::SIGKILL).unwrap();
+        running.wait().unwrap();
+    };
+    killed("one", &[], 3);
+    sandbox.ok(&["-s", &format!("s3://{url}"), "delete", "--yes", &child]);
+    killed("two", &["--parent", "none"], 1);
+    let said = text(&run(&mut moves("one", &[])));
+    assert!(said.contains("another has its id") && said.contains("pending snapshot"), "{said}");
+    let moved = run(&mut moves("two", &["--parent", "none"]));
+    assert!(moved.status.success(), "{}", text(&moved));
+    sandbox.ok(&["getfroms3", &child, &url, "--output", "out.img"]);
+    assert!(support::same(sandbox.join("disk.img"), sandbox.join("out.img")));
+}
+
+#[test]
 fn two_who_move_one_snapshot_make_one_archive() {
     if !has_buckets() {
         return;

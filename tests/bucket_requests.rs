@@ -225,7 +225,10 @@ async fn a_list_reads_what_is_new_since_the_last_one() {
     };
     other.start(again).await.unwrap();
     other
-        .complete(&c, fspfs::store::CompleteRequest { changed_blocks: 0, checksum: None })
+        .complete(
+            &c,
+            fspfs::store::CompleteRequest { changed_blocks: 0, checksum: None, started: None },
+        )
         .await
         .unwrap();
     assert_eq!(listed().await.0, [named(&a, "a"), named(&c, "y"), named(&b, "z")]);

@@ -280,7 +280,11 @@ fn count(put: &Blocks) -> CompleteRequest {
     for block in put.values() {
         checksum.update(block.digest().0);
     }
-    CompleteRequest { changed_blocks: put.len() as u64, checksum: Some(checksum.finish()) }
+    CompleteRequest {
+        changed_blocks: put.len() as u64,
+        checksum: Some(checksum.finish()),
+        started: None,
+    }
 }
 
 async fn put(store: &SharedStore, id: &SnapshotId, put: &Blocks) {

@@ -573,7 +573,8 @@ async fn a_repository_reads_as_the_model() {
         let block = if is_data { Block::new(data(index).into()) } else { Block::Zero };
         store.put_block(&started.id, BlockIndex(index), block).await.unwrap();
     }
-    let request = CompleteRequest { changed_blocks: blocks.len() as u64, checksum: None };
+    let request =
+        CompleteRequest { changed_blocks: blocks.len() as u64, checksum: None, started: None };
     let snapshot = Arc::new(store.complete(&started.id, request).await.unwrap());
     let fail = Arc::new(Fail::new(store));
     let count = Count::new(fail.clone());
@@ -619,7 +620,7 @@ async fn an_image_is_never_of_two_snapshots_of_one_id() {
             let block = Block::new(vec![content; BLOCK_SIZE].into());
             store.put_block(&started.id, BlockIndex(index), block).await.unwrap();
         }
-        let request = CompleteRequest { changed_blocks: 3, checksum: None };
+        let request = CompleteRequest { changed_blocks: 3, checksum: None, started: None };
         Arc::new(store.complete(&started.id, request).await.unwrap())
     };
     let first = make(b'a').await;

@@ -4,6 +4,7 @@ use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -104,6 +105,8 @@ struct Attempt<T> {
     as_it_was: T,
     /// Known once it is started.
     snapshot: Option<SnapshotId>,
+    /// When that was, by the store.
+    begun: Option<Timestamp>,
 }
 
 impl<T> Begin<T>
@@ -226,11 +229,13 @@ where
             request: begin.asked(),
             as_it_was: begin.as_it_was.clone(),
             snapshot: None,
+            begun: None,
         };
         if let Some(found) = found {
             let (client_token, snapshot) = (found.client_token.clone(), found.snapshot.clone());
+            let begun = found.begun;
             let is_same = !begin.resume.restart
-                && found == Attempt { client_token, snapshot, ..wanted.clone() };
+                && found == Attempt { client_token, snapshot, begun, ..wanted.clone() };
             if let Some(going_on) = self.go_on(found, is_same).await? {
                 return Ok(going_on);
             }
@@ -261,11 +266,22 @@ where
                 tracing::warn!("{id}, which was begun before, is gone: beginning anew");
                 return Ok(None);
             }
+            // Nothing can be put to it, and whoever completes it fails.
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                tracing::warn!("{id}, which was begun before, is removed: {error}");
+                abort(store, &id).await;
+                return Ok(None);
+            }
             Err(error) => {
                 tracing::warn!("{id}, which was begun before, may be pending");
                 return Err(error.into());
             }
         };
+        // An id that was chosen may be used again.
+        if self.begin.request.id.is_some() && found.begun != Some(state.start_time) {
+            tracing::warn!("{id}, which was begun before, is gone, and another has its id");
+            return Ok(None);
+        }
         match state.state {
             SnapshotState::Completed if is_same && !self.begin.source.is_read_again() => {
                 tracing::warn!(
@@ -275,8 +291,10 @@ where
             }
             SnapshotState::Pending if is_same => {
                 tracing::info!("going on with {id}");
-                self.catch_up(&id).await?;
-                return Ok(Some(state));
+                if self.catch_up(&id).await? {
+                    return Ok(Some(state));
+                }
+                abort(store, &id).await;
             }
             SnapshotState::Completed => {
                 tracing::warn!("{id} was completed by an earlier run: beginning anew");
@@ -301,15 +319,21 @@ where
         Ok(None)
     }
 
-    /// Notes what the earlier run has put since it noted something last.
-    async fn catch_up(&self, id: &SnapshotId) -> Result<()> {
-        let Some(journal) = &self.journal else { return Ok(()) };
+    /// Notes what the earlier run has put since it noted something last. Answers whether it can go on: not if that is
+    /// damaged.
+    async fn catch_up(&self, id: &SnapshotId) -> Result<bool> {
+        let Some(journal) = &self.journal else { return Ok(true) };
         let tell = |blocks: &[(BlockIndex, Digest)]| journal.catch_up(blocks);
         let told = self.begin.store.put_before(id, &tell);
-        if let Err(error) = self.run.unless_stopped(told).await? {
-            tracing::warn!("what {id} has got last may be put again: {error}");
+        match self.run.unless_stopped(told).await? {
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                tracing::warn!("{id} is removed, and it begins anew: {error}");
+                return Ok(false);
+            }
+            Err(error) => tracing::warn!("what {id} has got last may be put again: {error}"),
+            Ok(()) => {}
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Starts a snapshot, in a task of its own: the id of one that is started when nobody waits for it any more
@@ -339,6 +363,7 @@ where
             }
         };
         attempt.snapshot = Some(snapshot.id.clone());
+        attempt.begun = Some(snapshot.start_time);
         if let Some(journal) = &self.journal {
             journal.update(&attempt);
         }

@@ -310,7 +310,9 @@ impl<'a> Copy<'a> {
                     Parent::Auto => archives.parents,
                     Parent::None => Vec::new(),
                     Parent::Named(named) => {
-                        vec![super::readable(&to, &named.id(cx, &to).await?).await?]
+                        let found = async { super::readable(&to, &named.id(cx, &to).await?).await };
+                        let doing = format!("take {named} of {url} for the parent");
+                        vec![found.await.map_err(|error| error.doing(doing))?]
                     }
                 }
             }

@@ -52,7 +52,7 @@ async fn snapshot(store: &SharedStore, byte: u8, tags: &[(&str, &str)]) -> Snaps
     for index in [0, 5] {
         store.put_block(&id, BlockIndex(index), block.clone()).await.unwrap();
     }
-    let request = CompleteRequest { changed_blocks: 2, checksum: None };
+    let request = CompleteRequest { changed_blocks: 2, checksum: None, started: None };
     store.complete(&id, request).await.unwrap();
     id
 }

@@ -53,7 +53,7 @@ pub(in crate::serve) async fn complete(
     if let Some(faults) = &endpoint.faults {
         faults.check_started(&id)?;
     }
-    let request = CompleteRequest { changed_blocks, checksum };
+    let request = CompleteRequest { changed_blocks, checksum, started: None };
     let completed = endpoint.store.complete(&id, request).await;
     endpoint.forget(&id);
     let snapshot = completed.map_err(|e| match e.kind() {

@@ -317,7 +317,7 @@ async fn a_completion_whose_answer_is_none_may_have_been_accepted() {
     let answers =
         [text("202 Accepted", LOGIN), text("400 Bad Request", refused), page(&completed())];
     let (store, sent) = answering(answers.to_vec()).await;
-    let request = CompleteRequest { changed_blocks: 1, checksum: None };
+    let request = CompleteRequest { changed_blocks: 1, checksum: None, started: None };
     let done = store.complete(&id(), request).await.unwrap();
     assert_eq!(done.state, SnapshotState::Completed);
     assert_eq!(sent.lock().unwrap().len(), 3);
@@ -339,7 +339,7 @@ async fn a_completion_that_was_lost_and_then_refused_is_looked_for(
     let tries = if strange && status.starts_with("404") { 6 } else { 1 };
     let answers = lost.into_iter().chain(vec![refused; tries]).chain([page(&completed())]);
     let (store, _) = answering(answers.collect()).await;
-    let request = CompleteRequest { changed_blocks: 1, checksum: None };
+    let request = CompleteRequest { changed_blocks: 1, checksum: None, started: None };
     let done = store.complete(&id(), request).await.unwrap();
     assert_eq!(done.state, SnapshotState::Completed);
 }

@@ -34,6 +34,8 @@ const ROUND_BLOCKS: u64 = 1_400_000;
 /// Half the time in which a collection may find an object of ours unreachable and delete it.
 pub(super) const SAFE: Duration = Duration::from_secs(MIN_GRACE.as_secs() / 2);
 
+const STARTED_AGAIN: &str = "it was aborted, and started again, since this process wrote to it";
+
 /// A record, as far as it is held in memory throughout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Summary {
@@ -188,11 +190,13 @@ impl Repository {
             });
         };
         self.check_in_time(&start).await?;
+        if request.started.is_some_and(|started| started != start.metadata.start_time) {
+            return Err(Error::new(ErrorKind::Conflict, STARTED_AGAIN));
+        }
         if let Some(writer) = &writer {
             if writer.attempt() != start.metadata.attempt {
                 self.forget_writer(id, |of| of == writer.attempt());
-                let message = "it was aborted, and started again, since this process wrote to it";
-                return Err(Error::new(ErrorKind::Conflict, message));
+                return Err(Error::new(ErrorKind::Conflict, STARTED_AGAIN));
             }
             // Blocks that are put from now on would come too late.
             writer.close();

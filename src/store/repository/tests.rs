@@ -53,7 +53,7 @@ fn child_of(parent: &SnapshotId) -> StartRequest {
 }
 
 fn count(changed_blocks: u64) -> CompleteRequest {
-    CompleteRequest { changed_blocks, checksum: None }
+    CompleteRequest { changed_blocks, checksum: None, started: None }
 }
 
 async fn start(repository: &Repository, request: StartRequest) -> SnapshotId {

@@ -458,7 +458,8 @@ mod tests {
         let parent = store.start(StartRequest::new(size)).await.unwrap().id;
         let block = Block::new(vec![1; usize::try_from(BLOCK_SIZE_U64).unwrap()].into());
         store.put_block(&parent, BlockIndex::ZERO, block).await.unwrap();
-        let done = |changed_blocks| CompleteRequest { changed_blocks, checksum: None };
+        let done =
+            |changed_blocks| CompleteRequest { changed_blocks, checksum: None, started: None };
         store.complete(&parent, done(1)).await.unwrap();
         let request = StartRequest { parent: Some(parent.clone()), ..StartRequest::new(size) };
         let child = store.start(request).await.unwrap().id;

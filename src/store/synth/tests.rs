@@ -247,7 +247,7 @@ async fn families_cannot_be_compared() {
 async fn nothing_can_be_written() {
     let store = store("synth:?seed=1");
     let id = snap("snap-00000001000100001");
-    let complete = CompleteRequest { changed_blocks: 0, checksum: None };
+    let complete = CompleteRequest { changed_blocks: 0, checksum: None, started: None };
     let request = StartRequest::new(store.recipe.size);
     let errors = [
         store.start(request).await.unwrap_err(),

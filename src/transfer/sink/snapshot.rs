@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::stream::{self, BoxStream, StreamExt as _};
+use jiff::SignedDuration;
 use tokio::time::Instant;
 
 use super::{Result, Sink, Step};
@@ -26,6 +27,9 @@ const COMPLETE: Duration = Duration::from_mins(1);
 
 /// How long it is tried to remove a snapshot that will not be completed: somebody waits to be let go.
 pub(crate) const ABORT: Duration = Duration::from_secs(15);
+
+/// Times of one snapshot differ less: services may round them.
+const A_SECOND: SignedDuration = SignedDuration::from_secs(1);
 
 /// What is put of what reads as zeros.
 #[derive(Clone, Copy, Debug, Default)]
@@ -223,7 +227,8 @@ impl Sink for SnapshotSink {
             let mut order = self.order();
             debug_assert_eq!(order.planned, order.ended, "every turn has ended");
             let checksum = std::mem::take(&mut order.checksum).finish();
-            CompleteRequest { changed_blocks: order.put, checksum: Some(checksum) }
+            let started = Some(self.snapshot.start_time);
+            CompleteRequest { changed_blocks: order.put, checksum: Some(checksum), started }
         };
         let id = &self.snapshot.id;
         let patience = COMPLETE + self.store.settling();
@@ -259,7 +264,16 @@ impl Sink for SnapshotSink {
     }
 
     async fn abort(&self) {
-        abort(&self.store, &self.snapshot.id).await;
+        let id = &self.snapshot.id;
+        // In a repository somebody else may have given it up, and started another one under its id.
+        let is_another = |found: Snapshot| {
+            found.start_time.duration_since(self.snapshot.start_time).abs() >= A_SECOND
+        };
+        if state(&self.store, id).await.is_some_and(is_another) {
+            tracing::warn!("{id} is another snapshot by now, and stays");
+            return;
+        }
+        abort(&self.store, id).await;
     }
 }
 

@@ -104,7 +104,10 @@ mod tests {
             store.put_block(&id, BlockIndex(*index), block).await.unwrap();
         }
         let changed_blocks = blocks.len() as u64;
-        store.complete(&id, CompleteRequest { changed_blocks, checksum: None }).await.unwrap()
+        store
+            .complete(&id, CompleteRequest { changed_blocks, checksum: None, started: None })
+            .await
+            .unwrap()
     }
 
     async fn changes(store: &SharedStore, first: &Snapshot, second: &Snapshot) -> Vec<String> {

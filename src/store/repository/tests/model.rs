@@ -412,13 +412,16 @@ impl World {
         }
         let puts = snap.puts().unwrap_or_default();
         match asks {
-            Asks::Right => {
-                CompleteRequest { changed_blocks: snap.count(), checksum: Some(linear(&puts)) }
-            }
+            Asks::Right => CompleteRequest {
+                changed_blocks: snap.count(),
+                checksum: Some(linear(&puts)),
+                started: None,
+            },
             Asks::WrongCount => count(snap.count() + 1),
             Asks::WrongChecksum => CompleteRequest {
                 changed_blocks: snap.count(),
                 checksum: Some(Digest::of(b"something else")),
+                started: None,
             },
         }
     }

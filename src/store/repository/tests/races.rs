@@ -3,6 +3,7 @@
 use super::collecting::collect_all;
 use super::memory::Call;
 use super::*;
+use crate::model::SnapshotState;
 
 #[test]
 fn a_record_behind_the_seal_is_a_conflict() {
@@ -280,6 +281,25 @@ fn a_second_completion_does_not_look_like_an_abort_to_the_first() {
         assert!(p.hook_ran());
         assert_eq!(read(&p, &id).await.unwrap(), [(0, 1)]);
         collect_all(&space).await;
+    });
+}
+
+#[test]
+fn a_completion_is_of_the_attempt_that_was_started() {
+    run(async {
+        let space = Space::new(1);
+        let (p, q) = (space.process(), space.process());
+        let begun = p.start(chosen("snap-0a")).await.unwrap();
+        q.delete(&begun.id).await.unwrap();
+        space.advance(std::time::Duration::from_secs(1));
+        let again = q.start(chosen("snap-0a")).await.unwrap();
+        let of = |snapshot: &Snapshot| CompleteRequest {
+            started: Some(snapshot.start_time),
+            ..count(0)
+        };
+        assert_eq!(kind(p.complete(&begun.id, of(&begun)).await), Some(ErrorKind::Conflict));
+        assert_eq!(p.describe(&begun.id).await.unwrap().state, SnapshotState::Pending);
+        q.complete(&begun.id, of(&again)).await.unwrap();
     });
 }
 
