@@ -69,6 +69,15 @@ fn noted(sandbox: &Sandbox) -> u64 {
     noted.sum()
 }
 
+/// Slots in the journals that say anything.
+fn touched(sandbox: &Sandbox) -> usize {
+    let journals = sandbox.join("state/fspfs/transfers");
+    let files = std::fs::read_dir(journals).into_iter().flatten().flatten();
+    let slots = files.map(|entry| std::fs::read(entry.path().join("blocks")).unwrap_or_default());
+    let is_set = |slot: &&[u8]| slot.iter().any(|&byte| byte != 0);
+    slots.map(|slots| slots.chunks_exact(40).filter(is_set).count()).sum()
+}
+
 fn journals(sandbox: &Sandbox) -> usize {
     let journals = sandbox.join("state/fspfs/transfers");
     if journals.exists() { names(&journals).len() } else { 0 }
@@ -272,6 +281,57 @@ fn a_device_that_changed_meanwhile_is_read_again() {
     sandbox.ok(&["download", id, "b.img"]);
     drop(device);
     assert!(same(path, sandbox.join("b.img")));
+}
+
+#[test]
+fn a_device_with_a_parent_goes_on_with_what_differs() {
+    if !can_mount(&[]) {
+        return;
+    }
+    let sandbox = served();
+    let path = image(&sandbox, "disk", 130, 0);
+    let device = Loop::attach(&path, &[]);
+    let name = device.0.to_str().unwrap().to_owned();
+    let parent = sandbox.upload(&name, &[]);
+    let stored = || sandbox.sh("find store/packs -type f -print0 | xargs -0 cat | wc -c");
+    let before = stored();
+    let file = std::fs::File::options().write(true).open(&device.0).unwrap();
+    file.write_all_at(&block(100, 2), 100 * BLOCK).unwrap();
+    file.sync_all().unwrap();
+    let upload = slowly(&["upload", &name, "--parent", &parent]);
+    let child = begin(&sandbox, &upload);
+    support::until("some of it was looked at", || touched(&sandbox) >= 40);
+    end(child, &[Signal::SIGKILL]);
+    let said = succeeds(&sandbox, &upload);
+    let bytes = |text: String| text.trim().parse::<u64>().unwrap();
+    let more = bytes(stored()) - bytes(before);
+    assert!(more < 10 * BLOCK, "{more} bytes were stored: {said}");
+    let id = said.lines().rfind(|line| line.starts_with("snap-")).unwrap();
+    sandbox.ok(&["download", id, "b.img"]);
+    drop(device);
+    assert!(same(path, sandbox.join("b.img")));
+}
+
+#[rstest]
+#[case::a_record("find other -path '*/pending/*' -name '*-*-*' | xargs -I@ truncate -s -1 @")]
+#[case::its_start("find other -path '*/pending/*' -name start.json | xargs truncate -s 20")]
+fn a_damaged_pending_snapshot_is_begun_anew(#[case] damage: &str) {
+    let sandbox = served();
+    sandbox.ok(&["init", "other"]);
+    image(&sandbox, "a.img", 200, 0);
+    let id = sandbox.upload("a.img", &[]);
+    let copy = ["copy", &id, "--to", "other", "--max-requests-per-second"];
+    let records = || sandbox.sh("find other -path '*/pending/*' -name '*-*-*' | wc -l");
+    let child = begin(&sandbox, &[&copy[..], &["200"]].concat());
+    support::until("a pack is saved", || records().trim() != "0");
+    end(child, &[Signal::SIGKILL]);
+    sandbox.sh(damage);
+    let said = succeeds(&sandbox, &[&copy[..], &["2000"]].concat());
+    assert!(said.contains("is removed"), "{said}");
+    let made = said.lines().find(|line| line.starts_with("snap-")).unwrap();
+    sandbox.ok(&["-s", "other", "download", made, "b.img"]);
+    assert!(same(sandbox.join("a.img"), sandbox.join("b.img")));
+    assert_eq!(sandbox.ok(&["-s", "other", "-q", "list"]).lines().count(), 1);
 }
 
 #[test]

@@ -53,6 +53,11 @@ pub(crate) trait Journal: Debug + Send + Sync + 'static {
         let _ = index;
     }
 
+    /// Learns that nothing had to be brought to a block that was about to be.
+    fn spared(&self, index: BlockIndex) {
+        let _ = index;
+    }
+
     /// Learns of a block that was brought, and is not durable yet: a later run of this process has it.
     fn taken(&self, index: BlockIndex) {
         let _ = index;
@@ -142,6 +147,8 @@ pub(crate) struct FileJournal {
     is_kept: bool,
     /// An earlier run has sent the completion, and may have been heard.
     was_finishing: bool,
+    /// This one has.
+    is_finishing: AtomicBool,
 }
 
 impl FileJournal {
@@ -191,6 +198,7 @@ impl FileJournal {
             is_full: AtomicBool::new(false),
             is_kept: true,
             was_finishing: directory.join(FINISHING).exists(),
+            is_finishing: AtomicBool::new(false),
             directory,
             ends,
             blocks,
@@ -254,12 +262,16 @@ impl FileJournal {
     }
 
     fn set(&self, index: BlockIndex, digest: Digest) {
+        self.write_slot(index, &self.slot(index, digest));
+    }
+
+    fn write_slot(&self, index: BlockIndex, slot: &[u8; SLOT]) {
         if self.is_full.load(Ordering::Relaxed) {
             return;
         }
         let at = u64::from(index.0) * SLOT as u64;
         // The rest of the transfer is as good without it.
-        if let Err(error) = self.blocks.write_all_at(&self.slot(index, digest), at)
+        if let Err(error) = self.blocks.write_all_at(slot, at)
             && !self.is_full.swap(true, Ordering::Relaxed)
         {
             let place = self.directory.display();
@@ -310,7 +322,12 @@ impl Journal for FileJournal {
         self.set(index, BEGUN);
     }
 
+    fn spared(&self, index: BlockIndex) {
+        self.write_slot(index, &[0; SLOT]);
+    }
+
     fn finishing(&self) {
+        self.is_finishing.store(true, Ordering::Relaxed);
         let mut options = File::options();
         options.write(true).create(true).truncate(false).mode(0o600);
         let made = own::open(&self.directory.join(FINISHING), &mut options);
@@ -331,7 +348,9 @@ impl Journal for FileJournal {
 
     /// Of a completion that may have been heard the snapshot stays, whatever is answered to another one.
     fn outlasts(&self, error: &Error) -> bool {
-        let may_be_whole = self.was_finishing && error.kind() == Some(ErrorKind::Conflict);
+        let is_refused = error.kind() == Some(ErrorKind::Conflict);
+        let may_be_whole =
+            self.was_finishing && self.is_finishing.load(Ordering::Relaxed) && is_refused;
         self.is_kept() && (error.could_go_on() || may_be_whole)
     }
 
@@ -401,11 +420,14 @@ mod tests {
         assert_eq!(journal.digest(BlockIndex(6)), None);
         assert_eq!(journal.digest(BlockIndex(200_001)), None);
         journal.beginning(BlockIndex(8));
+        journal.beginning(BlockIndex(10));
+        journal.spared(BlockIndex(10));
         journal.finishing();
         drop(journal);
         let (mut journal, _) = open(root.path()).unwrap();
         assert!(journal.was_begun(BlockIndex(7)) && journal.was_begun(BlockIndex(8)));
         assert!(!journal.was_begun(BlockIndex(9)) && journal.was_finishing);
+        assert!(!journal.was_begun(BlockIndex(10)));
         assert_eq!(journal.digest(BlockIndex(8)), None);
         journal.begin(&"second");
         assert!(!journal.was_finishing);

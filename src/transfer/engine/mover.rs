@@ -344,8 +344,10 @@ impl Mover {
             if self.source.is_read_again() {
                 lane.journal.beginning(index);
             }
-            if lane.write(step, block).await == Some(true) {
-                lane.absorb(lane.acknowledge(index, digest));
+            match lane.write(step, block).await {
+                Some(true) => drop(lane.absorb(lane.acknowledge(index, digest))),
+                Some(false) if self.source.is_read_again() => lane.journal.spared(index),
+                Some(false) | None => {}
             }
         }
         self.was_taken();
