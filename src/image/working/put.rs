@@ -53,10 +53,11 @@ impl Put {
         let _memory = shop.cache.lend(COMMIT_MEMORY);
         let resumed = self.attempt().snapshot.is_some();
         match self.once().await {
-            // What was begun before is gone, takes nothing more, or was asked for otherwise.
+            // What was begun before is gone or damaged, takes nothing more, or was asked for otherwise.
             Err(Error::Store(error))
                 if error.kind() == ErrorKind::Conflict
-                    || (resumed && error.kind() == ErrorKind::NotFound) =>
+                    || (resumed
+                        && matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Corrupt)) =>
             {
                 tracing::info!("beginning anew: {error}");
                 self.image.state().lowest_mut().renew();
@@ -301,9 +302,12 @@ impl Staged {
                 *noted.lock().unwrap_or_else(PoisonError::into_inner) = Err(error);
             }
         };
-        let told = in_time(self.image.shop.store.put_before(id, &tell)).await;
-        if let Err(error) = told {
-            tracing::warn!("what {id} has got last may be put again: {error}");
+        match in_time(self.image.shop.store.put_before(id, &tell)).await {
+            Err(Error::Store(error)) if error.kind() == ErrorKind::Corrupt => {
+                return Err(error.into());
+            }
+            Err(error) => tracing::warn!("what {id} has got last may be put again: {error}"),
+            Ok(()) => {}
         }
         noted.into_inner().unwrap_or_else(PoisonError::into_inner)?;
         if let Some(layer) = self.image.state().layer_with(&self.files) {

@@ -30,7 +30,9 @@ impl Repository {
         let mut told = RoaringBitmap::new();
         let mut tables = std::pin::pin!(self.records(&start, records));
         while let Some((_, table)) = tables.try_next().await? {
-            let entries = table.entries().filter(|entry| told.insert(entry.index.0));
+            let entries = table.entries().filter(|entry| {
+                start.metadata.volume_size.contains(entry.index) && told.insert(entry.index.0)
+            });
             let blocks: Vec<_> = entries.map(|entry| (entry.index, entry.digest)).collect();
             tell(&blocks);
         }

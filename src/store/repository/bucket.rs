@@ -28,6 +28,7 @@ use super::objects::{Decode, MAX_NAMES, Objects, most_bytes, too_many};
 use super::read::damaged;
 use crate::blocking::blocking;
 use crate::model::Block;
+use crate::store::aws::answer::Bounded;
 use crate::store::aws::failure::{Class, Failure};
 use crate::store::aws::service::{Request, RetryPolicy, Service};
 use crate::store::listing::MAX_IDLE_PAGES;
@@ -51,6 +52,9 @@ const MAX_DELETED: usize = 1000;
 
 /// Bytes of a key at most (the limit of S3).
 const MAX_KEY: usize = 1024;
+
+/// Bytes of a page of a list at most: a thousand keys with the longest escapes, and what is said of them, have 7 MB.
+const MAX_LIST: usize = 16 << 20;
 
 /// Bytes of an `ETag` that is remembered, at most: those of S3 have 34, with a count of parts a few more.
 const MAX_ETAG: usize = 128;
@@ -157,6 +161,7 @@ impl Bucket {
         let doing = format!("list {}", self.url);
         let listing = self.call(&kinds::LIST, &doing, |client| {
             let list = client.list_objects_v2().bucket(&self.url.bucket).prefix(&prefix);
+            let list = list.customize().interceptor(Bounded(MAX_LIST));
             async move { list.send().await.map_err(|error| self.failed(&client, &error)) }
         });
         let listed = listing.await?;
@@ -455,6 +460,7 @@ impl Objects for Bucket {
             let page = self.call(&kinds::LIST, &doing, |client| {
                 let list = client.list_objects_v2().bucket(&self.url.bucket).prefix(&all);
                 let list = list.set_continuation_token(next.clone());
+                let list = list.customize().interceptor(Bounded(MAX_LIST));
                 async move { list.send().await.map_err(|error| self.failed(&client, &error)) }
             });
             let page = page.await?;

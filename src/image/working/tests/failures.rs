@@ -51,8 +51,10 @@ impl World {
     }
 }
 
-#[test]
-fn the_next_mount_puts_no_block_again_that_the_repository_has() {
+#[rstest]
+#[case::whose_record_is_whole(false)]
+#[case::whose_record_is_damaged(true)]
+fn a_commit_whose_mount_was_killed_goes_on(#[case] is_damaged: bool) {
     const BLOCKS: usize = 70;
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let process = runtime();
@@ -67,16 +69,21 @@ fn the_next_mount_puts_no_block_again_that_the_repository_has() {
         world.life().trap.arm(plan);
         let image = world.slots[0].image();
         tokio::spawn(async move { image.commit().await });
-        while !world.has_record() {
+        while world.records().is_empty() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         world
     });
     drop(process);
     world.die();
+    if is_damaged {
+        std::fs::write(&world.records()[0], "damaged").unwrap();
+    }
     runtime().block_on(async {
         world.live().await;
-        assert_eq!(world.puts(), (BLOCKS - 64) as u64);
+        // What the repository has is not put again.
+        let left = if is_damaged { BLOCKS } else { BLOCKS - 64 };
+        assert_eq!(world.puts(), left as u64);
         assert_eq!(world.slots[0].image().status().state, State::Clean);
         world.check_store().await;
         assert_eq!(world.snapshots.len(), 1);

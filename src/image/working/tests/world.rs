@@ -460,15 +460,15 @@ impl World {
         runs
     }
 
-    /// Whether the repository has a record of something that is pending.
-    pub(super) fn has_record(&self) -> bool {
+    /// The records of what is pending in the repository.
+    pub(super) fn records(&self) -> Vec<PathBuf> {
         let below = |path: PathBuf| {
             let found = std::fs::read_dir(path).into_iter().flatten().flatten();
             found.map(|entry| entry.path()).collect::<Vec<_>>()
         };
         let snapshots = below(self.dir.path().join("store/pending"));
         let attempts = snapshots.into_iter().flat_map(below);
-        attempts.flat_map(below).next().is_some()
+        attempts.flat_map(below).collect()
     }
 
     /// Blocks that were put since the process began.

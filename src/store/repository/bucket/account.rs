@@ -10,6 +10,7 @@ use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation}
 use super::BucketUrl;
 use crate::store::Result;
 use crate::store::aws::account::{Account, Shared};
+use crate::store::aws::answer::{Bounded, MAX_ANSWER};
 use crate::store::aws::config::{check, config, configured_endpoint};
 use crate::store::limiter::Limiter;
 
@@ -97,6 +98,7 @@ fn of_config(shared: &SdkConfig, url: &BucketUrl) -> Client {
     let mut builder = aws_sdk_s3::config::Builder::from(shared)
         // There is one place where a request is sent again, and it is ours.
         .retry_config(RetryConfig::disabled())
+        .interceptor(Bounded(MAX_ANSWER))
         // Many services fail on the checksums that the SDK adds. What is put has the SHA-256 of its signature, and
         // blocks, pages and documents have digests of their own.
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)

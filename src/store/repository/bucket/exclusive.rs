@@ -15,7 +15,7 @@ use crate::blocking::blocking;
 use crate::model::Digest;
 use crate::own;
 use crate::store::repository::objects::Objects as _;
-use crate::store::{ErrorKind, Result};
+use crate::store::{Error, ErrorKind, Result};
 
 /// What came of creating a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +91,10 @@ impl Bucket {
                 && self.read(&name).await? == first)
         };
         let tried = tried.await;
+        // What was not to be made is not there.
+        if tried.as_ref().is_err_and(|error: &Error| error.kind() == ErrorKind::Denied) {
+            return tried;
+        }
         if let Err(error) = self.delete_one(&name).await {
             tracing::warn!("{name} stays in {}: {error}", self.url);
         }

@@ -3,10 +3,15 @@
 use futures::FutureExt as _;
 use futures::channel::oneshot::{Sender, channel};
 use futures::future::join_all;
+use uuid::Uuid;
 
 use super::memory::{Call, Process};
 use super::*;
 use crate::model::{Digest, Digester};
+use crate::store::repository::names::RecordId;
+use crate::store::repository::table::{Entry, Table};
+
+const ZEROS: Digest = Digest::OF_ZEROS;
 
 #[test]
 fn the_later_put_of_one_writer_wins_in_one_batch_or_several() {
@@ -108,6 +113,22 @@ fn who_goes_on_is_told_what_the_last_writer_has_put_durably() {
         assert_eq!(put_before(&space.process(), &id).await, [(2, 7)]);
         q.complete(&id, count(4)).await.unwrap();
         assert_eq!(put_before(&space.process(), &id).await, []);
+    });
+}
+
+#[test]
+fn a_block_that_the_volume_has_not_is_not_told() {
+    run(async {
+        let space = Space::new(1);
+        let p = space.process();
+        let id = start(&p, chosen("snap-0a")).await;
+        let attempt = p.start_of(&id).await.unwrap().unwrap().metadata.attempt;
+        let entry = |index| Entry { index: BlockIndex(index), location: None, digest: ZEROS };
+        let table = Table::encode(&[entry(1), entry(2048), entry(u32::MAX)]);
+        let record = [&table[..], &Digest::of(&table).0].concat();
+        let name = RecordId { epoch: 1, writer: Uuid::new_v4(), number: 0 }.name(&id, attempt);
+        p.objects.create(&name, record.into()).await.unwrap();
+        assert_eq!(put_before(&p, &id).await, [(1, 0)]);
     });
 }
 
@@ -220,7 +241,8 @@ fn the_linear_checksum_is_over_what_was_put_in_order_of_the_blocks() {
         for (checksum, fits) in [(right, true), (block(3).digest(), false)] {
             let id = start(&p, child_of(&parent)).await;
             put(&p, &id, &[(9, 5), (1, 7), (4, 0), (1, 3)]).await;
-            let request = CompleteRequest { changed_blocks: 3, checksum: Some(checksum) };
+            let request =
+                CompleteRequest { changed_blocks: 3, checksum: Some(checksum), started: None };
             let done = p.complete(&id, request).await;
             if fits {
                 done.unwrap();
