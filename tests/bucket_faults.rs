@@ -95,6 +95,28 @@ fn requests_are_made_again(#[case] fault: fn(String) -> Act) {
     assert_eq!(faulty.sandbox.service().keys("archive/packs/").len(), 2);
 }
 
+#[test]
+fn a_list_is_read_no_further_than_one_can_be() {
+    if !has_buckets() {
+        return;
+    }
+    let is_on = off();
+    let faulty = Faulty::new(&is_on, |request, head| {
+        if request.kind() != "LIST" {
+            return Act::Pass(head);
+        }
+        let key = "<Contents><Key>archive/snapshots/snap-0a.json</Key></Contents>";
+        let keys = key.repeat(20 * 1024 * 1024 / key.len());
+        let list = format!("<ListBucketResult>{keys}</ListBucketResult>");
+        Act::Answer(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{list}", list.len()))
+    });
+    let (is_done, said) = faulty.moves();
+    assert!(is_done, "{said}");
+    is_on.store(true, Ordering::SeqCst);
+    let (is_done, said) = faulty.run(&["list", "-s", &format!("s3://{}", faulty.url())]);
+    assert!(!is_done && said.contains("length limit exceeded"), "{said}");
+}
+
 /// An answer with a part of an object that has too few bytes, and says so, or others.
 fn part(request: &Request, whole: u64) -> Act {
     let (_, range) = request.line.rsplit_once(" bytes=").unwrap();

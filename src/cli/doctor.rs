@@ -17,7 +17,8 @@ use crate::store::StoreUrl;
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Looks at the store (by default ebs:), at this machine, and at MOUNTPOINT. Nothing is changed. For
-ebs: and s3: it makes a few requests, which cost less than a tenth of a cent.
+ebs: and s3: it makes a few requests, which cost less than a tenth of a cent. A service of S3 that takes
+no notice of conditions is sent the fspfs.json that it has.
 
 Examples:
   fspfs doctor

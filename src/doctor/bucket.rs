@@ -41,9 +41,6 @@ async fn ask(
     }
     let shared = configuration(profile, region, report).await;
     let shared = shared.ok_or("the configuration cannot be read")?;
-    if !credentials::examine(profile, &shared, report).await {
-        return Err("there are no credentials");
-    }
     let bucket = match within(Trial::open(url)).await {
         Ok(bucket) => bucket,
         Err(error) => {
@@ -51,8 +48,13 @@ async fn ask(
             return Err("no request can be made");
         }
     };
+    if !credentials::examine(profile, &shared, report).await {
+        return Err("there are no credentials");
+    }
     match within(bucket.time()).await {
-        Ok(theirs) => clock::tell(SystemTime::now(), theirs.into(), report),
+        Ok(theirs) => {
+            clock::tell(SystemTime::now(), theirs.into(), clock::REFUSED_BY_S3, report);
+        }
         Err(error) => {
             report.fail("bucket", format!("{url}: {}", told(&error)), cure(&error));
             return Err("the service does not answer");
@@ -92,7 +94,7 @@ async fn ask(
         Ok(true) => report.ok(WRITING, "not refused: fspfs.json is there, and was not made anew"),
         Ok(false) => report.warn(
             WRITING,
-            "allowed, but the service does not keep to If-None-Match: two writers could take each other's names",
+            "the service does not keep to If-None-Match: two writers could take each other's names",
             "nothing, to read; to write, --single-writer, where nobody else does",
         ),
         Err(error) if error.kind() == ErrorKind::Denied => report.warn(
@@ -127,7 +129,7 @@ fn told(error: &Error) -> String {
 
 fn cure(error: &Error) -> &'static str {
     match error.kind() {
-        ErrorKind::NotFound => {
+        _ if error.to_string().contains("NoSuchBucket") => {
             "name a bucket that there is: `aws s3 ls` lists those of the account"
         }
         ErrorKind::Denied => {
@@ -136,7 +138,9 @@ fn cure(error: &Error) -> &'static str {
         ErrorKind::Credentials => {
             "keys that this service knows: AWS_PROFILE names a profile, or `profile=` in the URL; `aws sso login` renews those of SSO"
         }
-        ErrorKind::Corrupt | ErrorKind::Unsupported => "see docs/troubleshooting.md",
+        ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::Invalid => {
+            "as it says; docs/troubleshooting.md has more"
+        }
         _ => {
             "check the endpoint and the region in the URL, that the service runs, and that this machine reaches it"
         }

@@ -8,8 +8,9 @@ use crate::doctor::report::Findings;
 /// Worth a word: it will be more one day.
 const DRIFT: Duration = Duration::from_mins(1);
 
-/// What signatures may be off.
+/// What signatures may be off: for EC2 and EBS, and for S3.
 const REFUSED: Duration = Duration::from_mins(5);
+pub(in crate::doctor) const REFUSED_BY_S3: Duration = Duration::from_mins(15);
 
 const SUBJECT: &str = "clock";
 
@@ -29,9 +30,9 @@ fn off(ours: SystemTime, theirs: SystemTime) -> (Duration, bool) {
     }
 }
 
-fn judge(off: Duration) -> Clock {
+fn judge(off: Duration, refused: Duration) -> Clock {
     match off {
-        off if off > REFUSED => Clock::Wrong,
+        off if off > refused => Clock::Wrong,
         off if off > DRIFT => Clock::Drifting,
         _ => Clock::Right,
     }
@@ -44,26 +45,32 @@ pub(super) fn parse(header: &str) -> Option<SystemTime> {
 
 pub(super) fn examine(probes: &[&Probe], report: &mut impl Findings) {
     match probes.iter().find_map(|probe| probe.times) {
-        Some((ours, theirs)) => tell(ours, theirs, report),
+        Some((ours, theirs)) => tell(ours, theirs, REFUSED, report),
         None => report.skip(SUBJECT, "because no answer had a date"),
     }
 }
 
-/// Tells how our clock is beside that of a service.
-pub(in crate::doctor) fn tell(ours: SystemTime, theirs: SystemTime, report: &mut impl Findings) {
+/// Tells how our clock is beside that of a service, which refuses signatures that are further off.
+pub(in crate::doctor) fn tell(
+    ours: SystemTime,
+    theirs: SystemTime,
+    refused: Duration,
+    report: &mut impl Findings,
+) {
     let (off, ahead) = off(ours, theirs);
     let way = if ahead { "ahead of" } else { "behind" };
     let found = format!("it is {} s {way} that of the service", off.as_secs());
     let cure =
         "set it by the network: `timedatectl set-ntp true`, or chrony; on EC2 from 169.254.169.123";
-    match judge(off) {
+    match judge(off, refused) {
         Clock::Right if off < Duration::from_secs(2) => {
             report.ok(SUBJECT, "it agrees with that of the service");
         }
         Clock::Right => report.ok(SUBJECT, found),
         Clock::Drifting => report.warn(SUBJECT, found, cure),
         Clock::Wrong => {
-            let found = format!("{found}: signatures are refused above 5 minutes");
+            let minutes = refused.as_secs() / 60;
+            let found = format!("{found}: signatures are refused above {minutes} minutes");
             report.fail(SUBJECT, found, cure);
         }
     }
@@ -91,7 +98,7 @@ mod tests {
             (300, Clock::Drifting),
             (301, Clock::Wrong),
         ] {
-            assert_eq!(judge(seconds(off)), clock, "{off}");
+            assert_eq!(judge(seconds(off), REFUSED), clock, "{off}");
         }
         let now = SystemTime::now();
         assert_eq!(off(now + seconds(7), now), (seconds(7), true));

@@ -10,14 +10,14 @@ use http_body_util::Limited;
 
 /// Bytes of an answer at most: a page of a thousand snapshots, each with fifty tags of 384 characters that all
 /// have to be escaped, has 100 MB.
-const MAX_ANSWER: usize = 128 << 20;
+pub(crate) const MAX_ANSWER: usize = 128 << 20;
 
 /// Bytes of a refusal at most.
 const MAX_REFUSAL: usize = 1 << 20;
 
-/// Ends an answer that is longer than any of the service: the SDK collects whatever comes.
+/// Ends an answer that is longer than any of the service, in bytes: the SDK collects whatever comes.
 #[derive(Debug)]
-pub(crate) struct Bounded;
+pub(crate) struct Bounded(pub(crate) usize);
 
 impl Intercept for Bounded {
     fn name(&self) -> &'static str {
@@ -31,7 +31,7 @@ impl Intercept for Bounded {
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         let answer = context.response_mut();
-        let most = if answer.status().is_success() { MAX_ANSWER } else { MAX_REFUSAL };
+        let most = if answer.status().is_success() { self.0 } else { MAX_REFUSAL };
         let body = std::mem::replace(answer.body_mut(), SdkBody::taken());
         *answer.body_mut() = SdkBody::from_body_1_x(Limited::new(body, most));
         Ok(())

@@ -48,10 +48,7 @@ const ENDPOINTS: [&str; 4] =
 pub(crate) async fn check(profile: Option<&str>) -> Result<()> {
     http::settings().map_err(|why| Error::new(ErrorKind::Invalid, why))?;
     let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-    for name in ENDPOINTS {
-        let checked = set(name).map_or(Ok(()), |endpoint| check_endpoint(&endpoint));
-        checked.map_err(|why| Error::new(ErrorKind::Invalid, format!("{name}: {why}")))?;
-    }
+    check_endpoints().map_err(|why| Error::new(ErrorKind::Invalid, why))?;
     let (name, who) = match (profile, set("AWS_ACCESS_KEY_ID"), set("AWS_PROFILE")) {
         (Some(name), ..) => (name.to_owned(), "the store"),
         (None, None, Some(name)) => (name, "AWS_PROFILE"),
@@ -81,6 +78,20 @@ pub(crate) async fn check(profile: Option<&str>) -> Result<()> {
          `aws configure --profile {name}` makes it"
     );
     Err(Error::new(ErrorKind::Invalid, message))
+}
+
+/// Checks where the environment says that services are.
+///
+/// # Errors
+///
+/// What is wrong, and where.
+pub(crate) fn check_endpoints() -> std::result::Result<(), String> {
+    for name in ENDPOINTS {
+        let set = std::env::var(name).ok().filter(|value| !value.is_empty());
+        let checked = set.map_or(Ok(()), |endpoint| check_endpoint(&endpoint));
+        checked.map_err(|why| format!("{name}: {why}"))?;
+    }
+    Ok(())
 }
 
 /// For whom requests are signed: the profile that is named, else what the environment has.

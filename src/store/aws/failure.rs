@@ -211,6 +211,8 @@ impl Failure {
     /// An answer that the service says is a success, and that is not in its form.
     fn unreadable(error: &(dyn StdError + 'static), request_id: Option<String>) -> Self {
         let why = chain(error).last().map_or(String::new(), |cause| format!(": {cause}"));
+        // It means its own parser.
+        let why = why.replace(" This is likely a bug in the SDK.", "");
         let text = format!("the answer cannot be read{why}");
         Self { request_id, ..Self::new(Class::Foreign, text) }
     }

@@ -5,7 +5,7 @@ use aws_config::{Region, SdkConfig};
 
 use super::EbsUrl;
 use super::ec2::{Ec2, partition};
-use crate::store::aws::answer::Bounded;
+use crate::store::aws::answer::{Bounded, MAX_ANSWER};
 use crate::store::aws::config::{DEFAULT_REGION, config, configured_endpoint, whose};
 
 /// Both clients of one store.
@@ -40,7 +40,7 @@ impl Clients {
         // There is one place where a request is sent again, and it is ours.
         let mut ebs = aws_sdk_ebs::config::Builder::from(shared)
             .retry_config(RetryConfig::disabled())
-            .interceptor(Bounded);
+            .interceptor(Bounded(MAX_ANSWER));
         ebs.set_endpoint_url(endpoint.clone());
         // A server that offers one mostly offers the other, and never the real EC2 for it.
         let given = url.ec2_endpoint.clone().or_else(|| url.endpoint.clone());

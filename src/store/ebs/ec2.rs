@@ -35,7 +35,7 @@ use serde::de::DeserializeOwned;
 
 pub(crate) use self::action::*;
 use crate::store::ErrorKind;
-use crate::store::aws::answer::Bounded;
+use crate::store::aws::answer::{Bounded, MAX_ANSWER};
 use crate::store::aws::config::{DEFAULT_REGION, http_client};
 use crate::store::aws::failure::{Class, Failure};
 
@@ -120,7 +120,7 @@ impl Ec2 {
             .no_retry()
             .timeout_config(self.timeouts.clone())
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-            .interceptor(Bounded)
+            .interceptor(Bounded(MAX_ANSWER))
             .runtime_plugin(self.plugin())
             .serializer(post)
             .deserializer(move |answer| read(action, answer))
