@@ -147,8 +147,8 @@ pub(crate) struct FileJournal {
     is_kept: bool,
     /// An earlier run has sent the completion, and may have been heard.
     was_finishing: bool,
-    /// This one has.
-    is_finishing: AtomicBool,
+    /// There is nothing to go on with.
+    is_forgotten: AtomicBool,
 }
 
 impl FileJournal {
@@ -198,7 +198,7 @@ impl FileJournal {
             is_full: AtomicBool::new(false),
             is_kept: true,
             was_finishing: directory.join(FINISHING).exists(),
-            is_finishing: AtomicBool::new(false),
+            is_forgotten: AtomicBool::new(false),
             directory,
             ends,
             blocks,
@@ -327,7 +327,6 @@ impl Journal for FileJournal {
     }
 
     fn finishing(&self) {
-        self.is_finishing.store(true, Ordering::Relaxed);
         let mut options = File::options();
         options.write(true).create(true).truncate(false).mode(0o600);
         let made = own::open(&self.directory.join(FINISHING), &mut options);
@@ -348,17 +347,16 @@ impl Journal for FileJournal {
 
     /// Of a completion that may have been heard the snapshot stays, whatever is answered to another one.
     fn outlasts(&self, error: &Error) -> bool {
-        let is_refused = error.kind() == Some(ErrorKind::Conflict);
-        let may_be_whole =
-            self.was_finishing && self.is_finishing.load(Ordering::Relaxed) && is_refused;
+        let may_be_whole = self.was_finishing && error.kind() == Some(ErrorKind::Conflict);
         self.is_kept() && (error.could_go_on() || may_be_whole)
     }
 
     fn is_kept(&self) -> bool {
-        self.is_kept
+        self.is_kept && !self.is_forgotten.load(Ordering::Relaxed)
     }
 
     fn forget(&self) {
+        self.is_forgotten.store(true, Ordering::Relaxed);
         remove(&self.directory);
     }
 }

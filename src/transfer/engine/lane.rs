@@ -43,6 +43,8 @@ struct LaneState {
     /// Blocks that its sink is about to write.
     writing: u64,
     is_flushing: bool,
+    /// It has all that it gets.
+    is_finishing: bool,
     flushed: Option<Instant>,
     /// Blocks that it has of its own.
     blocks: u64,
@@ -189,6 +191,7 @@ impl Lane {
             let flushed = tokio::time::timeout(STALL, self.flush_rest()).await;
             flushed.map_err(|_| Error::Stalled(STALL))??;
             self.journal.finishing();
+            self.state().is_finishing = true;
             match self.sink.finish().await {
                 Err(error) if is_conflict(&error) && self.journal.was_finishing() => {
                     self.sink.finished_before().await.map(Some).ok_or(error)
@@ -211,10 +214,18 @@ impl Lane {
         }
     }
 
+    /// Whether a later run may go on. Not where a store that gathers takes no more blocks since an earlier run wanted
+    /// to finish: that went away with its process.
+    fn outlasts(&self, end: &Error) -> bool {
+        let takes_no_more =
+            is_conflict(end) && self.journal.was_finishing() && !self.state().is_finishing;
+        self.journal.outlasts(end) && !(takes_no_more && self.sink.needs_flush())
+    }
+
     /// Leaves it to go on later, if that may come to more, and nobody gives it up meanwhile; else removes what was
     /// begun. Answers what has ended it.
     pub(super) async fn end(&self, mut end: Error, cancel: &CancellationToken) -> Error {
-        if self.journal.outlasts(&end) {
+        if self.outlasts(&end) {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => end = Error::Cancelled,
@@ -226,7 +237,7 @@ impl Lane {
                 }
             }
         }
-        if !self.journal.outlasts(&end) {
+        if !self.outlasts(&end) {
             self.sink.abort().await;
             self.journal.forget();
         }
