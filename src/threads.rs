@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::thread::{Builder, available_parallelism, scope};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 
@@ -13,6 +13,9 @@ const SPARE: usize = 1;
 /// How long a thread that may wait for a disk stays without work: to the end. Without any, and where no other can be
 /// made, what needs one would wait for it without end.
 const STAYS: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// How long the system may take to let go of threads that have ended.
+const LETS_GO: Duration = Duration::from_millis(200);
 
 /// A runtime for everything asynchronous, with at most so many threads that may wait for a disk, where there can be
 /// so many others beside it.
@@ -48,13 +51,23 @@ pub(crate) fn aside(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
 ///
 /// If they cannot.
 pub(crate) fn can_start(threads: usize) -> io::Result<()> {
-    let gate = Mutex::new(());
-    scope(|scope| {
+    let (gate, before) = (Mutex::new(()), tasks());
+    let started = scope(|scope| {
         let _closed = gate.lock().unwrap_or_else(PoisonError::into_inner);
         let wait = || drop(gate.lock());
         (0..threads).try_for_each(|_| Builder::new().spawn_scoped(scope, wait).map(drop))
-    })
-    .map_err(|e| explained(&e))
+    });
+    // One that has ended counts for the system until it has let go of it.
+    let end = Instant::now() + LETS_GO;
+    while tasks() > before && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    started.map_err(|e| explained(&e))
+}
+
+/// Threads of this process; none, where that is not told.
+fn tasks() -> usize {
+    std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count)
 }
 
 fn explained(error: &io::Error) -> io::Error {
