@@ -215,6 +215,8 @@ fn a_collection_goes_by_the_clock_of_the_bucket() {
     for off in ["+1h", "-3h", "+30d"] {
         let (is_done, said) = at_another_time(&sandbox, off, &["gc"]);
         assert!(is_done && said.contains("0 objects deleted"), "{off}: {said}");
+        let (is_done, said) = at_another_time(&sandbox, off, &["--json", "gc", "--dry-run"]);
+        assert!(is_done && said.contains("\"deleted_objects\": 0"), "{off}: {said}");
         // What another host writes meanwhile is kept, too.
         let (is_done, said) = at_another_time(&sandbox, off, &["-q", "upload", "other.img"]);
         assert!(is_done, "{off}: {said}");
@@ -574,6 +576,19 @@ fn an_endpoint_with_a_password_is_refused_without_showing_it() {
         [("s3://bucket/x", "AWS_ENDPOINT_URL_S3"), ("ebs:", "AWS_ENDPOINT_URL")]
     {
         let output = run(sandbox.fspfs().env(variable, at).args(["-s", store, "list"]));
+        let said = text(&output);
+        assert!(!output.status.success() && said.contains("a user or a password"), "{said}");
+        assert!(!said.contains("geheim"), "{said}");
+        let output = run(sandbox.fspfs().env(variable, at).args(["-s", store, "doctor"]));
+        let said = text(&output);
+        assert!(said.contains("a user or a password") && !said.contains("geheim"), "{said}");
+    }
+    // Also where a profile names it.
+    std::fs::create_dir(sandbox.join(".aws")).unwrap();
+    let profile = format!("[default]\nregion = us-east-1\nendpoint_url = {at}\n");
+    std::fs::write(sandbox.join(".aws/config"), profile).unwrap();
+    for store in ["s3://bucket/x", "ebs:"] {
+        let output = run(sandbox.fspfs().env("HOME", &sandbox.path).args(["-s", store, "list"]));
         let said = text(&output);
         assert!(!output.status.success() && said.contains("a user or a password"), "{said}");
         assert!(!said.contains("geheim"), "{said}");

@@ -38,9 +38,14 @@ pub(super) async fn examine(url: &EbsUrl, report: &mut impl Findings) {
         skip_all("the configuration cannot be read", report);
         return;
     };
+    let clients = Clients::of(&shared, url);
+    if let Err(error) = clients.check() {
+        report.fail("configuration", error.to_string(), "name the endpoint without them");
+        skip_all("the endpoint cannot be used", report);
+        return;
+    }
     region::examine(url, &shared, report).await;
     let signs = credentials::examine(url.profile.as_deref(), &shared, report).await;
-    let clients = Clients::of(&shared, url);
     let (ec2, ebs) = tokio::join!(probe::ec2(&clients, signs), probe::ebs(&clients, signs));
     let answers = [endpoint::examine(url, &ec2, report), endpoint::examine(url, &ebs, report)];
     clock::examine(&[&ec2, &ebs], report);

@@ -2,7 +2,6 @@
 
 use super::probe::{Probe, Service, origin};
 use crate::doctor::report::Findings;
-use crate::store::aws::config::check_endpoints;
 use crate::store::aws::failure::NoAnswer;
 use crate::store::aws::http;
 use crate::store::ebs::EbsUrl;
@@ -103,7 +102,7 @@ fn source(
 /// Reports what stands between this machine and AWS, where something is configured; whether that can be
 /// used.
 pub(in crate::doctor) fn way(report: &mut impl Findings) -> bool {
-    let settings = match check_endpoints().and_then(|()| http::settings().map_err(str::to_owned)) {
+    let settings = match http::settings() {
         Ok(settings) => settings,
         Err(why) => {
             report.fail("connections", why, "mend the variable, or unset it");

@@ -33,12 +33,7 @@ const READ: Duration = Duration::from_secs(30);
 /// Profiles that a message lists at most.
 const LISTED: usize = 5;
 
-/// Where the environment says that services are.
-const ENDPOINTS: [&str; 4] =
-    ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_EBS", "AWS_ENDPOINT_URL_EC2", "AWS_ENDPOINT_URL_S3"];
-
-/// Checks what the environment and the store say, before anything is asked: proxy, certificates, endpoints, and the
-/// profile.
+/// Checks what the environment and the store say, before anything is asked: proxy, certificates, and the profile.
 ///
 /// Without its profile the SDK would look for the role of an instance, which takes a minute where there is none.
 ///
@@ -48,7 +43,6 @@ const ENDPOINTS: [&str; 4] =
 pub(crate) async fn check(profile: Option<&str>) -> Result<()> {
     http::settings().map_err(|why| Error::new(ErrorKind::Invalid, why))?;
     let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-    check_endpoints().map_err(|why| Error::new(ErrorKind::Invalid, why))?;
     let (name, who) = match (profile, set("AWS_ACCESS_KEY_ID"), set("AWS_PROFILE")) {
         (Some(name), ..) => (name.to_owned(), "the store"),
         (None, None, Some(name)) => (name, "AWS_PROFILE"),
@@ -80,18 +74,16 @@ pub(crate) async fn check(profile: Option<&str>) -> Result<()> {
     Err(Error::new(ErrorKind::Invalid, message))
 }
 
-/// Checks where the environment says that services are.
+/// Checks where a service is, whoever says so.
 ///
 /// # Errors
 ///
-/// What is wrong, and where.
-pub(crate) fn check_endpoints() -> std::result::Result<(), String> {
-    for name in ENDPOINTS {
-        let set = std::env::var(name).ok().filter(|value| !value.is_empty());
-        let checked = set.map_or(Ok(()), |endpoint| check_endpoint(&endpoint));
-        checked.map_err(|why| format!("{name}: {why}"))?;
-    }
-    Ok(())
+/// `Invalid`, without a password that is in it.
+pub(crate) fn check_configured(service: &str, endpoint: Option<&str>) -> Result<()> {
+    endpoint.map_or(Ok(()), check_endpoint).map_err(|why| {
+        let message = format!("the endpoint that the AWS configuration gives for {service}: {why}");
+        Error::new(ErrorKind::Invalid, message)
+    })
 }
 
 /// For whom requests are signed: the profile that is named, else what the environment has.

@@ -104,6 +104,7 @@ impl Accounts {
     async fn find(&self, url: &EbsUrl) -> Result<Arc<Account>> {
         http::settings().map_err(|why| Error::new(ErrorKind::Invalid, why))?;
         let clients = Clients::new(url).await;
+        clients.check()?;
         tracing::debug!("{url} is in {}", clients.region);
         let place = place(&clients, Some(url));
         let new = async {

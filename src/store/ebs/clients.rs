@@ -5,8 +5,11 @@ use aws_config::{Region, SdkConfig};
 
 use super::EbsUrl;
 use super::ec2::{Ec2, partition};
+use crate::store::Result;
 use crate::store::aws::answer::{Bounded, MAX_ANSWER};
-use crate::store::aws::config::{DEFAULT_REGION, config, configured_endpoint, whose};
+use crate::store::aws::config::{
+    DEFAULT_REGION, check_configured, config, configured_endpoint, whose,
+};
 
 /// Both clients of one store.
 #[derive(Clone, Debug)]
@@ -50,6 +53,16 @@ impl Clients {
         ebs.set_identity_cache(ec2.identities());
         let ebs = aws_sdk_ebs::Client::from_conf(ebs.build());
         Self { ebs, ec2, region, endpoint, ec2_endpoint }
+    }
+
+    /// Checks where the services are.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` if an endpoint cannot be used.
+    pub(crate) fn check(&self) -> Result<()> {
+        check_configured("EBS", self.endpoint.as_deref())?;
+        check_configured("EC2", self.ec2_endpoint.as_deref())
     }
 
     /// Where these lead, and for whom: the region, the endpoints, and the profile or the account.

@@ -11,7 +11,7 @@ use super::BucketUrl;
 use crate::store::Result;
 use crate::store::aws::account::{Account, Shared};
 use crate::store::aws::answer::{Bounded, MAX_ANSWER};
-use crate::store::aws::config::{check, config, configured_endpoint};
+use crate::store::aws::config::{check, check_configured, config, configured_endpoint};
 use crate::store::limiter::Limiter;
 
 /// Who asks for the objects of a bucket, and where.
@@ -30,10 +30,12 @@ impl BucketAccount {
     ///
     /// # Errors
     ///
-    /// `Invalid` if the environment names a proxy or certificates that cannot be used, or there is no such profile.
+    /// `Invalid` if the environment names a proxy or certificates that cannot be used, or there is no such profile,
+    /// or an endpoint that cannot be used.
     pub(super) async fn of(url: &BucketUrl) -> Result<Self> {
         check(url.profile.as_deref()).await?;
         let shared = read(url, url.region.as_deref()).await;
+        check_configured("S3", endpoint(&shared, url).as_deref())?;
         Ok(Self::with_config(&shared, url))
     }
 
