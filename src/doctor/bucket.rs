@@ -16,40 +16,41 @@ const WRITING: &str = "s3:PutObject";
 const DELETING: &str = "s3:DeleteObject";
 const REPOSITORY: &str = "repository";
 
+/// What needs an answer of the service, in the order in which it is asked.
+const CHECKS: &[&str] = &[LISTING, REPOSITORY, WRITING, DELETING];
+
 pub(super) async fn examine(url: &BucketUrl, report: &mut impl Findings) {
-    let mut left = vec![LISTING, REPOSITORY, WRITING, DELETING];
-    if let Err(because) = ask(url, report, &mut left).await {
+    if let Err((left, because)) = ask(url, report).await {
         for check in left {
             report.skip(check, format!("because {because}"));
         }
     }
 }
 
-/// Asks one thing after the other, and takes what was asked off the list.
+/// Asks one thing after the other.
 ///
 /// # Errors
 ///
-/// Why the rest is not asked.
+/// What is not asked, and why.
 async fn ask(
     url: &BucketUrl,
     report: &mut impl Findings,
-    left: &mut Vec<&str>,
-) -> std::result::Result<(), &'static str> {
+) -> std::result::Result<(), (&'static [&'static str], &'static str)> {
     let (profile, region) = (url.profile.as_deref(), url.region.as_deref());
     if !endpoint::way(report) {
-        return Err("no connection can be made as it is configured");
+        return Err((CHECKS, "no connection can be made as it is configured"));
     }
     let shared = configuration(profile, region, report).await;
-    let shared = shared.ok_or("the configuration cannot be read")?;
+    let shared = shared.ok_or((CHECKS, "the configuration cannot be read"))?;
     let bucket = match within(Trial::open(url)).await {
         Ok(bucket) => bucket,
         Err(error) => {
             report.fail("bucket", told(&error), cure(&error));
-            return Err("no request can be made");
+            return Err((CHECKS, "no request can be made"));
         }
     };
     if !credentials::examine(profile, &shared, report).await {
-        return Err("there are no credentials");
+        return Err((CHECKS, "there are no credentials"));
     }
     match within(bucket.time()).await {
         Ok(theirs) => {
@@ -57,20 +58,18 @@ async fn ask(
         }
         Err(error) => {
             report.fail("bucket", format!("{url}: {}", told(&error)), cure(&error));
-            return Err("the service does not answer");
+            return Err((CHECKS, "the service does not answer"));
         }
     }
-    left.remove(0);
     match within(bucket.list()).await {
         Ok(()) => report.ok(LISTING, "allowed: the bucket was listed"),
         Err(error) => {
             report.fail(LISTING, told(&error), cure(&error));
             if !matches!(error.kind(), ErrorKind::Denied) {
-                return Err("the bucket cannot be used");
+                return Err((&CHECKS[1..], "the bucket cannot be used"));
             }
         }
     }
-    left.remove(0);
     match within(bucket.repository()).await {
         Ok(repository) => {
             let id = repository.id();
@@ -86,10 +85,9 @@ async fn ask(
             };
             let check = if error.kind() == ErrorKind::Denied { READING } else { REPOSITORY };
             report.fail(check, told(&error), cure);
-            return Err("the repository does not open");
+            return Err((&CHECKS[2..], "the repository does not open"));
         }
     }
-    left.remove(0);
     match within(bucket.write()).await {
         Ok(true) => report.ok(WRITING, "not refused: fspfs.json is there, and was not made anew"),
         Ok(false) => report.warn(
@@ -104,7 +102,6 @@ async fn ask(
         ),
         Err(error) => report.warn(WRITING, told(&error), cure(&error)),
     }
-    left.remove(0);
     report.skip(
         DELETING,
         "not tried: to try it is to delete; the policy for writing in docs/iam.md has it",
