@@ -96,6 +96,26 @@ fn requests_are_made_again(#[case] fault: fn(String) -> Act) {
 }
 
 #[test]
+fn a_page_in_the_place_of_a_repository_is_told_as_such() {
+    if !has_buckets() {
+        return;
+    }
+    let is_on = off();
+    let faulty = Faulty::new(&is_on, |request, head| {
+        if request.kind() != "GET" {
+            return Act::Pass(head);
+        }
+        let page = "<html><body>Sign in</body></html>";
+        Act::Answer(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{page}", page.len()))
+    });
+    let (is_done, said) = faulty.moves();
+    assert!(is_done, "{said}");
+    is_on.store(true, Ordering::SeqCst);
+    let (is_done, said) = faulty.run(&["list", "-s", &format!("s3://{}", faulty.url())]);
+    assert!(!is_done && said.contains("a page of HTML") && !said.contains("damaged"), "{said}");
+}
+
+#[test]
 fn a_list_is_read_no_further_than_one_can_be() {
     if !has_buckets() {
         return;
@@ -173,6 +193,8 @@ fn an_action_that_is_denied_is_named(#[case] kind: &'static str, #[case] action:
         assert!(is_done || said.contains(action), "{said}");
     } else {
         assert!(!is_done && said.contains(action), "{said}");
+        // What was not made is not said to stay.
+        assert!(!said.contains(" stays in "), "{said}");
     }
     is_on.store(false, Ordering::SeqCst);
     let (is_done, said) = faulty.moves();

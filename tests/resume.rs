@@ -37,6 +37,14 @@ fn image(sandbox: &Sandbox, name: &str, blocks: u64, tail: u64) -> PathBuf {
     path
 }
 
+/// A device of 130 blocks: the file behind it, the device, and its name.
+fn device(sandbox: &Sandbox) -> (PathBuf, Loop, String) {
+    let path = image(sandbox, "disk", 130, 0);
+    let device = Loop::attach(&path, &[]);
+    let name = device.0.to_str().unwrap().to_owned();
+    (path, device, name)
+}
+
 fn begin(sandbox: &Sandbox, arguments: &[&str]) -> Child {
     let mut command = sandbox.fspfs();
     command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -261,9 +269,7 @@ fn a_device_that_changed_meanwhile_is_read_again() {
         return;
     }
     let sandbox = served();
-    let path = image(&sandbox, "disk", 130, 0);
-    let device = Loop::attach(&path, &[]);
-    let name = device.0.to_str().unwrap().to_owned();
+    let (path, device, name) = device(&sandbox);
     let upload = slowly(&["upload", &name]);
     let child = begin(&sandbox, &upload);
     support::until("some of it is on record", || noted(&sandbox) >= 40);
@@ -289,9 +295,7 @@ fn a_device_with_a_parent_goes_on_with_what_differs() {
         return;
     }
     let sandbox = served();
-    let path = image(&sandbox, "disk", 130, 0);
-    let device = Loop::attach(&path, &[]);
-    let name = device.0.to_str().unwrap().to_owned();
+    let (path, device, name) = device(&sandbox);
     let parent = sandbox.upload(&name, &[]);
     let stored = || sandbox.sh("find store/packs -type f -print0 | xargs -0 cat | wc -c");
     let before = stored();
@@ -477,9 +481,7 @@ fn a_device_is_uploaded_anew_after_an_unheard_completion() {
         return;
     }
     let sandbox = served();
-    let path = image(&sandbox, "disk", 130, 0);
-    let device = Loop::attach(&path, &[]);
-    let name = device.0.to_str().unwrap().to_owned();
+    let (_file, device, name) = device(&sandbox);
     let upload = slowly(&["upload", &name]);
     let first = keep_journal(&sandbox, &upload, 5);
     std::fs::File::options()

@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_learnt_of_a_service_is_true_for_a_day() {
+    fn a_verdict_on_a_service_lasts_for_a_day() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("known");
         assert!(!is_known(&path));

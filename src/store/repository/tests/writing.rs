@@ -94,7 +94,7 @@ async fn put_before(p: &Repository, id: &SnapshotId) -> Vec<(u32, u8)> {
 }
 
 #[test]
-fn who_goes_on_is_told_what_the_last_writer_has_put_durably() {
+fn the_durable_puts_of_the_last_writer_are_told() {
     run(async {
         let space = Space::new(1);
         let p = space.process();

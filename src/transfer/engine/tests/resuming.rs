@@ -1,6 +1,9 @@
 //! Transfers to a store that fails, which later runs go on with.
 
+use rstest::rstest;
+
 use super::*;
+use crate::transfer::journal::{Ends, FileJournal};
 
 /// A store that loses the answers of chosen calls.
 #[derive(Debug)]
@@ -30,6 +33,83 @@ impl Wrapper for Lossy {
         }
         Ok(())
     }
+}
+
+/// A sink that takes no block any more.
+#[derive(Debug)]
+struct Closed {
+    gathers: bool,
+    is_aborted: AtomicBool,
+}
+
+#[async_trait]
+impl Sink for Closed {
+    async fn write(&self, _: Step, _: Block) -> Result<bool> {
+        Err(crate::store::Error::new(ErrorKind::Conflict, "it takes no more").into())
+    }
+
+    fn parallelism(&self) -> usize {
+        1
+    }
+
+    fn needs_flush(&self) -> bool {
+        self.gathers
+    }
+
+    async fn finish(&self) -> Result<Option<Snapshot>> {
+        Ok(None)
+    }
+
+    async fn abort(&self) {
+        self.is_aborted.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Who completes a snapshot of a service is the service; of a repository it was the process that was killed.
+#[rstest]
+#[case::of_a_service(false)]
+#[case::of_a_repository(true)]
+#[tokio::test]
+async fn a_snapshot_that_takes_no_more_stays_if_somebody_completes_it(#[case] gathers: bool) {
+    let root = tempfile::tempdir().unwrap();
+    let ends = || ["upload", "/a", "b"].map(str::to_owned);
+    let open = || {
+        let [operation, from, to] = ends();
+        FileJournal::open::<String>(root.path(), Ends { operation, from, to }, false).unwrap().0
+    };
+    let mut journal = open();
+    journal.begin(&"first");
+    journal.finishing();
+    drop(journal);
+    let journal = Arc::new(open());
+    let sink = Arc::new(Closed { gathers, is_aborted: AtomicBool::new(false) });
+    let source = Arc::new(Given::whole(image(3), 3));
+    let closed = Arc::clone(&sink);
+    let kept = Arc::clone(&journal) as Arc<dyn Journal>;
+    let done = transfer_to(source, closed, kept, &Run::default()).await;
+    assert_eq!(done.unwrap_err().kind(), Some(ErrorKind::Conflict));
+    assert_eq!(sink.is_aborted.load(Ordering::SeqCst), gathers);
+    assert_eq!(journal.is_kept(), !gathers);
+}
+
+#[tokio::test]
+async fn a_sink_does_not_abort_another_snapshot_of_its_id() {
+    let dir = tempfile::tempdir().unwrap();
+    let store: SharedStore = Arc::new(Repository::create(&dir.path().join("r")).await.unwrap());
+    let chosen = || StartRequest {
+        id: Some("snap-0a".parse().unwrap()),
+        ..StartRequest::new(VolumeSize::from_gib(1).unwrap())
+    };
+    let begun = store.start(chosen()).await.unwrap();
+    let id = begun.id.clone();
+    let source = Given::whole(image(3), 3);
+    let sink = SnapshotSink::new(store.clone(), begun, None, Zeros::default(), &source);
+    let sink = sink.await.unwrap();
+    store.delete(&id).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let other = store.start(chosen()).await.unwrap();
+    sink.abort().await;
+    assert_eq!(store.describe(&id).await.unwrap().start_time, other.start_time);
 }
 
 async fn pending(store: &SharedStore, parent: Option<&Snapshot>, gib: u64) -> Snapshot {
